@@ -1,0 +1,51 @@
+"""Fashion-MNIST at full size: 60,000 training and 10,000 test images.
+
+    python -m spvit_jax.main --config=configs/fashion_mnist.py --workdir=/tmp/fashion_mnist
+
+searches, prunes and fine-tunes the packaged DeiT under half of its MACs, and
+
+    python -m spvit_jax.main --config=configs/fashion_mnist.py:pretrain --workdir=/tmp/pretrain
+
+trains that DeiT from scratch, as its packaged weights were. Both take CPU cores; 2 will do.
+The images come from TFDS, prepared once by
+
+    tfds build fashion_mnist --file_format=array_record
+
+or, with ``--config.data.source=idx:FOLDER``, from the four original files.
+``:tiny`` takes seconds, on the images packaged with the project.
+"""
+
+import ml_collections
+
+from spvit_jax import config
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """``variant`` is "", "pretrain" or "tiny"."""
+    made = config.Config(
+        model=config.Model(
+            variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"
+        ),
+        data=config.Data(
+            source="tfds:fashion_mnist",
+            augment="shift",
+            crop_ratio=1.0,
+            mean=(0.2867, 0.2867, 0.2867),
+            std=(0.354, 0.354, 0.354),
+        ),
+    )
+    if variant == "pretrain":
+        made.stage = "pretrain"
+        made.model.checkpoint = ""
+        made.pretrain = config.Training(
+            epochs=24,
+            batch_size=128,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_epochs=1,
+            final_learning_rate=1e-5,
+            weight_decay=0.05,
+            clip_norm=1.0,
+            label_smoothing=0.1,
+        )
+    return config.to_config_dict(made)

@@ -1,0 +1,1 @@
+"""SPViT in JAX: pruning self-attention into convolution in a single path."""

@@ -1,0 +1,194 @@
+"""The schema of a run, once: every field typed, documented with its unit, and validated.
+
+A file in ``configs/`` returns ``to_config_dict(Config(...))``; ``--config.search.epochs=5`` on the
+command line changes one field. ``from_config_dict`` turns the result back into these dataclasses
+and refuses what cannot work, naming the field.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import ml_collections
+
+STAGES = ("all", "pretrain", "search", "finetune", "evaluate")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the field and what to write instead."""
+
+
+@dataclasses.dataclass
+class Model:
+    """The dense network everything starts from."""
+
+    variant: str = "deit_base_patch16_224"  # a row of spvit_jax.models.VARIANTS
+    image_size: int = 0  # pixels a side; 0: the variant's own
+    classes: int = 0  # 0: as many as the data has
+    dropout: float = 0.0  # after position embedding, projections and FFN units
+    drop_path: float = 0.0  # stochastic depth of the last block; earlier blocks rise linearly to it
+    dtype: str = "float32"  # of the computation, "float32" or "bfloat16"; parameters stay float32
+    remat: bool = False  # recompute each block in the backward pass: less memory, more time
+    checkpoint: str = ""  # pretrained weights: a path, an https:// or an hf-hub: address; "": none
+
+
+@dataclasses.dataclass
+class Data:
+    """Where images come from and how they become arrays."""
+
+    source: str = "packaged:fashion_mnist"  # packaged:NAME, folder:PATH, tfds:NAME or idx:PATH
+    directory: str = ""  # tfds only: its data_dir
+    train_split: str = "train"
+    test_split: str = "test"
+    augment: str = "none"  # "none", "flip", or "shift" (flip, and shifts by up to 2 pixels)
+    crop_ratio: float = 0.875  # evaluation: the centre crop's share of the resized image
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    workers: int = 0  # decoding processes; 0: threads of this one
+    eval_batch_size: int = 500
+
+
+@dataclasses.dataclass
+class Training:
+    """One optimisation: pretraining, search or fine-tuning."""
+
+    epochs: float = 1.0  # passes over the training split
+    batch_size: int = 128  # images a step, over all devices
+    learning_rate: float = 1e-4  # peak, of the weights
+    schedule: str = "constant"  # "constant" or "cosine", both after the warm-up
+    warmup_epochs: float = 0.0  # linear from 0
+    final_learning_rate: float = 0.0  # where the cosine ends
+    weight_decay: float = 0.05  # decoupled; none on norms, biases, position embedding, tokens
+    clip_norm: float = 0.0  # global norm of the weights' gradient; 0: no clipping
+    accumulation: int = 1  # micro-batches a step
+    ema_decay: float = 0.0  # of the weights that are evaluated and handed on; 0: no averaging
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass
+class Search(Training):
+    """Gates and weights trained together under a compute budget (paper, section 3.3)."""
+
+    gate_learning_rate: float = 1e-3  # constant, its own AdamW, no decay
+    budget_lambda: float = 1.0  # weight of (F* - F)^2, in 1 / GMACs^2
+    target_gmacs: float = 0.0  # F*, in 1e9 multiply-accumulates; or
+    target_ratio: float = 0.0  # F* as a share of the dense model's; exactly one of the two is set
+    decision: str = "project"  # "project": at or under F*; "threshold": the paper's sigmoid > 0.5
+
+
+@dataclasses.dataclass
+class Finetune(Training):
+    """Training of the pruned model."""
+
+    start: str = "pretrained"  # weights it starts from: "pretrained" (as released) or "searched"
+    architecture: str = ""  # stage=finetune without a search: an architecture's JSON
+
+
+@dataclasses.dataclass
+class Config:
+    """A whole run: dense model, search, decision, pruning, fine-tuning, folding, measurement."""
+
+    stage: str = "all"  # one of STAGES; "all" is search, finetune and the report
+    seed: int = 0
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    pretrain: Training = dataclasses.field(default_factory=Training)
+    search: Search = dataclasses.field(default_factory=Search)
+    finetune: Finetune = dataclasses.field(default_factory=Finetune)
+    checkpoint_every: int = 1000  # steps between checkpoints
+    eval_every: float = 1.0  # epochs between evaluations on the test split; 0: at the end only
+    log_every: int = 50  # steps between TensorBoard points
+    measure_batch: int = 64  # images a call when throughput is measured
+    measure_seconds: float = 10.0  # time given to each of latency and throughput
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+    """``config`` as the locked ConfigDict that ``--config=FILE.py`` expects."""
+    return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """The validated ``Config`` of a ConfigDict or of its JSON form.
+
+    Raises:
+      ConfigError: an unknown field, a wrong type, or values that contradict each other.
+    """
+    plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
+    config = _build(Config, plain, "")
+    _validate(config)
+    return config
+
+
+def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {path}{near[0]}?" if near else f"; it has {sorted(fields)}"
+            raise ConfigError(f"config has no field {path}{name}{hint}")
+        kind = fields[name].type
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}{name} is a group of fields, got {value!r}")
+            arguments[name] = _build(kind, value, f"{path}{name}.")
+        else:
+            arguments[name] = _typed(kind, value, path + name)
+    return cls(**arguments)
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind == tuple[float, ...] and isinstance(value, list | tuple):
+        return tuple(_typed(float, v, name) for v in value)
+    if type(value) is not kind:
+        wanted = getattr(kind, "__name__", kind)
+        raise ConfigError(f"{name} must be a {wanted}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _validate(config: Config) -> None:
+    def check(good: bool, message: str) -> None:
+        if not good:
+            raise ConfigError(message)
+
+    def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+        check(value in allowed, f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+    one_of("stage", config.stage, STAGES)
+    one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    one_of("data.augment", config.data.augment, ("none", "flip", "shift"))
+    one_of("search.decision", config.search.decision, ("project", "threshold"))
+    one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))
+    kind = config.data.source.partition(":")[0]
+    one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "idx"))
+    check(
+        len(config.data.mean) == len(config.data.std) == 3 and min(config.data.std) > 0,
+        "data.mean and data.std need three numbers each, std above 0",
+    )
+    check(0 < config.data.crop_ratio <= 1, "data.crop_ratio must be in (0, 1]")
+    for name in ("pretrain", "search", "finetune"):
+        part: Training = getattr(config, name)
+        one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
+        check(part.epochs > 0, f"{name}.epochs must be above 0, got {part.epochs}")
+        check(part.batch_size > 0, f"{name}.batch_size must be above 0, got {part.batch_size}")
+        check(
+            part.accumulation > 0 and part.batch_size % part.accumulation == 0,
+            f"{name}.accumulation must divide {name}.batch_size={part.batch_size},"
+            f" got {part.accumulation}",
+        )
+        check(0 <= part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
+        check(0 <= part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
+    for name in ("dropout", "drop_path"):
+        check(0 <= getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
+    if config.stage in ("all", "search"):
+        gmacs, ratio = config.search.target_gmacs, config.search.target_ratio
+        check(
+            (gmacs > 0) != (ratio > 0),
+            "set exactly one of search.target_gmacs (in 1e9 MACs) and search.target_ratio"
+            f" (share of the dense model); got {gmacs} and {ratio}",
+        )
+    check(config.checkpoint_every > 0, "checkpoint_every must be at least 1 step")
+    check(config.log_every > 0, "log_every must be at least 1 step")
+    check(config.eval_every >= 0, "eval_every must not be negative (0: at the end only)")

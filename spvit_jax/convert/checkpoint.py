@@ -1,0 +1,123 @@
+"""Checkpoint files as named arrays. Nothing in a file is ever executed."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.fetch import fetch
+
+State = dict[str, np.ndarray]
+
+TORCH = (".pth", ".pt", ".bin", ".tar")
+WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first that is there
+EXPECTED = "expected weights in .safetensors, or as a torch file in " + ", ".join(TORCH)
+
+
+def read_state(address: str) -> State:
+    """Names and arrays of a checkpoint; half precision becomes float32.
+
+    Args:
+      address: a path, ``https://…`` or ``hf-hub:ORG/NAME``; see ``fetch``.
+
+    Raises:
+      CheckpointError: not a readable file of weights.
+    """
+    path = fetch(address)
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty; {EXPECTED}")
+    if path.suffix == ".safetensors":
+        return {name: _wide(value) for name, value in _read_safetensors(path).items()}
+    if path.suffix in TORCH:
+        return _read_torch(path)
+    raise CheckpointError(f"{path} is {describe(path)}; {EXPECTED}")
+
+
+def describe(path: Path) -> str:
+    """What a file's first bytes say it is, for error messages."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    known = {
+        b"PK\x03\x04": "a zip archive, as torch writes",
+        b"\x80": "a pickle, as torch wrote before 1.6",
+        b"<": "a web page or XML, as from a failed download",
+        b"version https://git-lfs": "a git-lfs pointer; fetch the file itself",
+        b"\x89HDF": "an HDF5 file",
+        b"\x1f\x8b": "a gzip archive",
+        b"\x93NUMPY": "a NumPy array",
+    }
+    for magic, name in known.items():
+        if start.lstrip().startswith(magic):
+            return name
+    if start[8:9] == b"{":
+        return "a safetensors file"
+    return f"a file that starts with {start[:12]!r}"
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, AttributeError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file of floating-point weights: {error}; it looks"
+            f" like {describe(path)}, {path.stat().st_size:,} bytes; download or save it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> State:
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f'{path} needs PyTorch to be read: pip install "torch>=2.6"'
+            " (or give a .safetensors file, which does not)"
+        ) from None
+    try:
+        # Arguments that training scripts leave in their checkpoints; a plain bag of attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign or hostile file makes it fail in any way whatever
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} is not a torch file of nothing but weights, or not a whole one; it looks like"
+            f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed."
+            f" torch says: {reason}"
+        ) from error
+    return {name: _from_torch(name, value, path) for name, value in _unwrap(content, path).items()}
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Any]:
+    """The names and tensors inside a training script's checkpoint."""
+    if isinstance(content, dict):
+        for key in WRAPPERS:
+            if isinstance(content.get(key), dict):
+                content = content[key]
+                break
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, expected named tensors, bare or under"
+            f" {', '.join(repr(key) for key in WRAPPERS)}"
+        )
+    if all(str(name).startswith("module.") for name in content):  # DistributedDataParallel's
+        content = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return content
+
+
+def _from_torch(name: Any, value: Any, path: Path) -> np.ndarray:
+    if not isinstance(name, str) or not hasattr(value, "detach"):
+        raise CheckpointError(
+            f"{path}: {name!r} is a {type(value).__name__}, expected a tensor; expected named"
+            f" tensors, bare or under {', '.join(repr(key) for key in WRAPPERS)}"
+        )
+    try:
+        return (value.float() if value.is_floating_point() else value).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: {name} is no dense tensor: {error}") from error
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    """Half precision as float32; bfloat16 is no NumPy type of its own."""
+    return value.astype(np.float32) if value.dtype.itemsize < 4 and value.dtype.kind in "fV" else value

@@ -1,0 +1,116 @@
+"""Addresses of checkpoints, and the cache folder their downloads are kept in."""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import BinaryIO
+
+from spvit_jax.convert.errors import CheckpointError
+
+HUGGING_FACE = "https://huggingface.co"
+HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch hub's: name-<first digits of sha256>.pth
+CHUNK = 1 << 20
+TIMEOUT = 60  # seconds without a byte
+
+log = logging.getLogger(__name__)
+
+
+def fetch(address: str) -> Path:
+    """The local file of a path, an ``https://`` or an ``hf-hub:ORG/NAME`` address.
+
+    Downloads are kept in ``$SPVIT_CACHE``, by default ``~/.cache/spvit_jax``.
+
+    Raises:
+      CheckpointError: no such file, no such address, or a download that failed.
+    """
+    if address.startswith("hf-hub:"):
+        return download(_hub_url(address))
+    if address.startswith("https://"):
+        return download(address)
+    if re.match(r"[a-z][a-z0-9+.-]+:", address):
+        raise CheckpointError(
+            f"cannot read {address}: weights come from a path, https://… or hf-hub:ORG/NAME"
+        )
+    path = Path(address).expanduser()
+    if not path.is_file():
+        raise CheckpointError(
+            f"no file at {path}; give the path of a .safetensors or .pth file, an https:// address"
+            " or hf-hub:ORG/NAME"
+        )
+    return path
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    folder = os.environ.get("SPVIT_CACHE") or Path.home() / ".cache" / "spvit_jax"
+    return Path(folder).expanduser()
+
+
+def download(url: str) -> Path:
+    """The file of ``url`` in the cache, downloaded whole or not at all.
+
+    A hash in its name (torch hub's convention) has to match; otherwise nothing is kept.
+    """
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    if not name:
+        raise CheckpointError(f"{url} names no file; give the address of the weights themselves")
+    target = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if target.is_file():
+        log.info("%s is already at %s", url, target)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    log.info("downloading %s to %s", url, target)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
+        try:
+            digest = _receive(url, part)
+            _verify(name, digest, url)
+            part.close()
+            os.replace(part.name, target)
+        except (OSError, urllib.error.URLError) as error:
+            raise CheckpointError(
+                f"could not download {url}: {error}; try again, or fetch it yourself and give its"
+                " path instead"
+            ) from error
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+    return target
+
+
+def _receive(url: str, part: BinaryIO) -> str:
+    """Writes what ``url`` sends to ``part``; returns its sha256."""
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        received = told = 0
+        while chunk := response.read(CHUNK):
+            part.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            if size and received * 10 // size > told:
+                told = received * 10 // size
+                log.info("%3d %% of %.1f MB", 10 * told, size / 1e6)
+    if received < size:
+        raise OSError(f"the connection closed after {received:,} of {size:,} bytes")
+    return digest.hexdigest()
+
+
+def _verify(name: str, digest: str, url: str) -> None:
+    promised = HASH.search(name)
+    if promised and not digest.startswith(promised[1]):
+        raise CheckpointError(
+            f"{url} should have a sha256 that starts with {promised[1]}, as its name says; what came"
+            f" has {digest[: len(promised[1])]}; nothing was kept, try again or another source"
+        )
+
+
+def _hub_url(address: str) -> str:
+    repository = address.removeprefix("hf-hub:")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise CheckpointError(f"expected hf-hub:ORG/NAME, got {address}")
+    return f"{HUGGING_FACE}/{repository}/resolve/main/model.safetensors"

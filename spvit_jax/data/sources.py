@@ -1,0 +1,271 @@
+"""Sources: random access to decoded RGB images and their labels, whatever they are stored in."""
+
+import dataclasses
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from spvit_jax import config
+from spvit_jax.data import idx, package, splits
+from spvit_jax.data.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What the pipeline reads; picklable, so that worker processes can have a copy."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label, in label order."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``{"image": uint8 [h, w, 3] RGB, "label": int}``; h and w may differ by image."""
+
+
+def open_source(data: config.Data, split: str) -> Source:
+    """The images of ``split`` (``data.train_split`` or ``data.test_split``) of ``data.source``.
+
+    Raises:
+      DataError: the data is missing, damaged or not usable; says what to put where.
+    """
+    kind, _, name = data.source.partition(":")
+    if not name:
+        raise DataError(f"data.source={data.source!r} names nothing after the colon")
+    if kind == "packaged":
+        return _open_packaged(name, split)
+    if kind == "idx":
+        return _open_idx(Path(name).expanduser(), split)
+    if kind == "folder":
+        reference = splits.parse(data.train_split).split_name
+        return FolderSource.open(Path(name).expanduser(), split, reference)
+    if kind == "tfds":
+        return TfdsSource.open(name, split, data.directory)
+    raise DataError(
+        f"data.source={data.source!r} must begin with packaged:, idx:, folder: or tfds:"
+    )
+
+
+def decode(image: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
+    """An encoded image (its bytes or its path) as RGB, uint8 [h, w, 3].
+
+    Grey is replicated, transparency dropped, CMYK and palettes converted, orientation tags ignored.
+
+    Raises:
+      DataError: not an image Pillow can read to the end; names it as ``name``.
+    """
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot decode the image {name}: {error}; replace it") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Grey images in memory."""
+
+    images: np.ndarray  # uint8 [n, h, w]
+    labels: np.ndarray  # integers [n]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image, its grey in all three channels."""
+        image = np.repeat(self.images[index][:, :, np.newaxis], 3, axis=2)
+        return {"image": image, "label": int(self.labels[index])}
+
+
+def _open_packaged(name: str, split: str) -> ArraySource:
+    if name not in package.PACKAGED:
+        raise DataError(f"no packaged set {name!r}; there is {', '.join(sorted(package.PACKAGED))}")
+    kind = package.PACKAGED[name]
+    part = _part(split, tuple(kind.per_class))
+    images, labels = package.read(name, part)
+    start, stop = splits.bounds(split, len(images))
+    return ArraySource(images[start:stop], labels[start:stop], kind.class_names)
+
+
+def _open_idx(folder: Path, split: str) -> ArraySource:
+    images, labels = idx.read_split(folder, _part(split, tuple(idx.PREFIXES)))
+    start, stop = splits.bounds(split, len(images))
+    classes = int(idx.read_labels(folder, "train").max()) + 1
+    names = tuple(str(label) for label in range(classes))
+    if labels.max() >= classes:
+        raise DataError(f"{folder}: label {labels.max()} is in no training image")
+    return ArraySource(images[start:stop], labels[start:stop], names)
+
+
+def _part(split: str, parts: tuple[str, ...]) -> str:
+    name = splits.parse(split).split_name
+    if name not in parts:
+        raise DataError(f"split {split!r}: this source has {' and '.join(parts)}, not {name!r}")
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Image files in a folder for each class, decoded when asked for."""
+
+    root: Path
+    files: tuple[tuple[str, int], ...]  # path below ``root``, label
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path, split: str, train_split: str) -> "FolderSource":
+        """Reads the names in ``folder/SPLIT/CLASS/...``; labels number the sorted class names.
+
+        That is torchvision's numbering. The images stand in a fixed order that mixes the classes
+        (by the SHA-256 of their path), so that ``train[:90%]`` has all of them.
+
+        Raises:
+          DataError: the folder, a class's images or a class of ``train_split`` is missing.
+        """
+        root = folder / splits.parse(split).split_name
+        names = _class_folders(root)
+        if (folder / train_split).is_dir():
+            _check_same(root, names, _class_folders(folder / train_split))
+        files = []
+        for label, name in enumerate(names):
+            found = _image_files(root, name)
+            if not found:
+                raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
+            files += [(path, label) for path in found]
+        files.sort(key=lambda file: hashlib.sha256(file[0].encode()).digest())
+        start, stop = splits.bounds(split, len(files))
+        return cls(root, tuple(files[start:stop]), names)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image, decoded."""
+        path, label = self.files[index]
+        return {"image": decode(self.root / path, str(self.root / path)), "label": label}
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    found = os.scandir(root) if root.is_dir() else ()
+    names = sorted(entry.name for entry in found if entry.is_dir())
+    if not names:
+        raise DataError(
+            f"no class folders in {root}; expected {root}/CLASS/*{{{','.join(EXTENSIONS)}}}, one"
+            f" folder a class. For ImageNet: {root.parent}/train/n01440764/*.JPEG and"
+            f" {root.parent}/val/n01440764/*.JPEG, 1,000 class folders each (the validation images"
+            " sorted into them), with data.test_split=val"
+        )
+    return tuple(names)
+
+
+def _check_same(root: Path, names: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    odd = sorted(set(names) ^ set(wanted))
+    if odd:
+        raise DataError(
+            f"{root} must have the class folders of the training split, or their labels mean"
+            f" different things; only one of the two has {', '.join(odd[:10])}"
+        )
+
+
+def _image_files(root: Path, name: str) -> list[str]:
+    return [
+        os.path.relpath(os.path.join(folder, file), root)
+        for folder, _, files in os.walk(root / name, followlinks=True)
+        for file in files
+        if file.lower().endswith(EXTENSIONS)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """A TFDS image classification set stored as ArrayRecord, decoded by Pillow when asked for."""
+
+    records: Any  # tfds ArrayRecordDataSource with the image left encoded
+    image_key: str
+    label_key: str
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, name: str, split: str, directory: str) -> "TfdsSource":
+        """Opens the prepared set ``name`` in TFDS's data directory ``directory`` ("": its default).
+
+        Raises:
+          DataError: unknown, not prepared, not random-access, or not image classification.
+        """
+        builder = _prepared_builder(name, directory)
+        image_key, label_key = _classification_keys(name, builder.info)
+        part = splits.parse(split).split_name
+        if part not in builder.info.splits:
+            raise DataError(
+                f"tfds:{name} has no split {part!r}, only {', '.join(builder.info.splits)}"
+            )
+        splits.bounds(split, builder.info.splits[part].num_examples)  # refuses an empty one
+        records = builder.as_data_source(
+            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+        )
+        return cls(records, image_key, label_key, tuple(builder.info.features[label_key].names))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image, decoded."""
+        record = self.records[index]
+        image = decode(record[self.image_key], f"{index} of {self.records!r}")
+        return {"image": image, "label": int(record[self.label_key])}
+
+
+def _classification_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
+    features = dict(info.features.items())
+    keys = info.supervised_keys or ("image", "label")
+    for key, kind in zip(keys, (tfds.features.Image, tfds.features.ClassLabel), strict=False):
+        if not isinstance(key, str) or not isinstance(features.get(key), kind):
+            raise DataError(
+                f"tfds:{name} is not image classification: expected {key!r} to be"
+                f" {kind.__name__}, it has {features}"
+            )
+    return keys[0], keys[1]
+
+
+def _prepared_builder(name: str, directory: str) -> Any:
+    where = f" --data_dir={directory}" if directory else ""
+    command = (
+        "in an environment with tensorflow and importlib_resources (only preparing needs them), run"
+        f"\n  tfds build {name} --file_format=array_record{where}"
+    )
+    if name.partition("/")[0].partition(":")[0] == "imagenet2012":
+        command += (
+            "\nafter putting ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from"
+            " https://image-net.org, into downloads/manual of that data directory; or use"
+            " data.source=folder:PATH with one folder a class"
+        )
+    try:
+        builder = tfds.builder(name, data_dir=directory or None)
+    except tfds.core.DatasetNotFoundError as error:
+        raise DataError(
+            f"TFDS knows no set {name!r} and finds none prepared in"
+            f" {directory or 'its default data directory'}; see https://tensorflow.org/datasets"
+        ) from error
+    if not builder.is_prepared():
+        raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; {command}")
+    formats = {form.value for form in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise DataError(
+            f"tfds:{name} in {builder.data_path} is stored as {', '.join(sorted(formats))}; random"
+            f" access needs array_record: in another or emptied data_dir, {command}"
+        )
+    return builder

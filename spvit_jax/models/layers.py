@@ -1,0 +1,227 @@
+"""Layers that every model here is built from.
+
+Where a framework default differs from PyTorch's, PyTorch's is taken and said: exact (erf) GELU,
+unbiased running variance, layer norm without the fast variance, weights drawn from N(0, 0.02^2).
+"""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+INIT = nnx.initializers.normal(0.02)  # timm truncates at +-2, a hundred standard deviations
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What one block works on: enough to count its MACs and to build its convolutions."""
+
+    width: int  # D, features of a token
+    heads: int  # H
+    hidden: int  # FFN units
+    grid: int  # S: the patch tokens form an S x S map
+    prefix: int = 0  # class tokens before the map
+    windows: int = 1  # attention runs in so many equal windows
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.patches
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Exact GELU. Its own derivative keeps only ``x`` for the backward pass."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    cdf = 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+    density = jnp.exp(-0.5 * x * x) * (0.5 / jnp.pi) ** 0.5
+    return (gradient * (cdf + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zeroes each element with probability ``rate``; the identity without a key."""
+    return _drop(x, rate, key, x.shape)
+
+
+def drop_path(x: Array, rate: float, key: Array | None) -> Array:
+    """Stochastic depth: zeroes whole samples of a residual branch; the identity without a key."""
+    return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(x: Array, rate: float, key: Array | None, shape: tuple[int, ...]) -> Array:
+    if rate == 0 or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """``x [..., in] @ kernel [in, out] + bias``, as one 2-D product.
+
+    The weight gradient of a 3-D product contracts two axes and misses XLA's fast path on CPU.
+    """
+    y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ kernel
+    if bias is not None:
+        y = y + bias
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Dense(nnx.Module):
+    """A fully connected layer: ``kernel [in, out]``, ``bias [out]``."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(INIT(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.dtype = dtype
+
+    def weights(self) -> tuple[Array, Array]:
+        """Kernel and bias in the dtype of the computation."""
+        return cast(self.kernel[...], self.dtype), cast(self.bias[...], self.dtype)
+
+    def __call__(self, x: Array) -> Array:
+        return dense(cast(x, self.dtype), *self.weights())
+
+
+def cast(x: Array, dtype: jnp.dtype | None) -> Array:
+    """``x`` in ``dtype``; None leaves it."""
+    return x if dtype is None else x.astype(dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over the last axis with torch's definition (eps 1e-5, momentum 0.1).
+
+    Normalises with the biased variance and keeps the unbiased one, in float32 or wider. On an
+    array sharded over its batch the statistics are those of the global batch.
+    """
+
+    def __init__(self, features: int):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    EPSILON = 1e-5
+    MOMENTUM = 0.1
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = wide.mean(axes), wide.var(axes)
+            count = x.size // x.shape[-1]
+            self.mean[...] += self.MOMENTUM * (mean - self.mean[...])
+            self.var[...] += self.MOMENTUM * (var * (count / max(count - 1, 1)) - self.var[...])
+        else:
+            mean, var = self.mean[...], self.var[...]
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.EPSILON)
+        return (wide * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over ``[batch, tokens, width]``.
+
+    Queries and keys are one projection, values another: the values are what convolutions share.
+    """
+
+    def __init__(self, geometry: Geometry, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
+        width = geometry.width
+        self.heads = geometry.heads
+        self.qk = Dense(width, 2 * width, dtype=dtype, rngs=rngs)
+        self.v = Dense(width, width, dtype=dtype, rngs=rngs)
+        self.out = Dense(width, width, dtype=dtype, rngs=rngs)
+
+    def attend(self, x: Array, values: Array) -> Array:
+        """The values ``[batch, tokens, width]`` weighted by attention, before the projection."""
+        q, k = jnp.split(self.qk(x), 2, axis=-1)
+        split = partial(jnp.reshape, shape=(*x.shape[:2], self.heads, x.shape[-1] // self.heads))
+        return jax.nn.dot_product_attention(split(q), split(k), split(values)).reshape(x.shape)
+
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        return self.out(self.attend(x, self.v(x)))
+
+
+class Identity(nnx.Module):
+    """What ``norm_skip`` mixes tokens with: the branch is ``norm1(x)`` itself."""
+
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        return x
+
+
+class Mlp(nnx.Module):
+    """The feed-forward network: ``width -> hidden`` units, GELU, ``-> width``."""
+
+    def __init__(
+        self, width: int, hidden: int, *, dropout: float, dtype: jnp.dtype | None, rngs: nnx.Rngs
+    ):
+        self.fc1 = Dense(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Dense(hidden, width, dtype=dtype, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(self, x: Array, gates: Array | None = None, key: Array | None = None) -> Array:
+        """``gates [hidden]`` multiply the units, here as the rows of the second kernel."""
+        units = dropout(gelu(self.fc1(x)), self.dropout, key)
+        kernel, bias = self.fc2.weights()
+        if gates is not None:
+            kernel = gates[:, None].astype(kernel.dtype) * kernel
+        return dense(units, kernel, bias)
+
+
+class Block(nnx.Module):
+    """``x + mixer(norm1(x))``, then ``x + ffn(norm2(x))``, on ``[batch, tokens, width]``.
+
+    A mixer is called as ``mixer(x, train)``; None, with no norm1 either, is the skip.
+    """
+
+    def __init__(
+        self,
+        norm1: nnx.LayerNorm | None,
+        mixer: nnx.Module | None,
+        norm2: nnx.LayerNorm,
+        ffn: Mlp,
+        *,
+        dropout: float,
+        drop_path: float,
+    ):
+        self.norm1 = norm1
+        self.mixer = mixer
+        self.norm2 = norm2
+        self.ffn = ffn
+        self.dropout = dropout
+        self.drop_path = drop_path
+
+    def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
+        keys = split_key(key, 5)
+        if self.mixer is not None:
+            x = x + self.residual(self.mixer(self.norm1(x), train), keys[:2])
+        return x + self.residual(self.ffn(self.norm2(x), key=keys[2]), keys[3:])
+
+    def residual(self, branch: Array, keys: list[Array | None]) -> Array:
+        """A branch after dropout and stochastic depth."""
+        return drop_path(dropout(branch, self.dropout, keys[0]), self.drop_path, keys[1])
+
+
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    """``count`` keys, all None without one."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

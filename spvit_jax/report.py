@@ -1,0 +1,311 @@
+"""What a run gained: its ``Result`` on disk, a table, and a figure."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from spvit_jax.measure import Timing
+
+_OPS = {  # what a block computes: its colour (told apart by colour-blind eyes too) and name
+    "msa": ("#1f5fa8", "attention"),
+    "conv3x3": ("#e08214", "3×3 convolution"),
+    "conv1x1": ("#f6c667", "1×1 convolution"),
+    "skip": ("#d9d9d9", "skip"),
+    "norm_skip": ("#a6a6a6", "norm skip"),
+}
+_DENSE, _PRUNED, _BEFORE, _INK = "#8a8f98", "#2a7f62", "#b5d3c7", "#333333"
+_GATES = ("≥ 1×1 convolution", "≥ 3×3 convolution", "attention")
+_MISSING = "–"
+_Row = tuple[str, ...]  # name, dense, pruned, ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run. Accuracies are fractions 0..1; MACs and parameters are counts."""
+
+    model: str
+    ops: tuple[str, ...]  # of each block: msa, conv3x3, conv1x1, skip or norm_skip
+    ffn_widths: tuple[int, ...]  # kept units of each block
+    dense_ffn_widths: tuple[int, ...]
+    target_macs: int | None  # None: no search, the architecture was given
+    dense_macs: int
+    pruned_macs: int
+    threshold_macs: int | None  # of the plain 0.5 decision; None: no search
+    decision: str  # "project", "threshold", or "given" without a search
+    dense_top1: float | None
+    decided_top1: float | None  # pruned, before fine-tuning
+    pruned_top1: float | None  # after fine-tuning
+    dense_params: int
+    shared_params: int
+    folded_params: int
+    timings: dict[str, Timing] | None  # of "dense" and "pruned"; None: not measured
+    measure_batch: int
+    device: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not len(self.ops) == len(self.ffn_widths) == len(self.dense_ffn_widths) > 0:
+            raise ValueError(
+                "a result needs an op, an FFN width and a dense FFN width for every block, got"
+                f" {len(self.ops)}, {len(self.ffn_widths)} and {len(self.dense_ffn_widths)}"
+            )
+        if unknown := set(self.ops) - set(_OPS):
+            raise ValueError(f"ops must be among {', '.join(_OPS)}; got {sorted(unknown)}")
+
+    def to_json(self) -> str:
+        """The result as indented JSON; ``from_json`` reads it."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Result":
+        """The result that ``to_json`` wrote.
+
+        Raises:
+          ValueError: not JSON, fields missing or unknown, or blocks that do not match.
+        """
+        values = json.loads(text)
+        expected = {field.name for field in dataclasses.fields(cls)}
+        got = set(values) if isinstance(values, dict) else set()
+        if got != expected:
+            raise ValueError(
+                f"not a result of this version: missing {sorted(expected - got)}, unknown"
+                f" {sorted(got - expected)}; delete the file and run the same command again"
+            )
+        for name in ("ops", "ffn_widths", "dense_ffn_widths"):
+            values[name] = tuple(values[name])
+        if values["timings"] is not None:
+            values["timings"] = {k: Timing(**v) for k, v in values["timings"].items()}
+        return cls(**values)
+
+
+def table(result: Result) -> str:
+    """Dense against pruned as aligned text, then how well the budget was met."""
+    rows = [
+        (result.model, "dense", "pruned", "pruned / dense"),
+        _accuracy_row(result.dense_top1, result.pruned_top1),
+        _count_row("MACs", result.dense_macs, result.pruned_macs),
+        _count_row("parameters, shared form", result.dense_params, result.shared_params),
+        _count_row("parameters, folded", result.dense_params, result.folded_params),
+        *_timing_rows(result.timings, result.measure_batch),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))])
+        for row in rows
+    ]
+    lines.insert(1, "─" * len(lines[0]))
+    measured = [f"Speed measured on {result.device}."] if result.timings else []
+    return "\n".join([*lines, "", _budget_line(result), *measured])
+
+
+def _budget_line(result: Result) -> str:
+    if result.target_macs is None:
+        return "Budget: none, the architecture was given."
+    target = result.target_macs
+    unit, scale, digits = _unit(result.dense_macs)
+
+    def macs(value: int | None) -> str:
+        if value is None:
+            return _MISSING
+        return f"{value / scale:.{digits}f} {unit} ({_minus(f'{value / target - 1:+.2%}')})"
+
+    projected = result.pruned_macs if result.decision == "project" else None
+    return (
+        f"Budget: {target / scale:.{digits}f} {unit} MACs; projected {macs(projected)},"
+        f" plain 0.5 threshold {macs(result.threshold_macs)}."
+    )
+
+
+def _accuracy_row(dense: float | None, pruned: float | None) -> _Row:
+    gain = None if dense is None or pruned is None else 100 * (pruned - dense)
+    return "top-1 (%)", _percent(dense), _percent(pruned), _number(gain, "+.2f", " points")
+
+
+def _count_row(name: str, dense: int, pruned: int) -> _Row:
+    unit, scale, digits = _unit(dense)
+    cells = [f"{x / scale:.{digits}f}" for x in (dense, pruned)]
+    return f"{name} ({unit})", cells[0], cells[1], f"{pruned / dense:.2f}×"
+
+
+def _timing_rows(timings: Mapping[str, Timing] | None, batch: int) -> list[_Row]:
+    names = "latency, batch 1 (ms)", f"throughput, batch {batch} (images/s)"
+    if timings is None:
+        return [(name, _MISSING, _MISSING, _MISSING) for name in names]
+    dense, pruned = timings["dense"], timings["pruned"]
+    latency = [_number(x.latency_ms, ".2f") for x in (dense, pruned)]
+    speed = [_number(x.images_per_second, ".1f") for x in (dense, pruned)]
+    return [
+        (names[0], *latency, _number(pruned.latency_ratio, ".2f", "×")),
+        (names[1], *speed, _number(pruned.throughput_ratio, ".2f", "×")),
+    ]
+
+
+def _percent(fraction: float | None) -> str:
+    return _MISSING if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _number(value: float | None, form: str, suffix: str = "") -> str:
+    return _MISSING if value is None else _minus(f"{value:{form}}") + suffix
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _unit(count: int) -> tuple[str, float, int]:
+    """Name and size of a unit for ``count``, and the decimals that give four digits."""
+    for name, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return name, scale, max(0, 3 - int(math.log10(count / scale)))
+    return "1", 1.0, 0
+
+
+def figure(
+    result: Result, search_metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
+) -> None:
+    """Writes the report's PNG to ``path``, all at once or not at all.
+
+    Args:
+      result: the finished run.
+      search_metrics: lines of the search, any of them with "step", "macs", "target_macs",
+        "kernel_probability/BLOCK/GATE" and "ffn_probability/BLOCK"; empty without a search.
+      path: where the image goes.
+    """
+    gates = [row for row in search_metrics if "ffn_probability/0" in row]
+    heights = [1.15, 1, 1] if gates else [1.15, 1]
+    page = Figure(figsize=(12, 3.5 * sum(heights)), dpi=130)
+    page.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    page.suptitle(_title(result), fontsize=14, fontweight="bold", color=_INK)
+    parts = page.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _blocks(parts[0], result)
+    trajectory, accuracy = parts[1].subplots(1, 2, width_ratios=[1.7, 1])
+    _trajectory(trajectory, result, search_metrics)
+    _accuracy(accuracy, result)
+    if gates:
+        _gates(parts[2], len(result.ops), gates)
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    page.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _title(result: Result) -> str:
+    unit, scale, digits = _unit(result.dense_macs)
+    macs = [f"{x / scale:.{digits}f} {unit}" for x in (result.dense_macs, result.pruned_macs)]
+    ratio = result.pruned_macs / result.dense_macs
+    return f"{result.model}: {macs[0]} → {macs[1]} MACs ({ratio:.2f}×)"
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9, colors=_INK)
+
+
+def _blocks(part: SubFigure, result: Result) -> None:
+    """The op of every block as a coloured cell above the bar of its FFN width."""
+    ops, widths = part.subplots(2, 1, sharex=True, height_ratios=[1, 4])
+    blocks = range(len(result.ops))
+    ops.bar(blocks, 1, width=0.9, color=[_OPS[op][0] for op in result.ops])
+    _style(ops, "Op of every block")
+    ops.set(ylim=(0, 1), yticks=[])
+    ops.spines[["left", "bottom"]].set_visible(False)
+    ops.tick_params(bottom=False)
+    used = [op for op in _OPS if op in result.ops]
+    ops.legend(
+        handles=[Patch(color=_OPS[op][0], label=_OPS[op][1]) for op in used],
+        ncols=len(used), loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9,
+    )  # fmt: skip
+    widths.bar(blocks, result.dense_ffn_widths, width=0.9, color="#e1e4e9", label="dense")
+    widths.bar(blocks, result.ffn_widths, width=0.9, color=_PRUNED, label="kept")
+    size = 9 if len(result.ops) <= 16 else 7
+    for block, (width, dense) in enumerate(
+        zip(result.ffn_widths, result.dense_ffn_widths, strict=True)
+    ):
+        inside = width > 0.8 * dense
+        widths.annotate(
+            str(width), (block, width), xytext=(0, -3 if inside else 3), fontsize=size,
+            textcoords="offset points", ha="center", va="top" if inside else "bottom",
+            color="white" if inside else _INK,
+        )  # fmt: skip
+    _style(widths, "FFN width (units)")
+    widths.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    widths.set(xticks=blocks, xlabel="block", xlim=(-0.6, len(result.ops) - 0.4))
+
+
+def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
+    rows = [row for row in metrics if "macs" in row]
+    unit, scale, _ = _unit(result.dense_macs)
+    _style(axes, f"Search: MACs of the gates' decision ({unit})")
+    if not rows:
+        axes.set_axis_off()
+        given = result.target_macs is None
+        text = "No search: the architecture was given." if given else "The search logged nothing."
+        axes.text(0.5, 0.5, text, ha="center", color=_DENSE, transform=axes.transAxes)
+        return
+    steps = [row["step"] for row in rows]
+    axes.axhline(result.dense_macs / scale, color=_DENSE, linestyle=":", label="dense")
+    axes.plot(
+        steps, [row["macs"] / scale for row in rows], color=_OPS["msa"][0], label="decision",
+        marker="" if len(rows) > 1 else "s",
+    )  # fmt: skip
+    target = result.target_macs or rows[-1].get("target_macs")
+    if target:
+        axes.axhline(target / scale, color="#c0392b", linestyle="--", label="target")
+    axes.plot(
+        steps[-1], result.pruned_macs / scale, "o", color=_PRUNED, label="pruned", clip_on=False
+    )
+    highest = max(result.dense_macs, *(row["macs"] for row in rows))
+    axes.set(xlabel="step", ylim=(0, 1.08 * highest / scale))
+    axes.legend(loc="lower left", ncols=4, frameon=False, fontsize=9)
+
+
+def _accuracy(axes: Axes, result: Result) -> None:
+    names = ("dense", "pruned,\nbefore\nfine-tuning", "pruned,\nafter\nfine-tuning")
+    values = (result.dense_top1, result.decided_top1, result.pruned_top1)
+    heights = [100 * (value or 0.0) for value in values]
+    axes.bar(names, heights, width=0.65, color=[_DENSE, _BEFORE, _PRUNED])
+    for x, (value, height) in enumerate(zip(values, heights, strict=True)):
+        axes.text(x, height + 1.5, _percent(value), ha="center", fontsize=10, color=_INK)
+    _style(axes, "Top-1 on the test images (%)")
+    axes.set_ylim(0, 108)
+    axes.set_yticks(range(0, 101, 20))
+
+
+def _gates(part: SubFigure, blocks: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Heat maps [block, step] of the probability that a gate is on."""
+    maps = [(f"Gate: {_GATES[gate]}", f"kernel_probability/{{}}/{gate}") for gate in range(3)]
+    maps.append(("Gates: FFN units (mean)", "ffn_probability/{}"))
+    edges = _edges([row["step"] for row in rows])
+    grid = part.subplots(1, 4, sharey=True)
+    for axes, (name, key) in zip(grid, maps, strict=True):
+        values = [[row.get(key.format(b), math.nan) for row in rows] for b in range(blocks)]
+        mesh = axes.pcolormesh(
+            edges, [b - 0.5 for b in range(blocks + 1)], values, vmin=0, vmax=1, cmap="RdBu"
+        )
+        _style(axes, name)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    grid[0].invert_yaxis()  # shared by all four
+    grid[0].set_ylabel("block")
+    grid[0].set_yticks(range(0, blocks, 1 if blocks <= 12 else 2))
+    bar = part.colorbar(mesh, ax=list(grid), pad=0.01, aspect=18)
+    bar.set_label("probability (on above 0.5)", fontsize=9)
+    bar.outline.set_visible(False)
+
+
+def _edges(steps: Sequence[int]) -> list[float]:
+    """Borders between columns centred on ``steps``."""
+    if len(steps) == 1:
+        return [steps[0] - 0.5, steps[0] + 0.5]
+    middle = [(a + b) / 2 for a, b in zip(steps[:-1], steps[1:], strict=True)]
+    return [2 * steps[0] - middle[0], *middle, 2 * steps[-1] - middle[-1]]

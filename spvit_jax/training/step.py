@@ -1,0 +1,167 @@
+"""The training step and the evaluation step: pure functions of plain pytrees, jitted once.
+
+Pretraining, search and fine-tuning take the same step; they differ in the model, in whether
+there are gates, and in the penalty on them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from spvit_jax.single_path.gates import Gates, sample
+from spvit_jax.training.losses import correct, cross_entropy
+from spvit_jax.training.sharding import batch_sharded, replicated
+
+Array = jax.Array
+Batch = dict[str, Array]  # "image" uint8 [b, H, W, 3], "label" int32 [b]; evaluation: "mask" bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything a step changes, and so everything a resumed run needs."""
+
+    step: Array  # int32, steps taken
+    key: Array  # uint32 [2], the run's random key; each step folds its number in
+    params: nnx.State
+    stats: nnx.State  # batch norm's running statistics
+    gates: Gates  # gate logits; () where there are none
+    optimizer: Any
+    average: nnx.State | None  # exponential moving average of params
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step minimises: cross-entropy on normalised images, plus a penalty on the gates."""
+
+    mean: tuple[float, ...]  # of pixels in 0..1
+    std: tuple[float, ...]
+    label_smoothing: float = 0.0
+    penalty: Callable[[Gates], Array] | None = None
+    accumulation: int = 1
+    ema_decay: float = 0.0
+
+    def normalise(self, images: Array) -> Array:
+        """uint8 pixels as the float32 values the network expects."""
+        pixels = images.astype(jnp.float32) / 255
+        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+def init_state(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    gates: Gates = (),
+    seed: int,
+    average: bool = False,
+) -> TrainState:
+    """The state of step 0, holding copies of the model's arrays."""
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats, gates = jax.tree.map(jnp.copy, (params, stats, gates))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(jax.random.key(seed)),
+        params=params,
+        stats=stats,
+        gates=gates,
+        optimizer=optimizer.init({"params": params, "gates": gates}),
+        average=jax.tree.map(jnp.copy, params) if average else None,
+    )
+
+
+def make_train_step(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, objective: Objective, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
+
+    Batch norm's statistics are those of the whole batch, wherever its rows live.
+    """
+
+    def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array) -> tuple[Array, tuple]:
+        gates_key, drop_key = jax.random.split(key)
+        gates = sample(trained["gates"], gates_key) if trained["gates"] else None
+        model = nnx.merge(graph, trained["params"], stats, copy=True)
+        drop_key = jax.random.fold_in(drop_key, batch["micro"])
+        logits = model(objective.normalise(batch["image"]), gates, key=drop_key, train=True)
+        value = cross_entropy(logits, batch["label"], objective.label_smoothing)
+        metrics = {"cross_entropy": value, "accuracy": correct(logits, batch["label"]).mean()}
+        if objective.penalty is not None:
+            metrics["penalty"] = objective.penalty(trained["gates"])
+            value = value + metrics["penalty"]
+        return value, (nnx.state(model, nnx.BatchStat), {"loss": value, **metrics})
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        trained = {"params": state.params, "gates": state.gates}
+        gradient, stats, metrics = _accumulate(
+            jax.grad(loss, has_aux=True), trained, state.stats, batch, key, objective.accumulation
+        )
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+        trained = optax.apply_updates(trained, updates)
+        metrics["gradient_norm"] = optax.global_norm(gradient["params"])
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(trained["params"], average, 1 - objective.ema_decay)
+        state = TrainState(
+            step=state.step + 1,
+            key=state.key,
+            params=trained["params"],
+            stats=stats,
+            gates=trained["gates"],
+            optimizer=optimizer_state,
+            average=average,
+        )
+        return state, metrics
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, batch_sharded(mesh)),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def _accumulate(
+    gradient: Callable, trained: dict, stats: nnx.State, batch: Batch, key: Array, count: int
+) -> tuple[Any, nnx.State, dict[str, Array]]:
+    """Mean gradient and metrics over ``count`` micro-batches, each with its own batch norms."""
+    if count == 1:
+        result, (stats, metrics) = gradient(trained, stats, {**batch, "micro": 0}, key)
+        return result, stats, metrics
+
+    def split(rows: Array) -> Array:  # every device keeps its own rows
+        return rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]).swapaxes(0, 1)
+
+    def body(stats: nnx.State, micro: Batch) -> tuple[nnx.State, tuple]:
+        result, (stats, metrics) = gradient(trained, stats, micro, key)
+        return stats, (result, metrics)
+
+    micros = {**jax.tree.map(split, batch), "micro": jnp.arange(count)}
+    stats, results = jax.lax.scan(body, stats, micros)
+    result, metrics = jax.tree.map(lambda x: x.mean(0), results)
+    return result, stats, metrics
+
+
+def make_eval_step(
+    graph: nnx.GraphDef, objective: Objective, mesh: Mesh
+) -> Callable[[nnx.State, nnx.State, Gates | None, Batch], Array]:
+    """The jitted count of correct predictions among the rows whose mask is set."""
+
+    def step(params: nnx.State, stats: nnx.State, gates: Gates | None, batch: Batch) -> Array:
+        model = nnx.merge(graph, params, stats, copy=True)
+        logits = model(objective.normalise(batch["image"]), gates)
+        return (correct(logits, batch["label"]) * batch["mask"]).sum()
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, everywhere, everywhere, batch_sharded(mesh)),
+        out_shardings=everywhere,
+    )

@@ -1,0 +1,194 @@
+"""Order, resumption, sharing and padding of batches."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from spvit_jax.config import Data
+from spvit_jax.data import pipeline
+from spvit_jax.data.errors import DataError
+from spvit_jax.data.sources import ArraySource, open_source
+
+
+def numbered(count, side=8):
+    """A source whose image i has the value i + 1 in every pixel, and the label i."""
+    images = np.broadcast_to(
+        np.arange(1, count + 1, dtype=np.uint8)[:, None, None], (count, side, side)
+    )
+    return ArraySource(images, np.arange(count), tuple(map(str, range(count))))
+
+
+def train(source, steps, start=0, batch=4, **arguments):
+    arguments = {"image_size": 8, "augment": "shift", "seed": 3} | arguments
+    batches = pipeline.train_batches(source, batch_size=batch, start_step=start, **arguments)
+    return list(itertools.islice(batches, steps))
+
+
+def evaluate(source, batch, **arguments):
+    arguments = {"image_size": 8, "crop_ratio": 1.0} | arguments
+    return list(pipeline.eval_batches(source, batch_size=batch, **arguments))
+
+
+def pretend(monkeypatch, process, count):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+            assert one[name].dtype == other[name].dtype
+
+
+def labels(batches):
+    return np.concatenate([batch["label"] for batch in batches])
+
+
+def test_train_batches_have_shape_and_type():
+    (batch,) = train(numbered(10), 1)
+    assert batch["image"].shape == (4, 8, 8, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(batch["image"][:, 4, 4, 0], batch["label"] + 1)
+
+
+def test_every_epoch_is_complete_and_in_its_own_order():
+    epochs = labels(train(numbered(10), 10)).reshape(4, 10)  # a batch of 4 straddles two epochs
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def one_gradient():
+    images = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    return ArraySource(images, np.zeros(1, int), ("a",))
+
+
+def test_augmentation_differs_between_epochs():
+    views = {batch["image"].tobytes() for batch in train(one_gradient(), 30, batch=1)}
+    assert len(views) > 10
+
+
+def test_seed_decides_order_and_augmentation():
+    source = numbered(50)
+    assert_same(train(source, 5), train(source, 5))
+    assert not np.array_equal(labels(train(source, 5)), labels(train(source, 5, seed=4)))
+    first, second = (train(one_gradient(), 10, batch=1, seed=seed) for seed in (3, 4))
+    assert any((a["image"] != b["image"]).any() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 7, 24])
+def test_resumed_at_any_step_the_rest_is_the_same(start):
+    source = numbered(10)
+    assert_same(train(source, 30)[start:], train(source, 30 - start, start=start))
+
+
+def test_worker_processes_change_nothing():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's worker processes copy the flags of this one
+    source = open_source(Data(), "test[:100]")
+    view = {"batch": 32, "image_size": 28, "start": 2}
+    assert_same(train(source, 5, **view), train(source, 5, workers=2, **view))
+    view = {"batch": 32, "image_size": 28, "crop_ratio": 0.875}
+    assert_same(evaluate(source, **view), evaluate(source, workers=2, **view))
+
+
+def test_processes_share_the_batch_of_one(monkeypatch):
+    whole = train(numbered(10), 7)
+    parts = []
+    for process in range(2):
+        pretend(monkeypatch, process, 2)
+        parts.append(train(numbered(10), 7))
+    for batch, first, second in zip(whole, *parts, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(first[name], batch[name][0::2])
+            np.testing.assert_array_equal(second[name], batch[name][1::2])
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 4), (4, 4), (5, 4), (7, 2), (10, 4), (3, 16)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_counts_each_image_once(monkeypatch, count, batch, processes):
+    found, lengths = [], set()
+    for process in range(processes):
+        pretend(monkeypatch, process, processes)
+        batches = evaluate(numbered(count), batch)
+        lengths.add(len(batches))
+        for one in batches:
+            assert one["image"].shape == (batch // processes, 8, 8, 3)
+            assert one["mask"].dtype == bool and one["label"].dtype == np.int32
+            assert not one["image"][~one["mask"]].any()
+            np.testing.assert_array_equal(
+                one["image"][one["mask"], 0, 0, 0], one["label"][one["mask"]] + 1
+            )
+            found += one["label"][one["mask"]].tolist()
+    assert sorted(found) == list(range(count)) and lengths == {-(-count // batch)}
+
+
+def test_evaluation_keeps_the_order():
+    batches = evaluate(numbered(10), 4)
+    np.testing.assert_array_equal(labels(batches)[:10], range(10))
+
+
+def test_too_few_images_and_indivisible_batches_are_refused(monkeypatch):
+    assert pipeline.steps_per_epoch(numbered(10), 4) == 2
+    with pytest.raises(DataError, match="a batch of 11 images is more than the 10 training images"):
+        pipeline.steps_per_epoch(numbered(10), 11)
+    with pytest.raises(DataError, match="a batch of 11 images"):
+        train(numbered(10), 1, batch=11)
+    pretend(monkeypatch, 0, 2)
+    with pytest.raises(DataError, match="5 images cannot be divided among 2 processes"):
+        train(numbered(10), 1, batch=5)
+    with pytest.raises(DataError, match="5 images cannot be divided among 2 processes"):
+        evaluate(numbered(10), 5)
+
+
+def test_errors_of_a_source_reach_the_caller():
+    class Broken:
+        class_names = ("a",)
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            raise DataError("cannot decode the image x")
+
+    with pytest.raises(DataError, match="cannot decode the image x"):
+        train(Broken(), 1)
+
+
+def data_sharding():
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def test_prefetch_gives_every_batch_in_order_as_sharded_arrays():
+    sharding, size = data_sharding(), 8 * jax.device_count()
+    host = train(numbered(250), 5, batch=size)
+    device = list(pipeline.prefetch(iter(host), sharding))
+    for one, other in zip(host, device, strict=True):
+        assert other["image"].sharding == sharding
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_prefetch_stays_two_ahead_and_takes_endless_batches():
+    taken = []
+    host = train(numbered(8 * jax.device_count()), 1, batch=8 * jax.device_count())
+    endless = (taken.append(k) or host[0] for k in itertools.count())
+    batches = pipeline.prefetch(endless, data_sharding())
+    for _ in range(3):
+        next(batches)
+    assert len(taken) == 4
+
+
+def test_rows_that_devices_cannot_share_are_refused():
+    two_devices = SimpleNamespace(mesh=SimpleNamespace(local_devices=[None, None]))
+    with pytest.raises(DataError, match="5 images a process .* 2 devices; .* a multiple"):
+        pipeline.to_device({"label": np.zeros(5, np.int32)}, two_devices)

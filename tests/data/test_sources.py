@@ -1,0 +1,283 @@
+"""Each kind of source, on data made here, and what it says when the data is not there."""
+
+import gzip
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from spvit_jax.config import Data
+from spvit_jax.data import package
+from spvit_jax.data.errors import DataError
+from spvit_jax.data.sources import Source, open_source
+
+SAVED = {
+    "a.png": "L",
+    "b.png": "RGB",
+    "c.png": "RGBA",
+    "d.png": "P",
+    "e.jpg": "CMYK",
+    "F.JPEG": "L",
+}
+
+
+def solid(mode, colour=(204, 51, 102)):
+    return Image.new("RGB", (9, 6), colour).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two splits of classes "b" and "a b", six images each in as many modes."""
+    for split in ("train", "val"):
+        for name in ("b", "a b"):
+            (tmp_path / split / name / "deeper").mkdir(parents=True)
+            for file, mode in SAVED.items():
+                solid(mode).save(tmp_path / split / name / file)
+            solid("RGB").save(tmp_path / split / name / "deeper" / "g.bmp")
+            (tmp_path / split / name / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def labels_of(source):
+    return [source[index]["label"] for index in range(len(source))]
+
+
+def contents(source):
+    return [
+        (one["label"], one["image"].tobytes())
+        for one in map(source.__getitem__, range(len(source)))
+    ]
+
+
+def test_packaged_images_are_the_packaged_grey_three_times():
+    source = open_source(Data(), "test")
+    images, labels = package.read("fashion_mnist", "test")
+    assert isinstance(source, Source) and len(source) == 2000
+    assert source.class_names[0] == "T-shirt/top" and len(source.class_names) == 10
+    for index in (0, 17, 1999):
+        one = source[index]
+        assert one["image"].dtype == np.uint8 and one["image"].shape == (28, 28, 3)
+        assert type(one["label"]) is int and one["label"] == labels[index]
+        for channel in range(3):
+            np.testing.assert_array_equal(one["image"][:, :, channel], images[index])
+
+
+def test_packaged_subsplits_are_disjoint_complete_and_balanced():
+    whole, kept, held_out = (
+        open_source(Data(), split) for split in ("test", "test[:90%]", "test[90%:]")
+    )
+    assert contents(kept) + contents(held_out) == contents(whole)
+    np.testing.assert_array_equal(np.bincount(labels_of(held_out)), [20] * 10)
+
+
+def test_idx_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {
+        "train": rng.integers(0, 256, (8, 5, 5), np.uint8),
+        "t10k": np.zeros((2, 5, 5), np.uint8),
+    }
+    for prefix, array in images.items():
+        labels = (np.arange(len(array)) % 3).astype(np.uint8)
+        for kind, part in (("images-idx3", array), ("labels-idx1", labels)):
+            header = struct.pack(f">BBBB{part.ndim}I", 0, 0, 8, part.ndim, *part.shape)
+            path = tmp_path / f"{prefix}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + part.tobytes()))
+    data = Data(source=f"idx:{tmp_path}")
+    source = open_source(data, "train[2:]")
+    assert len(source) == 6 and labels_of(source) == [2, 0, 1, 2, 0, 1]
+    np.testing.assert_array_equal(source[0]["image"][:, :, 1], images["train"][2])
+    test = open_source(data, "test")
+    assert len(test) == 2 and test.class_names == source.class_names == ("0", "1", "2")
+
+
+def test_folder_decodes_every_mode_to_rgb(folder):
+    source = open_source(Data(source=f"folder:{folder}"), "train")
+    assert isinstance(source, Source) and source.class_names == ("a b", "b") and len(source) == 14
+    found = {}
+    for index, (path, label) in enumerate(source.files):
+        one = source[index]
+        assert one["image"].dtype == np.uint8 and one["image"].shape == (6, 9, 3)
+        assert one["label"] == label == source.class_names.index(path.split("/")[0])
+        found[path] = one["image"][3, 4].astype(int)
+    grey = np.asarray(solid("L").convert("RGB"))[0, 0]
+    for file, mode in [*SAVED.items(), ("deeper/g.bmp", "RGB")]:
+        expected = grey if mode == "L" else np.array([204, 51, 102])
+        assert abs(found[f"b/{file}"] - expected).max() <= (4 if mode == "CMYK" else 0), file
+
+
+def test_folder_subsplits_are_disjoint_complete_and_mixed(folder):
+    data = Data(source=f"folder:{folder}")
+    whole, first, second = (
+        open_source(data, split) for split in ("train", "train[:50%]", "train[50%:]")
+    )
+    assert first.files + second.files == whole.files and len(set(whole.files)) == 14
+    assert set(labels_of(first)) == set(labels_of(second)) == {0, 1}
+
+
+def test_folder_without_images_says_what_goes_where(tmp_path):
+    with pytest.raises(DataError) as raised:
+        open_source(Data(source=f"folder:{tmp_path}/imagenet"), "train")
+    assert f"{tmp_path}/imagenet/train/n01440764/*.JPEG" in str(raised.value)
+    assert "data.test_split=val" in str(raised.value)
+
+
+def test_folder_with_an_empty_class_is_refused(folder):
+    (folder / "train" / "empty").mkdir()
+    with pytest.raises(DataError, match="no image .* in .*empty"):
+        open_source(Data(source=f"folder:{folder}"), "train")
+
+
+def test_folder_whose_splits_disagree_on_classes_is_refused(folder):
+    (folder / "val" / "b").rename(folder / "val" / "c")
+    with pytest.raises(DataError, match="only one of the two has b, c"):
+        open_source(Data(source=f"folder:{folder}"), "val")
+
+
+@pytest.mark.parametrize("raw", [b"no image", None])
+def test_undecodable_image_is_named(folder, raw):
+    path = folder / "train" / "b" / "b.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(raw or path.read_bytes()[:5000])
+    source = open_source(Data(source=f"folder:{folder}"), "train")
+    with pytest.raises(DataError, match=r"cannot decode the image .*train/b/b\.png"):
+        labels_of(source)
+
+
+class TinyPictures(tfds.core.GeneratorBasedBuilder):
+    """Ten PNGs of two classes; pixel [0, 0] tells which image it is."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "picture": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, supervised_keys=("picture", "kind")
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index in range(10):
+            path = f"{self.data_dir}/../{index}.png"
+            Image.new("RGB", (4 + index, 5), (index, 0, 255)).save(path)
+            yield index, {"picture": path, "kind": index % 2}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A TFDS data directory with ``tiny_pictures`` stored as ArrayRecord."""
+    folder = tmp_path_factory.mktemp("tfds")
+    builder = TinyPictures(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare(file_format="array_record")
+    return folder
+
+
+def test_tfds(prepared):
+    data = Data(source="tfds:tiny_pictures", directory=str(prepared))
+    source = open_source(data, "train")
+    assert isinstance(source, Source) and source.class_names == ("cat", "dog")
+    seen = set()
+    for one in map(source.__getitem__, range(len(source))):
+        which = int(one["image"][0, 0, 0])
+        assert one["image"].dtype == np.uint8 and one["image"].shape == (5, 4 + which, 3)
+        assert one["label"] == which % 2 and type(one["label"]) is int
+        seen.add(which)
+    assert seen == set(range(10))
+    parts = [contents(open_source(data, f"train[{cut}]")) for cut in (":70%", "70%:")]
+    assert parts[0] + parts[1] == contents(source) and len(parts[0]) == 7
+
+
+def test_tfds_reads_without_tensorflow(prepared):
+    code = (
+        "import sys\n"
+        "from spvit_jax.config import Data\n"
+        "from spvit_jax.data.sources import open_source\n"
+        f"data = Data(source='tfds:tiny_pictures', directory={str(prepared)!r})\n"
+        "print(open_source(data, 'train')[0]['image'].shape[0], 'tensorflow' in sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.split() == ["5", "False"], result.stderr
+
+
+def test_tfds_missing_split_lists_those_there_are(prepared):
+    data = Data(source="tfds:tiny_pictures", directory=str(prepared))
+    with pytest.raises(DataError, match="no split 'validation', only train"):
+        open_source(data, "validation")
+
+
+def test_tfds_stored_as_tfrecord_says_what_to_run(prepared, tmp_path):
+    stored = prepared / "tiny_pictures" / "1.0.0"
+    copy = tmp_path / "tiny_pictures" / "1.0.0"
+    copy.mkdir(parents=True)
+    for path in stored.iterdir():
+        (copy / path.name.replace("array_record", "tfrecord")).write_bytes(path.read_bytes())
+    info = json.loads((copy / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    for split in info["splits"]:
+        split["filepathTemplate"] = split["filepathTemplate"].replace("array_record", "tfrecord")
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError) as raised:
+        open_source(Data(source="tfds:tiny_pictures", directory=str(tmp_path)), "train")
+    command = f"tfds build tiny_pictures --file_format=array_record --data_dir={tmp_path}"
+    assert "stored as tfrecord" in str(raised.value) and command in str(raised.value)
+
+
+def test_tfds_unprepared_imagenet_says_what_to_run(tmp_path):
+    with pytest.raises(DataError) as raised:
+        open_source(Data(source="tfds:imagenet2012", directory=str(tmp_path)), "train")
+    message = str(raised.value)
+    assert f"tfds:imagenet2012 is not prepared in {tmp_path}" in message
+    assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in message
+    assert "ILSVRC2012_img_train.tar" in message and "folder:PATH" in message
+
+
+class TinyTexts(TinyPictures):
+    """A set that is not image classification."""
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        )
+
+    def _generate_examples(self):
+        yield 0, {"text": "hello"}
+
+
+def test_tfds_set_without_images_is_refused(tmp_path):
+    TinyTexts(data_dir=tmp_path, file_format="array_record").download_and_prepare(
+        file_format="array_record"
+    )
+    with pytest.raises(
+        DataError, match="not image classification: expected 'image' to be Image, it"
+    ):
+        open_source(Data(source="tfds:tiny_texts", directory=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "message"),
+    [
+        ("packaged:cifar", "train", "no packaged set 'cifar'; there is fashion_mnist"),
+        ("packaged:fashion_mnist", "validation", "has train and test, not 'validation'"),
+        ("packaged:", "train", "names nothing after the colon"),
+        ("zip:there", "train", "must begin with packaged:, idx:, folder: or tfds:"),
+        ("tfds:no_such_set", "train", "knows no set 'no_such_set'"),
+        ("idx:/nowhere", "train", "no train-images-idx3-ubyte.gz"),
+    ],
+)
+def test_source_that_is_not_there(source, split, message):
+    with pytest.raises(DataError, match=message):
+        open_source(Data(source=source), split)

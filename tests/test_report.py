@@ -1,0 +1,197 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spvit_jax.measure import Timing
+from spvit_jax.report import Result, figure, table
+
+RESULT = Result(
+    model="deit_mini",
+    ops=("msa", "conv3x3", "conv1x1", "skip"),
+    ffn_widths=(200, 120, 256, 0),
+    dense_ffn_widths=(256, 256, 256, 256),
+    target_macs=30_600_000,
+    dense_macs=61_200_000,
+    pruned_macs=30_508_200,
+    threshold_macs=32_436_000,
+    decision="project",
+    dense_top1=0.9105,
+    decided_top1=0.612,
+    pruned_top1=0.903,
+    dense_params=1_254_000,
+    shared_params=801_000,
+    folded_params=702_100,
+    timings={
+        "dense": Timing(4.31, 0.2, 812.34, 1.0, 1.0),
+        "pruned": Timing(2.71, 0.1, 1405.2, 0.63, 1.73),
+    },
+    measure_batch=64,
+    device="cpu",
+    seed=0,
+)
+GIVEN = dataclasses.replace(
+    RESULT,
+    target_macs=None,
+    threshold_macs=None,
+    decision="given",
+    dense_top1=None,
+    decided_top1=None,
+    timings=None,
+)
+
+
+def search_metrics(steps=8):
+    rows = []
+    for step in range(1, steps + 1):
+        row = {"step": step, "macs": 61e6 - 3e6 * step, "target_macs": 30.6e6, "loss": 1.0}
+        for block in range(4):
+            row[f"ffn_probability/{block}"] = 0.8 - 0.05 * step
+            for gate in range(3):
+                row[f"kernel_probability/{block}/{gate}"] = 0.9 - 0.02 * step * gate
+        rows += [row, {"step": step, "top1": 0.8}]
+    return rows
+
+
+def test_table_exactly():
+    assert (
+        table(RESULT)
+        == """\
+deit_mini                        dense  pruned  pruned / dense
+──────────────────────────────────────────────────────────────
+top-1 (%)                        91.05   90.30    −0.75 points
+MACs (M)                         61.20   30.51           0.50×
+parameters, shared form (M)      1.254   0.801           0.64×
+parameters, folded (M)           1.254   0.702           0.56×
+latency, batch 1 (ms)             4.31    2.71           0.63×
+throughput, batch 64 (images/s)  812.3  1405.2           1.73×
+
+Budget: 30.60 M MACs; projected 30.51 M (−0.30%), plain 0.5 threshold 32.44 M (+6.00%).
+Speed measured on cpu."""
+    )
+
+
+def test_table_prints_a_dash_for_what_is_missing():
+    assert (
+        table(GIVEN)
+        == """\
+deit_mini                        dense  pruned  pruned / dense
+──────────────────────────────────────────────────────────────
+top-1 (%)                            –   90.30               –
+MACs (M)                         61.20   30.51           0.50×
+parameters, shared form (M)      1.254   0.801           0.64×
+parameters, folded (M)           1.254   0.702           0.56×
+latency, batch 1 (ms)                –       –               –
+throughput, batch 64 (images/s)      –       –               –
+
+Budget: none, the architecture was given."""
+    )
+
+
+def test_table_chooses_units_and_says_what_was_not_projected():
+    big = dataclasses.replace(
+        RESULT,
+        dense_macs=17_580_000_000,
+        target_macs=8_790_000_000,
+        pruned_macs=8_409_000_000,
+        threshold_macs=8_409_000_000,
+        decision="threshold",
+    )
+    text = table(big)
+    assert "MACs (G)                         17.58    8.41           0.48×" in text
+    assert "Budget: 8.79 G MACs; projected –, plain 0.5 threshold 8.41 G (−4.33%)." in text
+
+
+@pytest.mark.parametrize("result", [RESULT, GIVEN])
+def test_json_round_trip(result):
+    assert Result.from_json(result.to_json()) == result
+
+
+def test_json_of_another_version_is_refused():
+    values = json.loads(RESULT.to_json())
+    del values["seed"]
+    values["top5"] = 0.9
+    with pytest.raises(ValueError, match=r"missing \['seed'\], unknown \['top5'\]"):
+        Result.from_json(json.dumps(values))
+    with pytest.raises(ValueError, match="not a result"):
+        Result.from_json("[]")
+
+
+def test_blocks_have_to_match_and_ops_to_exist():
+    with pytest.raises(ValueError, match="got 3, 4 and 4"):
+        dataclasses.replace(RESULT, ops=RESULT.ops[:3])
+    with pytest.raises(ValueError, match="ops must be among msa, .*got .*'pool'"):
+        dataclasses.replace(RESULT, ops=("msa", "pool", "skip", "skip"))
+
+
+def draw(path, result=RESULT, metrics=None):
+    figure(result, search_metrics() if metrics is None else metrics, path)
+    with Image.open(path) as image:
+        image.verify()
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_figure_is_a_legible_png_written_at_once(tmp_path):
+    pixels = draw(tmp_path / "report.png")
+    assert pixels.shape[0] > 1200 and pixels.shape[1] > 1400
+    assert 0.05 < (pixels.sum(-1) < 3 * 250).mean() < 0.9
+    assert [p.name for p in tmp_path.iterdir()] == ["report.png"]
+
+
+def test_figure_follows_every_input(tmp_path):
+    path = tmp_path / "report.png"
+    base = draw(path)
+    metrics = search_metrics()
+    gates = [{k: v / 2 if "prob" in k else v for k, v in row.items()} for row in metrics]
+    macs = [{k: v / 2 if k == "macs" else v for k, v in row.items()} for row in metrics]
+    height = base.shape[0]
+    changes = {  # what changes, and the third of the page where it shows
+        "ops": (0, draw(path, dataclasses.replace(RESULT, ops=("msa", "msa", "msa", "skip")))),
+        "widths": (0, draw(path, dataclasses.replace(RESULT, ffn_widths=(200, 120, 90, 0)))),
+        "accuracy": (1, draw(path, dataclasses.replace(RESULT, decided_top1=0.2))),
+        "macs": (1, draw(path, RESULT, macs)),
+        "gates": (2, draw(path, RESULT, gates)),
+    }
+    borders = [0, int(height * 0.37), int(height * 0.68), height]
+    for name, (third, pixels) in changes.items():
+        assert pixels.shape == base.shape, name
+        rows = np.abs(pixels - base).sum((1, 2)).nonzero()[0]
+        assert len(rows) > 10, name
+        assert borders[third] <= rows.min() and rows.max() < borders[third + 1], name
+
+
+def test_every_op_has_a_colour_of_its_own(tmp_path):
+    path = tmp_path / "report.png"
+    base = draw(path, dataclasses.replace(RESULT, ops=("skip",) * 4), [])
+    seen = set()
+    for op in ("msa", "conv3x3", "conv1x1", "norm_skip"):
+        pixels = draw(path, dataclasses.replace(RESULT, ops=(op, "skip", "skip", "skip")), [])
+        changed = pixels[(pixels != base).any(-1)]
+        values, counts = np.unique(changed, axis=0, return_counts=True)
+        assert counts.max() > 5000, op
+        seen.add(tuple(values[counts.argmax()]))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("metrics", [[], search_metrics(1), search_metrics(1)[:1]])
+def test_figure_of_few_or_no_steps(tmp_path, metrics):
+    draw(tmp_path / "report.png", GIVEN, metrics)
+
+
+def test_figure_says_that_there_was_no_search(tmp_path):
+    given = draw(tmp_path / "a.png", dataclasses.replace(RESULT, target_macs=None), [])
+    logged = draw(tmp_path / "b.png", RESULT, [])
+    assert (given != logged).any()  # "the architecture was given" against "logged nothing"
+
+
+def test_failed_drawing_keeps_the_old_figure(tmp_path):
+    path = tmp_path / "report.png"
+    draw(path)
+    before = path.read_bytes()
+    with pytest.raises(KeyError):
+        figure(RESULT, [{"macs": 1.0}], path)  # a row without its step
+    assert path.read_bytes() == before
