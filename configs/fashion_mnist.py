@@ -17,15 +17,13 @@ or, with ``--config.data.source=idx:FOLDER``, from the four original files.
 
 import ml_collections
 
-from spvit_jax import config
+from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """``variant`` is "", "pretrain" or "tiny"."""
     made = config.Config(
-        model=config.Model(
-            variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"
-        ),
+        model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
         data=config.Data(
             source="tfds:fashion_mnist",
             augment="shift",
@@ -48,4 +46,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             clip_norm=1.0,
             label_smoothing=0.1,
         )
+    if variant == "tiny":
+        made = recipes.tiny(made)
     return config.to_config_dict(made)

@@ -104,7 +104,8 @@ class Config:
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """``config`` as the locked ConfigDict that ``--config=FILE.py`` expects."""
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    typed = _build(Config, dataclasses.asdict(config), "")  # 3 epochs become 3.0: a flag may say 0.5
+    return ml_collections.ConfigDict(dataclasses.asdict(typed))
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.data import DataError
+from spvit_jax.data.errors import DataError
 from spvit_jax.pipeline import run
 from spvit_jax.progress import Console
 from spvit_jax.single_path.architecture import ArchitectureError

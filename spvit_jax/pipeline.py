@@ -238,13 +238,15 @@ class Run:
         dense = self.dense()
         dense_top1 = self.top1("dense", dense)
         if self.config.stage == "finetune":
-            found = threshold = architectures.load(self._given_architecture())
+            found = architectures.load(self._given_architecture())
             found.check(self.spec)
-            searched = None
+            searched, target, threshold, decision = None, None, None, "given"
         else:
             searched, logits = self.search(dense)
             found = self.decide(logits)
-            threshold = architectures.load(self.workdir / "architecture_threshold.json")
+            plain = architectures.load(self.workdir / "architecture_threshold.json")
+            target, threshold = self.target_macs, plain.macs(self.spec)
+            decision = self.config.search.decision
         from_search = self.config.finetune.start == "searched" and searched is not None
         pruned = prune(searched if from_search else dense, found)
         decided_top1 = self.top1("decided", pruned)
@@ -258,11 +260,11 @@ class Run:
             ops=found.ops,
             ffn_widths=found.widths,
             dense_ffn_widths=tuple(block.hidden for block in self.spec.blocks),
-            target_macs=self.target_macs if searched is not None else found.macs(self.spec),
+            target_macs=target,
             dense_macs=dense_macs(self.spec),
             pruned_macs=found.macs(self.spec),
-            threshold_macs=threshold.macs(self.spec),
-            decision=self.config.search.decision,
+            threshold_macs=threshold,
+            decision=decision,
             dense_top1=dense_top1,
             decided_top1=decided_top1,
             pruned_top1=self.top1("pruned", folded),

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 import jax
@@ -19,6 +20,11 @@ class Bar(tqdm):
     def __init__(self, *args: Any, images: int = 0, **kwargs: Any) -> None:
         self._images = images
         super().__init__(*args, **kwargs)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Puts ``values`` behind the bar, four digits each, when it is next drawn."""
+        text = {name: f"{float(value):.4g}" for name, value in values.items()}
+        self.set_postfix(text, refresh=False)  # a redrawing at every step would flood a log file
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -54,7 +60,7 @@ class Console:
             sys.stdout.flush()
 
     def bar(self, total: int, initial: int, description: str, images: int = 0) -> Bar:
-        """A bar to be used as a context manager; call ``update()`` and ``set_postfix(values)``.
+        """A bar to be used as a context manager; call ``show(values)`` and ``update()``.
 
         Args:
           total: steps of the whole stage.
@@ -85,13 +91,10 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._last = ""
 
     def write(self, text: str) -> None:
-        line = text.strip()
-        if line and line != self._last:
+        if line := text.strip():
             self._stream.write(line + "\n")
-            self._last = line
 
     def flush(self) -> None:
         self._stream.flush()

@@ -3,6 +3,7 @@ import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from spvit_jax import progress
@@ -17,8 +18,8 @@ class Terminal(io.StringIO):
 def run_bar(console, steps=4, initial=0, images=0):
     with console.bar(10, initial, "search", images=images) as bar:
         for _ in range(steps):
+            bar.show({"loss": np.float32(0.123456)})
             bar.update()
-            bar.set_postfix({"loss": 0.123456})
     return bar
 
 
@@ -30,12 +31,13 @@ def test_stage_is_one_line_with_elapsed_time(capsys):
 def test_without_terminal_a_bar_is_few_whole_lines(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_SECONDS", 3600.0)
     with Console().bar(1000, 0, "search") as bar:
-        for _ in range(1000):
+        for step in range(1000):
+            bar.show({"loss": step})
             bar.update()
     err = capsys.readouterr().err
     assert "\r" not in err and err.endswith("\n")
     first, last = err.splitlines()
-    assert "0/1000" in first and "1000/1000" in last
+    assert "0/1000" in first and "1000/1000" in last and "loss=999" in last
 
 
 def test_without_terminal_a_line_comes_after_the_interval(capsys, monkeypatch):
@@ -52,7 +54,7 @@ def test_on_a_terminal_a_bar_is_redrawn_in_place(monkeypatch):
     run_bar(Console())
     assert terminal.getvalue().count("\r") > 1
     assert terminal.getvalue().count("\n") == 1
-    assert "loss=0.123" in terminal.getvalue()
+    assert "loss=0.1235" in terminal.getvalue()
 
 
 def test_rate_and_eta_count_this_run_only():

@@ -1,8 +1,10 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from spvit_jax.measure import Timing
@@ -161,6 +163,8 @@ def test_figure_follows_every_input(tmp_path):
         assert pixels.shape == base.shape, name
         rows = np.abs(pixels - base).sum((1, 2)).nonzero()[0]
         assert len(rows) > 10, name
+        if name in ("ops", "widths"):  # bars and not only labels
+            assert (pixels != base).any(-1).sum() > 10_000, name
         assert borders[third] <= rows.min() and rows.max() < borders[third + 1], name
 
 
@@ -188,10 +192,16 @@ def test_figure_says_that_there_was_no_search(tmp_path):
     assert (given != logged).any()  # "the architecture was given" against "logged nothing"
 
 
-def test_failed_drawing_keeps_the_old_figure(tmp_path):
+def test_failed_drawing_keeps_the_old_figure(tmp_path, monkeypatch):
     path = tmp_path / "report.png"
     draw(path)
     before = path.read_bytes()
-    with pytest.raises(KeyError):
-        figure(RESULT, [{"macs": 1.0}], path)  # a row without its step
+
+    def full_disk(_self, target, **_):
+        Path(target).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        figure(RESULT, [], path)
     assert path.read_bytes() == before

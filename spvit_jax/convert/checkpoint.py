@@ -42,7 +42,7 @@ def describe(path: Path) -> str:
         start = file.read(64)
     known = {
         b"PK\x03\x04": "a zip archive, as torch writes",
-        b"\x80": "a pickle, as torch wrote before 1.6",
+        b"\x80": "a bare pickle, as torch wrote before 1.6",
         b"<": "a web page or XML, as from a failed download",
         b"version https://git-lfs": "a git-lfs pointer; fetch the file itself",
         b"\x89HDF": "an HDF5 file",
@@ -113,11 +113,14 @@ def _from_torch(name: Any, value: Any, path: Path) -> np.ndarray:
             f" tensors, bare or under {', '.join(repr(key) for key in WRAPPERS)}"
         )
     try:
-        return (value.float() if value.is_floating_point() else value).numpy()
+        value = value.detach()
+        half = value.is_floating_point() and value.element_size() < 4
+        return (value.float() if half else value).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {name} is no dense tensor: {error}") from error
 
 
 def _wide(value: np.ndarray) -> np.ndarray:
-    """Half precision as float32; bfloat16 is no NumPy type of its own."""
-    return value.astype(np.float32) if value.dtype.itemsize < 4 and value.dtype.kind in "fV" else value
+    """Half precision as float32; bfloat16 is of kind V, NumPy having no such type of its own."""
+    half = value.dtype.kind in "fV" and value.dtype.itemsize < 4
+    return value.astype(np.float32) if half else value

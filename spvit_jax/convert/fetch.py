@@ -1,15 +1,15 @@
 """Addresses of checkpoints, and the cache folder their downloads are kept in."""
 
 import hashlib
+import http.client
 import logging
 import os
 import re
 import tempfile
-import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from spvit_jax.convert.errors import CheckpointError
 
@@ -64,25 +64,30 @@ def download(url: str) -> Path:
     if target.is_file():
         log.info("%s is already at %s", url, target)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     log.info("downloading %s to %s", url, target)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
-        try:
-            digest = _receive(url, part)
-            _verify(name, digest, url)
-            part.close()
-            os.replace(part.name, target)
-        except (OSError, urllib.error.URLError) as error:
-            raise CheckpointError(
-                f"could not download {url}: {error}; try again, or fetch it yourself and give its"
-                " path instead"
-            ) from error
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download_to(target, url)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(
+            f"could not download {url} to {target}: {error}; try again, or fetch it yourself and"
+            " give its path instead"
+        ) from error
     return target
 
 
-def _receive(url: str, part: BinaryIO) -> str:
+def _download_to(target: Path, url: str) -> None:
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
+        try:
+            digest = _receive(url, part)
+            _verify(target.name, digest, url)
+            part.close()
+            os.replace(part.name, target)
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+
+
+def _receive(url: str, part: IO[bytes]) -> str:
     """Writes what ``url`` sends to ``part``; returns its sha256."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
@@ -104,8 +109,8 @@ def _verify(name: str, digest: str, url: str) -> None:
     promised = HASH.search(name)
     if promised and not digest.startswith(promised[1]):
         raise CheckpointError(
-            f"{url} should have a sha256 that starts with {promised[1]}, as its name says; what came"
-            f" has {digest[: len(promised[1])]}; nothing was kept, try again or another source"
+            f"{url} should have a sha256 that starts with {promised[1]}, as its name says; what"
+            f" came has {digest[: len(promised[1])]}; nothing was kept, try again or another source"
         )
 
 

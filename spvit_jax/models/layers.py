@@ -139,6 +139,17 @@ class BatchNorm(nnx.Module):
         return (wide * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
 
 
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """Exact softmax attention over ``[batch, tokens, heads, head_dim]``.
+
+    Written out in float64, where ``jax.nn``'s would still take the softmax in float32.
+    """
+    if q.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(q, k, v)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention over ``[batch, tokens, width]``.
 
@@ -156,7 +167,7 @@ class Attention(nnx.Module):
         """The values ``[batch, tokens, width]`` weighted by attention, before the projection."""
         q, k = jnp.split(self.qk(x), 2, axis=-1)
         split = partial(jnp.reshape, shape=(*x.shape[:2], self.heads, x.shape[-1] // self.heads))
-        return jax.nn.dot_product_attention(split(q), split(k), split(values)).reshape(x.shape)
+        return attention(split(q), split(k), split(values)).reshape(x.shape)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         return self.out(self.attend(x, self.v(x)))

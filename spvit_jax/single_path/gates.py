@@ -29,9 +29,11 @@ Gates = tuple[BlockGates, ...]
 
 def initial_logits(blocks: tuple[Geometry, ...]) -> Gates:
     """The logits a search starts from."""
-    return tuple(
-        BlockGates(jnp.full(3, INITIAL_LOGIT), jnp.full(b.hidden, INITIAL_LOGIT)) for b in blocks
-    )
+
+    def full(size: int) -> Array:  # an explicit dtype: a weak one would compile the step again
+        return jnp.full(size, INITIAL_LOGIT, float)
+
+    return tuple(BlockGates(full(3), full(b.hidden)) for b in blocks)
 
 
 def sample(logits: Gates, key: Array | None = None, *, uniforms: Gates | None = None) -> Gates:

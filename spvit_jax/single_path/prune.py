@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import BatchNorm, Block, Dense, Geometry, Identity
+from spvit_jax.models.layers import Attention, BatchNorm, Block, Dense, Geometry, Identity
 from spvit_jax.single_path.architecture import (
     NORM_SKIP,
     Architecture,
@@ -16,7 +16,7 @@ from spvit_jax.single_path.architecture import (
     by_magnitude,
 )
 from spvit_jax.single_path.sharing import KERNEL_SIZES, TAPS, FoldedConv, SharedConv
-from spvit_jax.single_path.supernet import SinglePathAttention, SinglePathBlock
+from spvit_jax.single_path.supernet import SinglePathAttention
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -35,9 +35,8 @@ def prune(model: Model, architecture: Architecture) -> Model:
     model = nnx.clone(model)
     for i, geometry in enumerate(model.spec.blocks):
         block, op, units = model.blocks[i], architecture.ops[i], architecture.ffn[i]
-        if not isinstance(block, SinglePathBlock | Block) or isinstance(
-            block.mixer, SharedConv | FoldedConv
-        ):
+        whole = block.ffn.fc1.kernel.shape[1] == geometry.hidden
+        if not (whole and isinstance(block.mixer, Attention | SinglePathAttention)):
             raise ArchitectureError("prune a dense model or a supernet, not a pruned model")
         _keep_units(block.ffn, jnp.asarray(units, int))
         norm1, mixer = _mixer(op, block, geometry, model.spec.temperature)

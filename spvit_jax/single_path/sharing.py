@@ -5,6 +5,8 @@ kernel is its centre tap. Taps are row-major: tap ``3 * (dy + 1) + (dx + 1)`` re
 ``dy`` below and ``dx`` to the right.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,9 +18,28 @@ CENTRE = 4
 KERNEL_SIZES = {"conv1x1": 1, "conv3x3": 3}
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def head_mixture(head_logits: Array, temperature: float) -> Array:
-    """pi ``[heads, 9]``: for each tap, the heads' shares, which sum to 1."""
-    return jax.nn.softmax(head_logits / temperature, axis=0)
+    """pi ``[heads, 9]``: for each tap, the heads' shares, which sum to 1.
+
+    A small temperature magnifies rounding, so the largest logit is taken off before the division
+    and the derivative is a sum of differences. Where one head has nearly all of a tap, softmax's
+    own derivative is 100 times less exact in float32.
+    """
+    return jax.nn.softmax((head_logits - head_logits.max(0)) / temperature, axis=0)
+
+
+def _mixture_forward(head_logits: Array, temperature: float) -> tuple[Array, Array]:
+    mixture = head_mixture(head_logits, temperature)
+    return mixture, mixture
+
+
+def _mixture_backward(temperature: float, mixture: Array, gradient: Array) -> tuple[Array]:
+    differences = gradient[:, None] - gradient  # [heads, heads, 9]
+    return ((mixture[:, None] * mixture * differences).sum(1) / temperature,)
+
+
+head_mixture.defvjp(_mixture_forward, _mixture_backward)
 
 
 def tap_inputs(v: Dense, mixture: Array) -> tuple[Array, Array]:
@@ -39,16 +60,81 @@ def tap_outputs(out: Dense, mixture: Array) -> Array:
     return jnp.einsum("hdo,ht->tdo", kernel.reshape(heads, -1, kernel.shape[-1]), mixture)
 
 
-def sum_shifted(taps: Array) -> Array:
-    """The 3x3 convolution of nine already projected maps: ``[b, S, S, 9, d] -> [b, S, S, d]``.
+def _shifted(x: Array, tap: int) -> Array:
+    """The map ``x [b, S, S, ...]`` that ``tap`` reads, with zeros entering at the border."""
+    down, right = tap // 3, tap % 3
+    padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1)] + [(0, 0)] * (x.ndim - 3))
+    return padded[:, down : down + x.shape[1], right : right + x.shape[2]]
 
-    Tap by tap, the map is shifted by the tap's offset, with zeros entering at the border.
+
+@jax.custom_vjp
+def mix_values(values: Array, mixture: Array) -> tuple[Array, Array]:
+    """Both convolutions of already projected values, bias left out.
+
+    Mixing the heads' values and shifting them is the same as convolving with the mixed kernels.
+    Written as multiply-adds with a derivative of its own, because XLA's for the equivalent einsum
+    transposes activations and takes ten times as long on CPU.
+
+    Args:
+      values: ``[b, S, S, D]``, the value projection of the patch tokens.
+      mixture: ``[heads, 9]``.
+
+    Returns:
+      the 1x1 and the 3x3 hidden map, each ``[b, S, S, d]``.
     """
-    grid = taps.shape[1]
-    padded = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return sum(
-        padded[:, t // 3 : t // 3 + grid, t % 3 : t % 3 + grid, t] for t in range(taps.shape[3])
+    rows = _spread(values, mixture)
+    conv3 = sum(_shifted(values, tap) * rows[tap] for tap in range(TAPS))
+    heads = mixture.shape[0]
+    return (
+        sum(jnp.split(values * rows[CENTRE], heads, axis=-1)),
+        sum(jnp.split(conv3, heads, axis=-1)),
     )
+
+
+def _spread(values: Array, mixture: Array) -> Array:
+    """The mixture as a factor for each channel of each tap, ``[9, D]``."""
+    return jnp.repeat(mixture.T, values.shape[-1] // mixture.shape[0], axis=1)
+
+
+def _mix_forward(values: Array, mixture: Array) -> tuple[tuple[Array, Array], tuple]:
+    return mix_values(values, mixture), (values, mixture)
+
+
+def _mix_backward(saved: tuple, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+    values, mixture = saved
+    centre, conv3 = gradients
+    heads = mixture.shape[0]
+    taps = [_shifted(conv3, TAPS - 1 - tap) for tap in range(TAPS)]  # the transposed shifts
+    taps[CENTRE] += centre
+    by_head = [sum(row[tap] * taps[tap] for tap in range(TAPS)) for row in mixture]
+    split = values.reshape(-1, heads, conv3.shape[-1])
+    wide = jnp.promote_types(mixture.dtype, jnp.float32)
+    shares = [
+        (split * tap.reshape(-1, 1, conv3.shape[-1])).sum(0, dtype=wide).sum(-1) for tap in taps
+    ]
+    return jnp.concatenate(by_head, -1), jnp.stack(shares, 1).astype(mixture.dtype)
+
+
+mix_values.defvjp(_mix_forward, _mix_backward)
+
+
+@jax.custom_vjp
+def sum_shifted(taps: Array) -> Array:
+    """A 3x3 convolution's nine projected maps, each shifted, summed: ``[b, S, S, 9, d]`` to
+    ``[b, S, S, d]``.
+    """
+    return sum(_shifted(taps[:, :, :, tap], tap) for tap in range(TAPS))
+
+
+def _sum_forward(taps: Array) -> tuple[Array, None]:
+    return sum_shifted(taps), None
+
+
+def _sum_backward(_: None, gradient: Array) -> tuple[Array]:
+    return (jnp.stack([_shifted(gradient, TAPS - 1 - tap) for tap in range(TAPS)], axis=3),)
+
+
+sum_shifted.defvjp(_sum_forward, _sum_backward)
 
 
 def conv3x3(x: Array, kernel: Array, grid: int) -> Array:

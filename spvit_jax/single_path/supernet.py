@@ -22,7 +22,7 @@ from spvit_jax.models.layers import (
     split_key,
 )
 from spvit_jax.single_path.gates import BlockGates
-from spvit_jax.single_path.sharing import CENTRE, TAPS, head_mixture, sum_shifted, tap_outputs
+from spvit_jax.single_path.sharing import CENTRE, TAPS, head_mixture, mix_values, tap_outputs
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -67,19 +67,14 @@ class SinglePathAttention(nnx.Module):
         return jnp.concatenate([tokens, patches], axis=1)
 
     def _convolutions(self, values: Array, mixture: Array, train: bool) -> tuple[Array, Array]:
-        """Both hidden maps ``[batch, S*S, d]``, of values ``[batch, S*S, D]`` without bias.
-
-        Mixing the projected heads is the same as projecting with the mixed kernels.
-        """
+        """Both hidden maps ``[batch, S*S, d]``, of values ``[batch, S*S, D]`` without bias."""
         geometry = self.geometry
         batch, grid, heads = values.shape[0], geometry.grid, geometry.heads
-        split = values.reshape(-1, heads, geometry.head_dim)
-        taps = jnp.einsum("nhd,ht->ntd", split, mixture)
-        taps = taps.reshape(batch, grid, grid, TAPS, geometry.head_dim)
+        conv1, conv3 = mix_values(values.reshape(batch, grid, grid, -1), mixture)
         head_bias = cast(self.attention.v.bias[...], values.dtype).reshape(heads, -1)
         bias = jnp.einsum("hd,ht->td", head_bias, mixture)
-        conv1 = self.norm1x1(taps[:, :, :, CENTRE] + bias[CENTRE], train)
-        conv3 = self.norm3x3(sum_shifted(taps) + bias.sum(0), train)
+        conv1 = self.norm1x1(conv1 + bias[CENTRE], train)
+        conv3 = self.norm3x3(conv3 + bias.sum(0), train)
         flat = (batch, grid * grid, geometry.head_dim)
         return jax.nn.relu(conv1).reshape(flat), jax.nn.relu(conv3).reshape(flat)
 

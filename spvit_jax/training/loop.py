@@ -91,7 +91,7 @@ class Loop:
         evaluate = last or (self.eval_steps > 0 and number % self.eval_steps == 0)
         if number % self.log_every == 0 or save or evaluate:
             values = self._check(number, metrics, checkpoints) | self.describe(state)
-            bar.set_postfix(loss=f"{values['loss']:.3f}")
+            bar.show({"loss": values["loss"]})
             if evaluate:
                 values |= self.evaluate(state)
             writer.write(number, values)

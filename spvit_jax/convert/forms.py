@@ -1,0 +1,76 @@
+"""The forms a model takes on its way, each built from the dense one by the same surgery."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spvit_jax.convert.tables import Shapes, require
+from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.single_path.supernet import supernet
+
+FORMS = ("dense", "supernet", "shared", "folded", "deploy")  # deploy: batch norms folded too
+MODELS = {ViTSpec: ViT}  # the network of each kind of spec
+
+
+def build(spec: Any, form: str, architecture: Architecture | None = None, **options: Any) -> Any:
+    """A model of shapes only, for ``fill``.
+
+    Args:
+      spec: the dense model's.
+      form: one of ``FORMS``.
+      architecture: of a pruned form; only its ops and widths matter.
+      options: of the dense model: dropout, drop_path, dtype, remat.
+
+    Raises:
+      ValueError: no such form, or the architecture is missing or does not fit.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+    return nnx.eval_shape(partial(_build, spec, form, architecture, options))
+
+
+def _build(spec: Any, form: str, architecture: Architecture | None, options: Mapping) -> nnx.Module:
+    model = MODELS[type(spec)](spec, rngs=nnx.Rngs(0), **options)
+    if form == "dense":
+        return model
+    if form == "supernet":
+        return supernet(model)
+    if architecture is None:
+        raise ValueError(f"a model of {form} form needs its architecture")
+    units = tuple(tuple(range(width)) for width in architecture.widths)
+    model = prune(model, dataclasses.replace(architecture, ffn=units))
+    return model if form == "shared" else fold(model, batch_norm=form == "deploy")
+
+
+def variables(model: nnx.Module) -> dict[str, Any]:
+    """Parameters and running statistics, or their shapes, by dotted path."""
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): leaf[...] for path, leaf in leaves}
+
+
+def shapes(model: nnx.Module) -> Shapes:
+    """The shape of each of ``variables``."""
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): leaf.get_value().shape for path, leaf in leaves}
+
+
+def fill(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """A model of shapes with ``arrays`` in it, in the model's dtypes.
+
+    Raises:
+      CheckpointError: the arrays are not those of the model; names all.
+    """
+    require({name: value.shape for name, value in arrays.items()}, shapes(model))
+    graph, state = nnx.split(model)
+    leaves = [
+        (path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))], leaf.dtype)))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))

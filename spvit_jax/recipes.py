@@ -1,0 +1,103 @@
+"""Settings that several files of ``configs/`` share: the released recipe, and ``tiny``."""
+
+import dataclasses
+import os
+
+from spvit_jax.config import Config, ConfigError, Data, Finetune, Model, Search
+
+FASHION_MNIST = {  # 28x28 grey images, which need no crop; mean and std of the training pixels
+    "crop_ratio": 1.0,
+    "mean": (0.2867, 0.2867, 0.2867),
+    "std": (0.354, 0.354, 0.354),
+}
+BATCH = 1024  # images a step of the released runs
+LEARNING_RATE = 5e-5 * BATCH / 512
+SHARED = {"batch_size": BATCH, "learning_rate": LEARNING_RATE, "label_smoothing": 0.1}
+
+
+def released_deit(
+    variant: str,
+    *,
+    model: str,
+    checkpoint: str,
+    architecture: str | os.PathLike,
+    gate_learning_rate: float,
+    budget_lambda: float,
+    target_gmacs: float,
+) -> Config:
+    """The recipe of the released SPViT-DeiT runs on ImageNet, as far as it exists here.
+
+    Not yet: random resized crops, RandAugment, colour jitter, mixup, cutmix, random erasing,
+    repeated augmentation and distillation.
+
+    Args:
+      variant: "", "tiny", or "stage=finetune" to fine-tune ``architecture`` without a search.
+      model: a row of ``spvit_jax.models.VARIANTS``.
+      checkpoint: its pretrained weights.
+      architecture: JSON of the published architecture.
+      gate_learning_rate, budget_lambda, target_gmacs: those of its search.
+
+    Raises:
+      ConfigError: another variant.
+    """
+    made = Config(
+        model=Model(variant=model, checkpoint=checkpoint, drop_path=0.1, dtype="bfloat16"),
+        data=Data(
+            source="tfds:imagenet2012",
+            test_split="validation",
+            augment="flip",
+            workers=8,
+            eval_batch_size=BATCH,
+        ),
+        search=Search(
+            epochs=20,
+            gate_learning_rate=gate_learning_rate,
+            budget_lambda=budget_lambda,
+            target_gmacs=target_gmacs,
+            **SHARED,
+        ),
+        finetune=Finetune(epochs=130, schedule="cosine", final_learning_rate=1e-5, **SHARED),
+    )
+    if variant == "tiny":
+        return tiny(made)
+    if variant == "stage=finetune":
+        made.stage = "finetune"
+        made.finetune.architecture = os.fspath(architecture)
+    elif variant:
+        raise ConfigError(f'this config has "", "tiny" and "stage=finetune"; got {variant!r}')
+    return made
+
+
+def tiny(config: Config) -> Config:
+    """``config`` in seconds on a laptop: the packaged DeiT and images, ten steps a stage.
+
+    Nothing is downloaded. What it finds is worthless; that it runs is the point.
+    """
+    small = {"epochs": 1.0, "batch_size": 32, "accumulation": 1, "warmup_epochs": 0.0}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model,
+            variant="deit_fashion_mnist",
+            checkpoint="packaged:deit_fashion_mnist",
+            image_size=0,
+            classes=0,
+        ),
+        data=dataclasses.replace(
+            config.data,
+            source="packaged:fashion_mnist",
+            directory="",
+            train_split="train[:320]",
+            test_split="test[:128]",
+            workers=0,
+            eval_batch_size=64,
+            **FASHION_MNIST,
+        ),
+        pretrain=dataclasses.replace(config.pretrain, **small),
+        search=dataclasses.replace(config.search, **small, target_gmacs=0.0, target_ratio=0.5),
+        finetune=dataclasses.replace(config.finetune, **small),
+        checkpoint_every=4,
+        log_every=2,
+        measure_batch=8,
+        measure_seconds=0.2,
+    )

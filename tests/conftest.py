@@ -1,0 +1,78 @@
+"""What the tests share: a compilation cache, and a look into traced programs."""
+
+import math
+import os
+from pathlib import Path
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spvit_jax" / "tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from flax import nnx  # noqa: E402
+
+
+def _equations(jaxpr):
+    """Every equation of a jaxpr and of those inside it, loops refused."""
+    for equation in jaxpr.eqns:
+        assert equation.primitive.name not in ("scan", "while", "cond"), equation
+        yield equation
+        for value in equation.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(item, "jaxpr", item)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+@pytest.fixture(scope="session")
+def equations():
+    """``equations(model, *arguments)``: those of a (possibly abstract) model's traced call."""
+
+    def trace(model, *arguments, **options):
+        graph, state = nnx.split(model)
+
+        def call(state, *arguments):
+            return nnx.merge(graph, state)(*arguments, **options)
+
+        return list(_equations(jax.make_jaxpr(call)(state, *arguments).jaxpr))
+
+    return trace
+
+
+@pytest.fixture(scope="session")
+def run():
+    """``run(model, *arguments, key=None, **options)``: the call, compiled; statistics change."""
+
+    def compiled(model, *arguments, key=None, **options):
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def call(state, key, *arguments):
+            inner = nnx.merge(graph, state)
+            return inner(*arguments, key=key, **options), nnx.state(inner)
+
+        result, state = call(state, key, *arguments)
+        nnx.update(model, state)
+        return result
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def traced_macs(equations):
+    """``traced_macs(model, *arguments)``: multiply-accumulates of its products, exactly."""
+
+    def count(equation):
+        if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+            return 0
+        out = equation.outvars[0].aval.shape
+        left, right = (v.aval.shape for v in equation.invars)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            return math.prod(out) * math.prod(left[axis] for axis in contracted)
+        outputs = right[equation.params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(out) * math.prod(right) // outputs
+
+    return lambda *arguments, **options: sum(map(count, equations(*arguments, **options)))

@@ -1,0 +1,86 @@
+"""Convolutions from attention weights: mixtures, taps and shifts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spvit_jax.models import Geometry
+from spvit_jax.models.layers import Attention, BatchNorm
+from spvit_jax.single_path.sharing import CENTRE, SharedConv, conv3x3, head_mixture, sum_shifted
+
+GRID, WIDTH, HEADS = 4, 12, 3
+
+
+def library_convolution(x, kernel):
+    """XLA's own: ``x [b, S, S, D]``, ``kernel [D, 9, d]`` with row-major taps."""
+    filters = kernel.reshape(kernel.shape[0], 3, 3, -1).transpose(1, 2, 0, 3)
+    return jax.lax.conv_general_dilated(
+        x, filters, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def test_a_tap_is_a_convex_mixture_of_heads():
+    mixture = head_mixture(normal(HEADS, 9) * 3, 2.0)
+    assert mixture.shape == (HEADS, 9) and float(mixture.min()) > 0
+    np.testing.assert_allclose(mixture.sum(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(head_mixture(jnp.ones((4, 9)), 0.01), 0.25)
+    logits = jnp.log(jnp.array([[1.0], [3.0]]))
+    np.testing.assert_allclose(head_mixture(logits * 0.01, 0.01)[:, 0], [0.25, 0.75], rtol=1e-5)
+
+
+def test_conv3x3_is_a_convolution_with_zero_padding():
+    x, kernel = normal(2, GRID, GRID, WIDTH), normal(WIDTH, 9, 5, seed=1)
+    found = conv3x3(x.reshape(2, GRID**2, WIDTH), kernel, GRID)
+    expected = library_convolution(x, kernel)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tap", range(9))
+def test_tap_reads_its_own_neighbour(tap):
+    taps = jnp.zeros((1, GRID, GRID, 9, 1)).at[..., tap, 0].set(normal(1, GRID, GRID))
+    found = np.asarray(sum_shifted(taps))[0, :, :, 0]
+    source = np.asarray(taps)[0, :, :, tap, 0]
+    down, right = tap // 3 - 1, tap % 3 - 1
+    for row in range(GRID):
+        for column in range(GRID):
+            inside = 0 <= row + down < GRID and 0 <= column + right < GRID
+            expected = source[row + down, column + right] if inside else 0
+            assert found[row, column] == expected
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_shared_convolution_follows_the_paper(size):
+    geometry = Geometry(WIDTH, HEADS, 0, GRID, prefix=1)
+    attention = Attention(geometry, dtype=None, rngs=nnx.Rngs(0))
+    for part, seed in ((attention.v, 1), (attention.out, 2)):
+        part.kernel[...], part.bias[...] = normal(WIDTH, WIDTH, seed=seed), normal(WIDTH, seed=9)
+    norm = BatchNorm(WIDTH // HEADS)
+    norm.mean[...], norm.var[...] = normal(4, seed=4), 1 + normal(4, seed=5) ** 2
+    logits = 1 + 0.01 * normal(HEADS, 9, seed=3)
+    conv = SharedConv(attention, logits, norm, size, geometry, 0.01)
+    x = normal(2, 1 + GRID**2, WIDTH, seed=6)
+
+    shares = np.asarray(jax.nn.softmax(logits / 0.01, axis=0))
+    into = np.asarray(attention.v.kernel[...]).reshape(WIDTH, HEADS, -1)
+    out = np.asarray(attention.out.kernel[...]).reshape(HEADS, -1, WIDTH)
+    kernel, output, bias = 0, 0, 0
+    taps = [CENTRE] if size == 1 else range(9)
+    kernel = np.zeros((WIDTH, 9, WIDTH // HEADS), np.float32)
+    for tap in taps:
+        for head in range(HEADS):
+            kernel[:, tap] += shares[head, tap] * into[:, head]
+            output += shares[head, tap] * out[head]
+            bias += shares[head, tap] * attention.v.bias[...].reshape(HEADS, -1)[head]
+    hidden = library_convolution(x[:, 1:].reshape(2, GRID, GRID, WIDTH), jnp.asarray(kernel))
+    units = jax.nn.relu((hidden + bias - norm.mean[...]) / jnp.sqrt(norm.var[...] + 1e-5))
+    expected = (units @ output + attention.out.bias[...]).reshape(2, GRID**2, WIDTH)
+
+    found = conv(x)
+    np.testing.assert_array_equal(found[:, 0], x[:, 0])
+    np.testing.assert_allclose(found[:, 1:], expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,135 @@
+"""The supernet under gates: the pruned network where they are hard, the mixture where soft."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spvit_jax.models import VARIANTS, ViT
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.gates import BlockGates, initial_logits
+from spvit_jax.single_path.prune import prune
+from spvit_jax.single_path.sharing import SharedConv
+from spvit_jax.single_path.supernet import SinglePathAttention, supernet
+
+
+def as_float(gates):
+    return jax.tree.map(lambda g: jnp.asarray(g, float), gates)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("train", [False, True])
+def test_hard_gates_compute_the_pruned_network(
+    seed, train, spec, dense, images, run, randomise, random_architecture, float64
+):
+    found = random_architecture(seed)
+    searched = randomise(supernet(dense(drop_path=0.3)), seed)
+    pruned = prune(searched, found)
+    options = {"train": train, "key": jax.random.key(seed) if train else None}
+    expected = run(searched, images, as_float(found.gates(spec)), **options)
+    assert expected.dtype == jnp.float64
+    np.testing.assert_allclose(run(pruned, images, **options), expected, rtol=1e-9, atol=1e-11)
+    convolutions = 0
+    for big, small in zip(searched.blocks, pruned.blocks, strict=True):
+        if isinstance(small.mixer, SharedConv):  # its statistics took the same step
+            norm = big.mixer.norm1x1 if small.mixer.size == 1 else big.mixer.norm3x3
+            np.testing.assert_allclose(small.mixer.norm.mean[...], norm.mean[...], rtol=1e-9)
+            np.testing.assert_allclose(small.mixer.norm.var[...], norm.var[...], rtol=1e-9)
+            convolutions += 1
+    assert convolutions == 2
+
+
+def test_hard_gates_compute_the_pruned_network_in_float32(
+    spec, dense, images, run, randomise, random_architecture
+):
+    found = random_architecture(7)
+    searched = randomise(supernet(dense()), 7)
+    expected = run(searched, images, as_float(found.gates(spec)))
+    assert expected.dtype == jnp.float32
+    np.testing.assert_allclose(run(prune(searched, found), images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
+    spec, dense, images, randomise, random_architecture, float64
+):
+    found = random_architecture(2)
+    searched = randomise(supernet(dense()), 2)
+
+    def gradients(model, *gates):
+        graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+        def loss(params):
+            logits = nnx.merge(graph, params, stats, copy=True)(images, *gates, train=True)
+            return jnp.square(logits).mean()
+
+        return nnx.merge(graph, jax.jit(jax.grad(loss))(params), stats)
+
+    whole = gradients(searched, as_float(found.gates(spec)))
+    part = gradients(prune(searched, found))
+    for big, small, op, units in zip(whole.blocks, part.blocks, found.ops, found.ffn, strict=True):
+        kept = big.ffn.fc1.kernel[...][:, np.array(units, int)]
+        np.testing.assert_allclose(small.ffn.fc1.kernel[...], kept, rtol=1e-8, atol=1e-12)
+        if op.startswith("conv"):
+            for name in ("v", "out"):
+                np.testing.assert_allclose(
+                    getattr(small.mixer, name).kernel[...],
+                    getattr(big.mixer.attention, name).kernel[...],
+                    rtol=1e-8,
+                    atol=1e-12,
+                )
+            logits = big.mixer.head_logits[...]
+            np.testing.assert_allclose(
+                small.mixer.head_logits[...], logits, rtol=1e-8, atol=1e-12
+            )
+            assert float(jnp.abs(logits).max()) > 0
+
+
+def test_soft_gates_mix_the_operations(spec, dense, images, randomise, float64):
+    block = randomise(supernet(dense()), 1).blocks[0]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 17, 24)))
+    attend = nnx.jit(lambda mixer, gates: mixer(x, gates, False))
+    skip, conv1, conv3, msa = (
+        attend(block.mixer, jnp.arange(3.0) < level) for level in range(4)
+    )
+    np.testing.assert_array_equal(skip, 0)
+    np.testing.assert_array_equal(conv1[:, 0], x[:, 0])  # the class token passes through
+    np.testing.assert_array_equal(conv3[:, 0], x[:, 0])
+    g0, g1, g2 = gates = np.array([0.9, 0.6, 0.3])
+    expected = g2 * msa + g1 * (1 - g2) * conv3 + g0 * (1 - g1) * (1 - g2) * conv1
+    np.testing.assert_allclose(attend(block.mixer, jnp.asarray(gates)), expected, rtol=1e-9)
+
+
+def test_open_gates_compute_the_dense_network_which_stays_as_it_was(spec, dense, images, run):
+    model = dense()
+    before = jax.tree.leaves(nnx.state(model))
+    searched = supernet(model)
+    gates = jax.tree.map(jnp.ones_like, initial_logits(spec.blocks))
+    np.testing.assert_allclose(
+        run(searched, images, gates), run(model, images), rtol=1e-5, atol=1e-5
+    )
+    searched.head.kernel[...] += 1
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.leaves(nnx.state(model)))
+    assert not any(isinstance(block.mixer, SinglePathAttention) for block in model.blocks)
+
+
+def test_closed_blocks_leave_the_tokens_alone(spec, dense, images, run):
+    shut = tuple(BlockGates(jnp.zeros(3), jnp.zeros(48)) for _ in range(4))
+    searched = supernet(dense())
+    pruned = prune(searched, Architecture(("skip",) * 4, (0,) * 4))
+    for block in (*searched.blocks, *pruned.blocks):
+        block.ffn.fc2.bias[...] = jnp.zeros(24)
+
+    x = searched.norm(searched.embed(jnp.asarray(images, jnp.float32)))[:, 0]
+    for logits in (run(searched, images, shut), run(pruned, images)):
+        np.testing.assert_allclose(logits, searched.head(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_search_forward_costs_little_more_than_a_dense_one(traced_macs):
+    """No D -> 9d projection: that alone would add 9 / heads of a D x D product a block."""
+    spec = VARIANTS["deit_tiny_patch16_224"]
+    model = nnx.eval_shape(lambda: ViT(spec, rngs=nnx.Rngs(0)))
+    searched = nnx.eval_shape(lambda: supernet(ViT(spec, rngs=nnx.Rngs(0))))
+    batch = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
+    gates = nnx.eval_shape(lambda: initial_logits(spec.blocks))
+    assert traced_macs(searched, batch, gates) < 1.07 * traced_macs(model, batch)
