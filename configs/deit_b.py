@@ -4,7 +4,7 @@
 
 Meant for 8 GPUs or TPU cores (the released run used 8, 128 images each). Fewer need
 ``--config.search.accumulation=8 --config.finetune.accumulation=8``, which takes the 1024 images
-of a step in micro-batches. ``:tiny`` takes seconds on a laptop.
+of a step in micro-batches. ``:tiny`` takes about a minute on a laptop, most of it compiling.
 The images come from TFDS, prepared once by ``tfds build imagenet2012 --file_format=array_record``,
 or from ``--config.data.source=folder:PATH --config.data.test_split=val``. The weights, a .pth, are
 downloaded; reading them needs the ``torch`` extra.

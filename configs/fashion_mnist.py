@@ -22,6 +22,7 @@ from spvit_jax import config, recipes
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """``variant`` is "", "pretrain" or "tiny"."""
+    recipes.check_variant(variant, "pretrain", "tiny")
     made = config.Config(
         model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
         data=config.Data(
@@ -35,12 +36,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "pretrain":
         made.stage = "pretrain"
         made.model.checkpoint = ""
+        made.data.augment = "flip"
         made.pretrain = config.Training(
-            epochs=24,
+            epochs=14,
             batch_size=128,
             learning_rate=1e-3,
             schedule="cosine",
-            warmup_epochs=1,
+            warmup_epochs=0.5,
             final_learning_rate=1e-5,
             weight_decay=0.05,
             clip_norm=1.0,

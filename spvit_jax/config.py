@@ -7,10 +7,22 @@ and refuses what cannot work, naming the field.
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 import ml_collections
 
+POSITIVE = {  # numbers that may not be 0; none may be negative
+    "accumulation",
+    "batch_size",
+    "checkpoint_every",
+    "epochs",
+    "eval_batch_size",
+    "learning_rate",
+    "log_every",
+    "measure_batch",
+    "measure_seconds",
+}
 STAGES = ("all", "pretrain", "search", "finetune", "evaluate")
 
 
@@ -104,8 +116,8 @@ class Config:
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """``config`` as the locked ConfigDict that ``--config=FILE.py`` expects."""
-    typed = _build(Config, dataclasses.asdict(config), "")  # 3 epochs become 3.0: a flag may say 0.5
-    return ml_collections.ConfigDict(dataclasses.asdict(typed))
+    typed = _build(Config, dataclasses.asdict(config), "")  # 3 becomes 3.0: a flag may say 0.5
+    return ml_collections.ConfigDict(dataclasses.asdict(typed)).lock()
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -116,6 +128,7 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     """
     plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     config = _build(Config, plain, "")
+    _check_numbers(config, "")
     _validate(config)
     return config
 
@@ -149,6 +162,19 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
+def _check_numbers(part: Any, path: str) -> None:
+    """No number may be negative, infinite or NaN, and those of ``POSITIVE`` not 0."""
+    for field in dataclasses.fields(part):
+        value, name = getattr(part, field.name), path + field.name
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{name}.")
+        elif isinstance(value, int | float):
+            positive = field.name in POSITIVE
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                wanted = "above 0" if positive else "0 or more"
+                raise ConfigError(f"{name} must be {wanted}, got {value}")
+
+
 def _validate(config: Config) -> None:
     def check(good: bool, message: str) -> None:
         if not good:
@@ -172,17 +198,15 @@ def _validate(config: Config) -> None:
     for name in ("pretrain", "search", "finetune"):
         part: Training = getattr(config, name)
         one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
-        check(part.epochs > 0, f"{name}.epochs must be above 0, got {part.epochs}")
-        check(part.batch_size > 0, f"{name}.batch_size must be above 0, got {part.batch_size}")
         check(
-            part.accumulation > 0 and part.batch_size % part.accumulation == 0,
+            part.batch_size % part.accumulation == 0,
             f"{name}.accumulation must divide {name}.batch_size={part.batch_size},"
             f" got {part.accumulation}",
         )
-        check(0 <= part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
-        check(0 <= part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
+        check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
+        check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
     for name in ("dropout", "drop_path"):
-        check(0 <= getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
+        check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
     if config.stage in ("all", "search"):
         gmacs, ratio = config.search.target_gmacs, config.search.target_ratio
         check(
@@ -190,6 +214,16 @@ def _validate(config: Config) -> None:
             "set exactly one of search.target_gmacs (in 1e9 MACs) and search.target_ratio"
             f" (share of the dense model); got {gmacs} and {ratio}",
         )
-    check(config.checkpoint_every > 0, "checkpoint_every must be at least 1 step")
-    check(config.log_every > 0, "log_every must be at least 1 step")
-    check(config.eval_every >= 0, "eval_every must not be negative (0: at the end only)")
+        check(ratio <= 1, f"search.target_ratio is a share of the dense model's MACs; got {ratio}")
+    if config.stage == "finetune":
+        check(
+            config.finetune.start == "pretrained",
+            "finetune.start=searched needs the search of the same run (stage=all);"
+            " with stage=finetune set it to pretrained",
+        )
+        check(
+            bool(config.finetune.architecture),
+            "stage=finetune needs finetune.architecture: the architecture.json of a search, or one"
+            " of configs/architectures/",
+        )
+    check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")

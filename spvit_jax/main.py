@@ -1,62 +1,70 @@
-"""Prune a vision transformer: ``python -m spvit_jax.main --config=configs/quickstart.py``.
+"""Prune a vision transformer with one command:
 
-The config is a Python file; ``--config=FILE.py:VARIANT`` picks one of its variants, and
-``--config.search.epochs=5`` changes one field. The same command goes on after an interruption,
-and prints the result again once it is finished.
+    python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
+
+searches an architecture under a budget, prunes, fine-tunes, folds and measures it. All that it
+makes goes to --workdir. After an interruption the same command goes on where it was; once
+finished it prints the result again.
+
+  --config=FILE.py           what to do: one of configs/, or a file of your own
+  --config=FILE.py:VARIANT   one of the variants that the file's first lines name, such as tiny
+  --config.GROUP.FIELD=...   changes one field; spvit_jax/config.py says what each means
+  --workdir=FOLDER           where checkpoints, metrics (TensorBoard reads them) and results go
+
+--config.stage is one of
+  all        search, finetune and the report (if nothing else is said)
+  search     ends with architecture.json
+  finetune   prunes to --config.finetune.architecture=FILE.json and fine-tunes
+  evaluate   top-1 of the pretrained model
+  pretrain   trains the dense model from scratch
+
+Examples, each in a --workdir of its own:
+  --config=configs/quickstart.py:tiny                          the whole pipeline in seconds
+  --config=configs/quickstart.py --config.search.target_ratio=0.7
+  --config=configs/deit_s.py:stage=finetune                    a published architecture
+
+Ctrl-C or SIGTERM ends the step, saves it and exits with 130 or 143; a second one exits at once.
 """
 
+import dataclasses
+import difflib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from spvit_jax.config import ConfigError, from_config_dict
-from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.data.errors import DataError
-from spvit_jax.pipeline import run
-from spvit_jax.progress import Console
-from spvit_jax.single_path.architecture import ArchitectureError
-from spvit_jax.single_path.budget import BudgetError
-from spvit_jax.training.checkpoint import CheckpointError
-from spvit_jax.training.loop import Interrupted, NonFiniteLoss
+from spvit_jax.config import Config, ConfigError, from_config_dict
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go.")
-
-USER_ERRORS = (
-    ArchitectureError,
-    BudgetError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    NonFiniteLoss,
-    PretrainedError,
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file, FILE.py or FILE.py:VARIANT")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
+_HELP = {"-h", "-help", "--help", "--helpshort"}
 
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0 finished, 2 bad input, 128 + the signal where one stopped the run."""
-    if len(arguments) > 1:
-        print(f"unexpected argument {arguments[1]!r}; flags start with --", file=sys.stderr)
-        return 2
     logging.set_verbosity(logging.WARNING)
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: _stop(number, received))
+    # Imported late: mistyped flags and --help do not wait for it, and signals do.
+    import jax
+
+    from spvit_jax import pipeline
+    from spvit_jax.progress import Console
+
     try:
-        config = from_config_dict(_CONFIG.value)
         workdir = Path(_WORKDIR.value).expanduser()
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
-        run(config, workdir, Console(), lambda: bool(received))
-    except Interrupted as stopped:
+        pipeline.run(from_config_dict(_CONFIG.value), workdir, Console(), lambda: bool(received))
+    except pipeline.Interrupted as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return 128 + received[0]
-    except USER_ERRORS as error:
+    except pipeline.USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -68,8 +76,53 @@ def _stop(number: int, received: list[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     received.append(number)
+    os.write(2, b"\nstopping after this step; once more stops at once\n")  # print is not reentrant
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Reads the flags; help and mistakes in them end the process, with 0 and 2."""
+    if _HELP & set(arguments):
+        print(__doc__)
+        raise SystemExit(0)
+    try:
+        _check_fields(arguments)
+        rest = flags.FLAGS(arguments)[1:]
+        missing = [f"--{flag.name}" for flag in (_CONFIG, _WORKDIR) if not flag.value]
+        if missing:
+            raise ConfigError(f"{' and '.join(missing)} must be given; see --help")
+        if rest:
+            raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
+        from_config_dict(_CONFIG.value)
+    except (ConfigError, OSError, flags.Error) as error:
+        print(f"error: {_explained(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return arguments[:1]
+
+
+def _check_fields(arguments: list[str]) -> None:
+    """Raises ``ConfigError`` where ``--config.GROUP.FIELD`` names what is not there."""
+    for argument in arguments:
+        flag, _, path = argument.lstrip("-").partition("=")[0].partition(".")
+        part: Any = Config()
+        for name in path.split(".") if flag == "config" and path else ():
+            fields = vars(part) if dataclasses.is_dataclass(part) else {}
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
+                raise ConfigError(f"--config.{path}: the config has no field {name} there; {hint}")
+            part = fields[name]
+
+
+def _explained(error: BaseException) -> str:
+    """What went wrong in the first place, which ml_collections wraps in errors of its own."""
+    inner = error
+    while inner.__cause__ or inner.__context__:
+        inner = inner.__cause__ or inner.__context__
+    if isinstance(inner, OSError):
+        reason = str(inner).strip().rpartition("\n")[2].strip()
+        return f"--config cannot be read: {reason}; configs/quickstart.py is one to begin with"
+    return str(inner if isinstance(inner, ConfigError) else error)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -40,6 +40,7 @@ def released_deit(
     Raises:
       ConfigError: another variant.
     """
+    check_variant(variant, "tiny", "stage=finetune")
     made = Config(
         model=Model(variant=model, checkpoint=checkpoint, drop_path=0.1, dtype="bfloat16"),
         data=Data(
@@ -63,13 +64,19 @@ def released_deit(
     if variant == "stage=finetune":
         made.stage = "finetune"
         made.finetune.architecture = os.fspath(architecture)
-    elif variant:
-        raise ConfigError(f'this config has "", "tiny" and "stage=finetune"; got {variant!r}')
     return made
 
 
+def check_variant(variant: str, *known: str) -> None:
+    """Raises ``ConfigError`` unless ``variant`` is "" or one of ``known``."""
+    if variant not in ("", *known):
+        raise ConfigError(
+            f"after the colon of --config this file knows {', '.join(known)}; got {variant!r}"
+        )
+
+
 def tiny(config: Config) -> Config:
-    """``config`` in seconds on a laptop: the packaged DeiT and images, ten steps a stage.
+    """``config`` in about a minute on a laptop: the packaged DeiT and images, ten steps a stage.
 
     Nothing is downloaded. What it finds is worthless; that it runs is the point.
     """

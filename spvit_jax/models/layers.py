@@ -1,7 +1,8 @@
 """Layers that every model here is built from.
 
 Where a framework default differs from PyTorch's, PyTorch's is taken and said: exact (erf) GELU,
-unbiased running variance, layer norm without the fast variance, weights drawn from N(0, 0.02^2).
+unbiased running variance, layer norm without the fast variance. Initial weights are those of the
+original ViT: Xavier's uniform distribution, zero biases.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from flax import nnx
 
 Array = jax.Array
 
-INIT = nnx.initializers.normal(0.02)  # timm truncates at +-2, a hundred standard deviations
+INIT = nnx.initializers.xavier_uniform()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.layers import (
-    INIT,
     Array,
     Attention,
     Block,
@@ -19,6 +18,9 @@ from spvit_jax.models.layers import (
 )
 
 LAYER_NORM_EPSILON = 1e-6
+TOKEN_INIT = nnx.initializers.normal(0.02)
+POSITION_INIT = nnx.initializers.normal(0.5)  # on the scale of embedded patches: short trainings
+# from scratch learn positions late otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +106,8 @@ class ViT(nnx.Module):
         width, patch = spec.width, spec.patch_size
         geometry = spec.blocks[0]
         self.patch_embed = Dense(3 * patch**2, width, dtype=dtype, rngs=rngs)
-        self.tokens = nnx.Param(INIT(rngs.params(), (spec.prefix, width)))
-        self.pos_embed = nnx.Param(INIT(rngs.params(), (geometry.tokens, width)))
+        self.tokens = nnx.Param(TOKEN_INIT(rngs.params(), (spec.prefix, width)))
+        self.pos_embed = nnx.Param(POSITION_INIT(rngs.params(), (geometry.tokens, width)))
         depth = max(spec.depth - 1, 1)
         self.blocks = nnx.List(
             self._block(geometry, dropout, drop_path * i / depth, rngs) for i in range(spec.depth)
@@ -121,6 +123,7 @@ class ViT(nnx.Module):
             epsilon=LAYER_NORM_EPSILON,
             use_fast_variance=False,
             dtype=self.dtype,
+            param_dtype=jnp.result_type(float),  # float64 where everything is
             rngs=rngs,
         )
 

@@ -18,7 +18,7 @@ from spvit_jax.single_path.cost import cost
 from spvit_jax.single_path.gates import BlockGates, Gates
 
 OPS = ("skip", "conv1x1", "conv3x3", "msa")  # by cost; the index is how many kernel gates are open
-NORM_SKIP = "norm_skip"  # the branch is norm1(x): released models contain it, pruning never picks it
+NORM_SKIP = "norm_skip"  # the branch is norm1(x): in released models, never chosen by pruning
 
 
 class ArchitectureError(ValueError):
@@ -106,13 +106,22 @@ def from_json(text: str) -> Architecture:
     try:
         values = json.loads(text)
         ops, ffn, model = values["ops"], values["ffn"], values.get("model", "")
-        units = tuple(u if isinstance(u, int) else tuple(int(i) for i in u) for u in ffn)
-        return Architecture(tuple(str(op) for op in ops), units, str(model))
+        if not isinstance(ops, list):
+            raise TypeError(f"ops must be a list, got {ops!r}")
+        return Architecture(tuple(map(str, ops)), tuple(map(_units, ffn)), str(model))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchitectureError(
             'expected JSON like {"model": "deit_tiny_patch16_224", "ops": ["msa", ...],'
             f' "ffn": [512, [0, 3, 4], ...]}}; {type(error).__name__}: {error}'
         ) from error
+
+
+def _units(value: Any) -> int | tuple[int, ...]:
+    if type(value) is int:
+        return value
+    if isinstance(value, list) and all(type(unit) is int for unit in value):
+        return tuple(value)
+    raise TypeError(f"ffn must hold numbers or lists of indices, got {str(value)[:80]!r}")
 
 
 def load(path: str | os.PathLike) -> Architecture:

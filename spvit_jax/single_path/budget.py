@@ -29,10 +29,10 @@ def project(logits: Gates, spec: Any, target: int, model: str = "") -> Architect
     """The architecture of the highest-ranked gates at or under ``target`` MACs.
 
     Gates are ranked by their logits, a kernel gate by the least of its own and of those it is
-    nested in. In that order each gate that still fits is opened. If everything left is too dear
-    and the budget is not met within ``TOLERANCE``, the kernel gates passed over are tried, best
-    first, at the expense of the lowest-ranked gates, and the architecture nearest the target
-    that keeps to it is returned.
+    nested in. In that order each gate that still fits is opened. If that ends more than
+    ``TOLERANCE`` below the target, because what is left is too dear, kernel gates go before FFN
+    units: first the highest-ranked one, then the two highest, and so on until it does not. FFN
+    units are cheap, so one of these fills the budget to within a unit.
 
     Raises:
       BudgetError: even with every gate closed the model is above the target.
@@ -44,11 +44,11 @@ def project(logits: Gates, spec: Any, target: int, model: str = "") -> Architect
             " and head alone take; raise search.target_gmacs or search.target_ratio"
         )
     best, spent = ranking.fill(target, first=[])
-    passed_over = [i for i in ranking.order if ranking.is_kernel[i] and not best[i]]
-    for gate in passed_over:
+    kernels = [gate for gate in ranking.order if ranking.is_kernel[gate]]
+    for count in range(1, len(kernels) + 1):
         if spent >= target * (1 - TOLERANCE):
             break
-        opened, macs = ranking.fill(target, first=ranking.chain(gate))
+        opened, macs = ranking.fill(target, first=kernels[:count])
         if macs > spent:
             best, spent = opened, macs
     return from_gates(ranking.gates(best), model)
@@ -59,7 +59,7 @@ class _Ranking:
 
     def __init__(self, logits: Gates, spec: Any):
         self.blocks = spec.blocks
-        shut = tuple(BlockGates(np.zeros(3, np.int64), np.zeros(b.hidden, int)) for b in self.blocks)
+        shut = tuple(BlockGates(np.zeros(3, int), np.zeros(b.hidden, int)) for b in self.blocks)
         self.base = int(cost(spec, shut))
         kernel = np.stack([np.minimum.accumulate(np.asarray(g.kernel)) for g in logits])
         strengths = [kernel.ravel(), *(np.asarray(g.ffn) for g in logits)]
@@ -68,10 +68,6 @@ class _Ranking:
         self.costs = [int(c) for c in np.concatenate([*steps, *units])]
         self.is_kernel = np.arange(len(self.costs)) < kernel.size
         self.order = np.argsort(-np.concatenate(strengths), kind="stable")
-
-    def chain(self, gate: int) -> list[int]:
-        """A kernel gate after those it is nested in."""
-        return list(range(gate - gate % 3, gate + 1))
 
     def fill(self, target: int, first: list[int]) -> tuple[np.ndarray, int]:
         """Opens ``first``, then every gate in order that fits; says which, and the MACs."""

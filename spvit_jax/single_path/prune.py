@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Attention, BatchNorm, Block, Dense, Geometry, Identity
+from spvit_jax.models.layers import Attention, BatchNorm, Block, Geometry, Identity
 from spvit_jax.single_path.architecture import (
     NORM_SKIP,
     Architecture,

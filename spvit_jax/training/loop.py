@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 
 from spvit_jax.progress import Bar, Console
 from spvit_jax.training.checkpoint import Checkpoints
@@ -15,15 +16,11 @@ Metrics = dict[str, float]
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; the checkpoint of ``step`` is written."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}; its checkpoint is saved")
-        self.step = step
+    """The run was asked to stop and did; what was finished is saved."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became infinite or NaN."""
+    """A step gave a loss, a gradient or weights that are infinite or NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +69,21 @@ class Loop:
                 state, metrics = step(state, next(batches))
                 self._check(number - 1, pending, checkpoints)  # while the device computes this one
                 pending = metrics
-                self._act(number, state, metrics, checkpoints, writer, bar)
+                self._record(number, state, metrics, checkpoints, writer, bar)
+                last = number == self.steps
+                stop = self.should_stop() and not last
+                if last or stop or number % checkpoints.every == 0:
+                    self._check(number, metrics, checkpoints)
+                    self._check(number, _not_finite(state), checkpoints)
+                    writer.flush()
+                    checkpoints.save(number, state, wait=last or stop)
+                if stop:
+                    raise Interrupted(
+                        f"{self.name} stopped after step {number} of {self.steps}, which is saved"
+                    )
         return state
 
-    def _act(
+    def _record(
         self,
         number: int,
         state: TrainState,
@@ -84,23 +92,15 @@ class Loop:
         writer: MetricWriter,
         bar: Bar,
     ) -> None:
-        """What a step may call for: metrics, an evaluation, a checkpoint, the end."""
-        last = number == self.steps
-        stop = self.should_stop() and not last
-        save = last or stop or number % checkpoints.every == 0
-        evaluate = last or (self.eval_steps > 0 and number % self.eval_steps == 0)
-        if number % self.log_every == 0 or save or evaluate:
+        """Metrics and evaluation where due: at the same steps however often a run is resumed."""
+        evaluate = number == self.steps or (self.eval_steps > 0 and number % self.eval_steps == 0)
+        if evaluate or number % self.log_every == 0:
             values = self._check(number, metrics, checkpoints) | self.describe(state)
             bar.show({"loss": values["loss"]})
             if evaluate:
                 values |= self.evaluate(state)
             writer.write(number, values)
         bar.update()
-        if save:
-            writer.flush()
-            checkpoints.save(number, state, wait=last or stop)
-        if stop:
-            raise Interrupted(number)
 
     def _check(
         self, number: int, metrics: dict[str, jax.Array], checkpoints: Checkpoints
@@ -111,8 +111,19 @@ class Loop:
         kept = checkpoints.steps
         raise NonFiniteLoss(
             f"{self.name}: step {number} gave "
-            + ", ".join(f"{name} {value}" for name, value in values.items())
+            + ", ".join(f"{name} {value:g}" for name, value in values.items())
             + (f"; the checkpoint of step {kept[-1]} is kept" if kept else "; no checkpoint yet")
             + f" in {checkpoints.directory}. Lower the learning rate or set clip_norm, and start"
             " in another --workdir"
         )
+
+
+def _not_finite(state: TrainState) -> Metrics:
+    """The parts of a state that hold infinities or NaN, each with the first of them."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        values = np.asarray(leaf)
+        finite = np.isfinite(values)
+        if not finite.all():
+            found[jax.tree_util.keystr(path)] = float(values[~finite][0])
+    return found

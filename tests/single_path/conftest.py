@@ -22,20 +22,24 @@ def images():
 
 @pytest.fixture(scope="session")
 def randomise():
-    """``randomise(model, seed)``: every weight and statistic drawn anew, in place."""
+    """``randomise(model, seed)``: the (possibly abstract) model, every number drawn anew."""
 
     def draw(model, seed=0):
         rng = np.random.default_rng(seed)
-        for path, variable in nnx.to_flat_state(nnx.state(model)):
+        graph, state = nnx.split(model)
+        drawn = []
+        for path, variable in nnx.to_flat_state(state):
             name, shape = path[-1], variable.shape
-            if name in ("scale", "var"):
+            if name == "scale":
                 value = rng.uniform(0.5, 1.5, shape)
+            elif name == "var":
+                value = 10 ** rng.uniform(-2, 0, shape)  # small enough to show epsilon
             elif name == "head_logits":
                 value = 1 + 0.01 * rng.standard_normal(shape)  # in units of the temperature
             else:
                 value = 0.2 * rng.standard_normal(shape)
-            variable[...] = jnp.asarray(value, variable.dtype)
-        return model
+            drawn.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
+        return nnx.merge(graph, nnx.from_flat_state(drawn))
 
     return draw
 
@@ -43,7 +47,9 @@ def randomise():
 @pytest.fixture
 def dense(spec, randomise):
     """A random dense model, in float64 inside ``jax.enable_x64``."""
-    return lambda **options: randomise(ViT(spec, rngs=nnx.Rngs(0), **options))
+    return lambda **options: randomise(
+        nnx.eval_shape(lambda: ViT(spec, rngs=nnx.Rngs(0), **options))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Convolutions from attention weights: mixtures, taps and shifts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,14 @@ from flax import nnx
 
 from spvit_jax.models import Geometry
 from spvit_jax.models.layers import Attention, BatchNorm
-from spvit_jax.single_path.sharing import CENTRE, SharedConv, conv3x3, head_mixture, sum_shifted
+from spvit_jax.single_path.sharing import (
+    CENTRE,
+    SharedConv,
+    conv3x3,
+    head_mixture,
+    mix_values,
+    sum_shifted,
+)
 
 GRID, WIDTH, HEADS = 4, 12, 3
 
@@ -22,7 +31,23 @@ def library_convolution(x, kernel):
 
 
 def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), float)
+
+
+def assert_same_gradients(function, reference, *arguments):
+    """Both functions of arrays, and both their derivatives in random directions."""
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(np.asarray(a), jnp.float64) for a in arguments]
+
+        @partial(jax.jit, static_argnums=0)
+        def outputs(function, *arguments):
+            out, backward = jax.vjp(function, *arguments)
+            directions = [normal(*o.shape, seed=i) for i, o in enumerate(jax.tree.leaves(out))]
+            return out, backward(jax.tree.unflatten(jax.tree.structure(out), directions))
+
+        found, expected = outputs(function, *arguments), outputs(reference, *arguments)
+        close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
+        jax.tree.map(close, found, expected)
 
 
 def test_a_tap_is_a_convex_mixture_of_heads():
@@ -34,11 +59,40 @@ def test_a_tap_is_a_convex_mixture_of_heads():
     np.testing.assert_allclose(head_mixture(logits * 0.01, 0.01)[:, 0], [0.25, 0.75], rtol=1e-5)
 
 
-def test_conv3x3_is_a_convolution_with_zero_padding():
+@pytest.mark.parametrize("temperature", [0.01, 100.0])
+def test_the_mixture_has_the_gradient_of_a_softmax(temperature):
+    assert_same_gradients(
+        partial(head_mixture, temperature=temperature),
+        lambda logits: jax.nn.softmax(logits / temperature, axis=0),
+        1 + 0.01 * normal(HEADS, 9),
+    )
+
+
+def test_the_mixture_is_exact_for_close_logits_at_a_small_temperature():
+    logits = (1 + 0.01 * normal(HEADS, 9)).astype(jnp.float32)
+    wide = np.asarray(logits, np.float64) / 0.01
+    expected = np.exp(wide - wide.max(0)) / np.exp(wide - wide.max(0)).sum(0)
+    np.testing.assert_allclose(head_mixture(logits, 0.01), expected, rtol=3e-6)
+
+
+def test_conv3x3_and_its_gradient_are_those_of_a_convolution_with_zero_padding():
+    def found(x, kernel):
+        flat = conv3x3(x.reshape(2, GRID**2, WIDTH), kernel, GRID)
+        return flat.reshape(2, GRID, GRID, -1)
+
     x, kernel = normal(2, GRID, GRID, WIDTH), normal(WIDTH, 9, 5, seed=1)
-    found = conv3x3(x.reshape(2, GRID**2, WIDTH), kernel, GRID)
-    expected = library_convolution(x, kernel)
-    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(found, library_convolution, x, kernel)
+
+
+def test_mixed_values_and_their_gradient_are_those_of_mixed_kernels():
+    def reference(values, mixture):
+        taps = jnp.eye(WIDTH).reshape(WIDTH, HEADS, -1)  # from the values on, the heads themselves
+        kernel = jnp.einsum("ihd,ht->itd", taps, mixture)
+        centre = jnp.zeros_like(kernel).at[:, CENTRE].set(kernel[:, CENTRE])
+        return library_convolution(values, centre), library_convolution(values, kernel)
+
+    mixture = jax.nn.softmax(normal(HEADS, 9, seed=1), axis=0)
+    assert_same_gradients(mix_values, reference, normal(2, GRID, GRID, WIDTH), mixture)
 
 
 @pytest.mark.parametrize("tap", range(9))

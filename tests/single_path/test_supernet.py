@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from spvit_jax.models import VARIANTS, ViT
-from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.architecture import Architecture, by_magnitude
 from spvit_jax.single_path.gates import BlockGates, initial_logits
 from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.sharing import SharedConv
@@ -18,8 +18,7 @@ def as_float(gates):
     return jax.tree.map(lambda g: jnp.asarray(g, float), gates)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("seed", "train"), [(0, False), (1, False), (2, True), (3, True)])
 def test_hard_gates_compute_the_pruned_network(
     seed, train, spec, dense, images, run, randomise, random_architecture, float64
 ):
@@ -51,9 +50,9 @@ def test_hard_gates_compute_the_pruned_network_in_float32(
 
 
 def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
-    spec, dense, images, randomise, random_architecture, float64
+    spec, dense, images, randomise, float64
 ):
-    found = random_architecture(2)
+    found = Architecture(("conv3x3", "conv1x1", "skip", "msa"), (20, (0, 7, 47), 48, ()))
     searched = randomise(supernet(dense()), 2)
 
     def gradients(model, *gates):
@@ -65,8 +64,10 @@ def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
 
         return nnx.merge(graph, jax.jit(jax.grad(loss))(params), stats)
 
+    found = by_magnitude(found, searched)
     whole = gradients(searched, as_float(found.gates(spec)))
     part = gradients(prune(searched, found))
+    learnt = []
     for big, small, op, units in zip(whole.blocks, part.blocks, found.ops, found.ffn, strict=True):
         kept = big.ffn.fc1.kernel[...][:, np.array(units, int)]
         np.testing.assert_allclose(small.ffn.fc1.kernel[...], kept, rtol=1e-8, atol=1e-12)
@@ -79,19 +80,16 @@ def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
                     atol=1e-12,
                 )
             logits = big.mixer.head_logits[...]
-            np.testing.assert_allclose(
-                small.mixer.head_logits[...], logits, rtol=1e-8, atol=1e-12
-            )
-            assert float(jnp.abs(logits).max()) > 0
+            np.testing.assert_allclose(small.mixer.head_logits[...], logits, rtol=1e-8, atol=1e-12)
+            learnt.append(float(jnp.abs(logits).max()))
+    assert min(learnt) > 0
 
 
 def test_soft_gates_mix_the_operations(spec, dense, images, randomise, float64):
     block = randomise(supernet(dense()), 1).blocks[0]
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 17, 24)))
     attend = nnx.jit(lambda mixer, gates: mixer(x, gates, False))
-    skip, conv1, conv3, msa = (
-        attend(block.mixer, jnp.arange(3.0) < level) for level in range(4)
-    )
+    skip, conv1, conv3, msa = (attend(block.mixer, jnp.arange(3.0) < level) for level in range(4))
     np.testing.assert_array_equal(skip, 0)
     np.testing.assert_array_equal(conv1[:, 0], x[:, 0])  # the class token passes through
     np.testing.assert_array_equal(conv3[:, 0], x[:, 0])

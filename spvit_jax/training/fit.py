@@ -1,0 +1,183 @@
+"""One optimisation from start to end, or from its newest checkpoint: what every stage calls."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from spvit_jax.config import Config, Training
+from spvit_jax.data.pipeline import (
+    eval_batches,
+    prefetch,
+    steps_per_epoch,
+    to_device,
+    train_batches,
+)
+from spvit_jax.data.sources import Source
+from spvit_jax.models import ViT
+from spvit_jax.progress import Console
+from spvit_jax.single_path.gates import Gates, decide
+from spvit_jax.training.checkpoint import Checkpoints
+from spvit_jax.training.loop import Interrupted, Loop, Metrics
+from spvit_jax.training.metrics import MetricWriter
+from spvit_jax.training.optim import optimizer, schedule
+from spvit_jax.training.sharding import batch_sharded, replicated
+from spvit_jax.training.step import (
+    Objective,
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+from spvit_jax.workdir import Workdir
+
+EvalStep = Callable[[nnx.State, nnx.State, Gates | None, dict], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a search has besides weights: gates, their rate, and the price of the budget."""
+
+    logits: Gates
+    learning_rate: float
+    penalty: Callable[[Gates], jax.Array]
+    describe: Callable[[TrainState], Metrics]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What all stages of a run train and evaluate with."""
+
+    config: Config
+    workdir: Workdir
+    mesh: Mesh
+    train: Source
+    test: Source
+    image_size: int
+    console: Console
+    should_stop: Callable[[], bool]
+
+    def fit(
+        self, name: str, model: ViT, training: Training, search: Search | None = None
+    ) -> tuple[ViT, Gates]:
+        """Trains ``model`` as ``training`` says, in the folder ``name``.
+
+        A training that has ended is only read.
+
+        Returns:
+          The model and the gate logits at the end.
+
+        Raises:
+          Interrupted, NonFiniteLoss, CheckpointError: see ``Loop`` and ``Checkpoints``.
+        """
+        everywhere = replicated(self.mesh)
+        per_epoch = steps_per_epoch(self.train, training.batch_size)
+        steps = max(round(training.epochs * per_epoch), 1)
+        rate = schedule(training, steps, per_epoch)
+        optimiser = optimizer(training, rate, search.learning_rate if search else 0.0)
+        state = init_state(
+            model,
+            optimiser,
+            gates=search.logits if search else (),
+            seed=self.config.seed,
+            average=training.ema_decay > 0,
+        )
+        graph = nnx.graphdef(model)
+        objective = self._objective(training, search)
+        with Checkpoints(self.workdir / name, self.config.checkpoint_every) as checkpoints:
+            state = checkpoints.restore(state, everywhere) or jax.device_put(state, everywhere)
+            if int(state.step) < steps:
+                step = make_train_step(graph, optimiser, objective, self.mesh)
+                evaluation = make_eval_step(graph, objective, self.mesh)
+                loop = self._loop(name, training, steps, per_epoch, evaluation, search)
+                state = self._run(loop, step, state, checkpoints)
+        return nnx.merge(graph, _weights(state), state.stats, copy=True), state.gates
+
+    def _objective(self, training: Training, search: Search | None = None) -> Objective:
+        return Objective(
+            mean=self.config.data.mean,
+            std=self.config.data.std,
+            label_smoothing=training.label_smoothing,
+            penalty=search.penalty if search else None,
+            accumulation=training.accumulation,
+            ema_decay=training.ema_decay,
+        )
+
+    def _loop(
+        self,
+        name: str,
+        training: Training,
+        steps: int,
+        per_epoch: int,
+        evaluation: EvalStep,
+        search: Search | None,
+    ) -> Loop:
+        def evaluate(state: TrainState) -> Metrics:
+            gates = decide(state.gates) if state.gates else None
+            return {"top1": self._accuracy(evaluation, _weights(state), state.stats, gates)}
+
+        return Loop(
+            name=name,
+            steps=steps,
+            batch_size=training.batch_size,
+            log_every=self.config.log_every,
+            eval_steps=round(self.config.eval_every * per_epoch),
+            evaluate=evaluate,
+            should_stop=self.should_stop,
+            describe=search.describe if search else lambda state: {},
+        )
+
+    def _run(
+        self, loop: Loop, step: Callable, state: TrainState, checkpoints: Checkpoints
+    ) -> TrainState:
+        data, start = self.config.data, int(state.step)
+        batches = train_batches(
+            self.train,
+            batch_size=loop.batch_size,
+            image_size=self.image_size,
+            augment=data.augment,
+            seed=self.config.seed,
+            start_step=start,
+            workers=data.workers,
+        )
+        on_devices = prefetch(batches, batch_sharded(self.mesh))
+        with MetricWriter(self.workdir / loop.name, start) as writer:
+            return loop.run(state, step, on_devices, checkpoints, writer, self.console)
+
+    def top1(self, model: ViT) -> float:
+        """Share of the test images that ``model`` classifies correctly.
+
+        Raises:
+          Interrupted: ``should_stop`` said so.
+        """
+        graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        evaluation = make_eval_step(graph, self._objective(self.config.finetune), self.mesh)
+        return self._accuracy(evaluation, params, stats, None, self.should_stop)
+
+    def _accuracy(
+        self,
+        step: EvalStep,
+        params: nnx.State,
+        stats: nnx.State,
+        gates: Gates | None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> float:
+        data, counts = self.config.data, []
+        for batch in eval_batches(
+            self.test,
+            batch_size=data.eval_batch_size,
+            image_size=self.image_size,
+            crop_ratio=data.crop_ratio,
+            workers=data.workers,
+        ):
+            if should_stop():
+                raise Interrupted("stopped during an evaluation, which begins again")
+            counts.append(step(params, stats, gates, to_device(batch, batch_sharded(self.mesh))))
+        return sum(int(count) for count in counts) / len(self.test)
+
+
+def _weights(state: TrainState) -> nnx.State:
+    """Those that are evaluated and handed on: the average, where there is one."""
+    return state.params if state.average is None else state.average

@@ -1,0 +1,131 @@
+import argparse
+import collections
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from spvit_jax.convert import CheckpointError, read_state
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+
+
+class Touch:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def check(state):
+    assert state.keys() == WEIGHTS.keys()
+    np.testing.assert_array_equal(state["a.weight"], WEIGHTS["a.weight"].numpy())
+    assert state["b"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHTS,
+        {"model": WEIGHTS},
+        {"state_dict": collections.OrderedDict(WEIGHTS), "epoch": 3},
+        {"model_ema": WEIGHTS},
+        {"model": WEIGHTS, "model_ema": {"other": torch.zeros(1)}, "optimizer": {"lr": 1.0}},
+        {"model": {f"module.{name}": value for name, value in WEIGHTS.items()}},
+        {"model": WEIGHTS, "args": argparse.Namespace(lr=1e-3, name="x", steps=[1, 2])},
+        {name: torch.nn.Parameter(v) if v.ndim else v for name, v in WEIGHTS.items()},
+    ],
+)
+def test_torch_files(tmp_path, suffix, content):
+    torch.save(content, tmp_path / f"m{suffix}")
+    check(read_state(str(tmp_path / f"m{suffix}")))
+
+
+def test_legacy_torch_file(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "m.pth", _use_new_zipfile_serialization=False)
+    check(read_state(str(tmp_path / "m.pth")))
+
+
+def test_safetensors(tmp_path):
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "m.safetensors")
+    check(read_state(str(tmp_path / "m.safetensors")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(tmp_path, dtype):
+    state = {"a": torch.tensor([1.5, -2.25]).to(dtype)}
+    torch.save(state, tmp_path / "m.pth")
+    safetensors.torch.save_file(state, tmp_path / "m.safetensors")
+    for name in ("m.pth", "m.safetensors"):
+        value = read_state(str(tmp_path / name))["a"]
+        assert value.dtype == np.float32
+        assert value.tolist() == [1.5, -2.25]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: argparse.Namespace(x=x)])
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path, wrap, save):
+    marker, path = tmp_path / "marker", tmp_path / "m.pth"
+    save({"model": WEIGHTS, "args": wrap(Touch(marker))}, path)
+    with pytest.raises(CheckpointError, match="Nothing in it was executed"):
+        read_state(str(path))
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Touch(marker)))
+    assert marker.exists(), "the attack itself does not work, so the test shows nothing"
+
+
+def test_truncated_files(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "m.pth")
+    safetensors.torch.save_file({"a": torch.zeros(1000)}, tmp_path / "m.safetensors")
+    for name in ("m.pth", "m.safetensors"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for length in (3, 20, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError, match=f"{length:,} bytes"):
+                read_state(str(path))
+        path.write_bytes(b"")
+        with pytest.raises(CheckpointError, match="empty"):
+            read_state(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("m.pth", b"<!DOCTYPE html><html>", "a web page"),
+        ("m.safetensors", b"<!DOCTYPE html><html>", "a web page"),
+        ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
+        ("m.safetensors", b"PK\x03\x04 and so on", "a zip archive"),
+        ("m.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file.*expected weights in .safetensors"),
+        ("m", b"hello, world", "starts with b'hello, world'"),
+    ],
+)
+def test_foreign_files_are_called_by_their_name(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        read_state(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), {}, {"model": {"a": "text"}}, {3: 4}])
+def test_torch_files_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="expected named tensors"):
+        read_state(str(tmp_path / "m.pth"))
+
+
+def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
+    torch.save(WEIGHTS, tmp_path / "m.pth")
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "m.safetensors")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(CheckpointError, match=r'pip install "torch>=2\.6"'):
+        read_state(str(tmp_path / "m.pth"))
+    check(read_state(str(tmp_path / "m.safetensors")))

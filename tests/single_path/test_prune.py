@@ -1,0 +1,109 @@
+"""Pruning and folding: what is carried over, and that folding changes nothing."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spvit_jax.single_path.architecture import Architecture, ArchitectureError
+from spvit_jax.single_path.prune import count_parameters, fold, prune
+from spvit_jax.single_path.sharing import FoldedConv, SharedConv
+from spvit_jax.single_path.supernet import supernet
+
+FOUND = Architecture(("conv1x1", "conv3x3", "msa", "norm_skip"), ((0, 5, 47), (), 48, 7))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_folding_computes_the_same(seed, dense, images, run, randomise, random_architecture):
+    shared = randomise(prune(dense(), random_architecture(seed)), seed)
+    folded = fold(shared)
+    deployed = fold(shared, batch_norm=True)
+    again = fold(folded, batch_norm=True)
+    expected = run(shared, images)
+    for model in (folded, deployed, again):
+        np.testing.assert_allclose(run(model, images), expected, rtol=1e-5, atol=1e-5)
+    expected = run(shared, images, train=True)
+    np.testing.assert_allclose(run(folded, images, train=True), expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(shared.blocks, folded.blocks, strict=True):
+        if isinstance(one.mixer, SharedConv):
+            np.testing.assert_allclose(
+                other.mixer.norm.var[...], one.mixer.norm.var[...], rtol=1e-5
+            )
+
+
+def test_folding_replaces_every_convolution_and_leaves_its_argument(dense, randomise):
+    shared = randomise(prune(dense(), FOUND))
+    deployed = fold(shared, batch_norm=True)
+    for model, kind in ((shared, SharedConv), (deployed, FoldedConv)):
+        assert [type(b.mixer) is kind for b in model.blocks] == [True, True, False, False]
+    assert all(b.mixer.norm is None for b in deployed.blocks[:2])
+    assert all(b.mixer.norm is not None for b in shared.blocks[:2])
+    assert not nnx.to_flat_state(nnx.state(deployed, nnx.BatchStat)).leaves
+    kernel = shared.blocks[1].mixer.kernels()[0]
+    np.testing.assert_array_equal(fold(shared).blocks[1].mixer.kernel[...], kernel)
+
+
+def test_a_dense_model_gives_slices_equal_shares_and_fresh_norms(dense):
+    model = dense()
+    pruned = prune(model, FOUND)
+    for block, source in zip(pruned.blocks[:2], model.blocks, strict=False):
+        np.testing.assert_array_equal(block.mixer.v.kernel[...], source.mixer.v.kernel[...])
+        np.testing.assert_array_equal(block.mixer.out.kernel[...], source.mixer.out.kernel[...])
+        np.testing.assert_array_equal(block.mixer.head_logits[...], np.ones((3, 9)))
+        norm = block.mixer.norm
+        for found, value in ((norm.mean, 0), (norm.var, 1), (norm.scale, 1), (norm.bias, 0)):
+            np.testing.assert_array_equal(found[...], np.full(8, value))
+    assert [block.mixer.size for block in pruned.blocks[:2]] == [1, 3]
+    units = np.array(FOUND.ffn[0])
+    ffn, source = pruned.blocks[0].ffn, model.blocks[0].ffn
+    np.testing.assert_array_equal(ffn.fc1.kernel[...], source.fc1.kernel[...][:, units])
+    np.testing.assert_array_equal(ffn.fc1.bias[...], source.fc1.bias[...][units])
+    np.testing.assert_array_equal(ffn.fc2.kernel[...], source.fc2.kernel[...][units])
+    np.testing.assert_array_equal(ffn.fc2.bias[...], source.fc2.bias[...])
+    assert [b.ffn.fc1.kernel.shape[1] for b in pruned.blocks] == [3, 0, 48, 7]
+
+
+def test_a_supernet_gives_what_it_has_learnt(dense, randomise):
+    searched = randomise(supernet(dense()), 3)
+    pruned = prune(searched, FOUND)
+    for i, name in ((0, "norm1x1"), (1, "norm3x3")):
+        source, found = searched.blocks[i].mixer, pruned.blocks[i].mixer
+        np.testing.assert_array_equal(found.head_logits[...], source.head_logits[...])
+        for part in ("mean", "var", "scale", "bias"):
+            expected = getattr(getattr(source, name), part)[...]
+            np.testing.assert_array_equal(getattr(found.norm, part)[...], expected)
+
+
+def test_the_model_that_is_pruned_stays_as_it_was(dense):
+    model = dense()
+    before = count_parameters(model)
+    pruned = prune(model, FOUND)
+    assert count_parameters(model) == before > count_parameters(pruned)
+    pruned.head.kernel[...] += 1
+    assert float(jnp.abs(pruned.head.kernel[...] - model.head.kernel[...]).min()) > 0.5
+
+
+def test_norm_skip_adds_the_norm_and_skip_adds_nothing(dense):
+    model = dense()
+    first = model.blocks[0]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 17, 24)), jnp.float32)
+    skip, norm_skip = (
+        prune(model, Architecture((op,) * 4, (48,) * 4)).blocks[0] for op in ("skip", "norm_skip")
+    )
+    for block, expected in ((skip, x), (norm_skip, x + first.norm1(x))):
+        expected = expected + first.ffn(first.norm2(expected))
+        np.testing.assert_allclose(block(x), expected, rtol=1e-5, atol=1e-5)
+    assert skip.norm1 is None
+
+
+@pytest.mark.parametrize("op", ["skip", "norm_skip", "conv1x1", "conv3x3", "msa"])
+def test_a_pruned_model_is_not_pruned_again(op, dense):
+    pruned = prune(dense(), Architecture((op, "msa", "msa", "msa"), (47, 48, 48, 48)))
+    for model in (pruned, fold(pruned)):
+        with pytest.raises(ArchitectureError, match="not a pruned model"):
+            prune(model, FOUND)
+
+
+def test_an_architecture_of_another_depth_is_refused(dense):
+    with pytest.raises(ArchitectureError, match="ops must name 4 blocks"):
+        prune(dense(), Architecture(("msa",), (48,)))

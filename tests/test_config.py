@@ -1,0 +1,145 @@
+"""The schema refuses what cannot run, and says which field is to blame."""
+
+import dataclasses
+import json
+
+import pytest
+
+from spvit_jax import config
+from spvit_jax.config import Config, ConfigError, from_config_dict, to_config_dict
+
+
+def changed(path, value, **others):
+    """The defaults, made valid, with one field changed, as a plain dictionary."""
+    values = json.loads(json.dumps(dataclasses.asdict(Config())))
+    values["search"]["target_ratio"] = 0.5
+    for name, new in {path: value, **others}.items():
+        *groups, last = name.split(".")
+        group = values
+        for part in groups:
+            group = group[part]
+        group[last] = new
+    return values
+
+
+def fields(cls, path=""):
+    """Every field below ``cls`` and its type."""
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from fields(field.type, f"{path}{field.name}.")
+        else:
+            yield path + field.name, field.type
+
+
+FIELDS = dict(fields(Config))
+
+
+def test_round_trip_through_the_config_dict_and_json():
+    made = from_config_dict(changed("seed", 7))
+    assert made.seed == 7 and made.search.target_ratio == 0.5
+    assert from_config_dict(to_config_dict(made)) == made
+    assert from_config_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
+
+
+def test_the_config_dict_is_locked_and_takes_fractions_where_the_file_says_integers():
+    made = to_config_dict(Config(search=config.Search(epochs=3, target_ratio=1)))
+    made.search.epochs = 0.5  # a flag does just that
+    with pytest.raises(AttributeError):
+        made.search.epoch = 3
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_refuses_another_type(name):
+    wrong = 3 if FIELDS[name] is str else "three"
+    with pytest.raises(ConfigError, match=rf"^{name} must be a "):
+        from_config_dict(changed(name, wrong))
+    with pytest.raises(ConfigError, match=rf"^{name} must be a "):
+        from_config_dict(changed(name, None))
+
+
+def test_whole_numbers_are_not_fractions_and_switches_not_numbers():
+    assert from_config_dict(changed("search.epochs", 3)).search.epochs == 3.0
+    for name, value in (("seed", 1.5), ("seed", True), ("model.remat", 1)):
+        with pytest.raises(ConfigError, match=rf"^{name} must be a (int|bool), got {value}"):
+            from_config_dict(changed(name, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("search.epoch", r"config has no field search\.epoch; did you mean search\.epochs\?"),
+        ("model.drop_paths", r"no field model\.drop_paths; did you mean model\.drop_path\?"),
+        ("sede", r"no field sede; did you mean seed\?"),
+        ("finetune.zzz", r"no field finetune\.zzz; it has \['accumulation', 'architecture'"),
+        ("pretrain.target_ratio", r"no field pretrain\.target_ratio"),
+    ],
+)
+def test_an_unknown_field_is_named_with_the_nearest(path, message):
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(changed(path, 1))
+
+
+def test_a_group_is_not_a_value():
+    with pytest.raises(ConfigError, match=r"^search is a group of fields, got 3"):
+        from_config_dict({"search": 3})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("stage", "prune", r"^stage must be one of all, pretrain.*got 'prune'"),
+        ("model.dtype", "float16", r"^model\.dtype must be one of float32, bfloat16"),
+        ("model.dropout", 1.0, r"^model\.dropout must be in \[0, 1\)"),
+        ("model.drop_path", 2.0, r"^model\.drop_path must be in \[0, 1\)"),
+        ("data.augment", "mixup", r"^data\.augment must be one of none, flip, shift"),
+        ("data.source", "imagenet", r"^data\.source .*packaged, folder, tfds, idx; got 'imagenet'"),
+        ("data.mean", [0.5], r"^data\.mean and data\.std need three numbers"),
+        ("data.std", [0.5, 0.5, 0.0], r"^data\.mean and data\.std .*above 0"),
+        ("data.crop_ratio", 1.2, r"^data\.crop_ratio must be in \(0, 1\]"),
+        ("search.decision", "best", r"^search\.decision must be one of project, threshold"),
+        ("search.target_gmacs", 1.0, r"^set exactly one of search\.target_gmacs.*1\.0 and 0\.5"),
+        ("search.target_ratio", 0.0, r"^set exactly one of search\.target_gmacs.*0\.0 and 0\.0"),
+        ("search.schedule", "linear", r"^search\.schedule must be one of constant, cosine"),
+        ("finetune.accumulation", 3, r"^finetune\.accumulation must divide .*=128, got 3"),
+        ("search.ema_decay", 1.0, r"^search\.ema_decay must be in \[0, 1\)"),
+        ("search.label_smoothing", 1.0, r"^search\.label_smoothing must be in \[0, 1\)"),
+        ("finetune.start", "scratch", r"^finetune\.start must be one of pretrained, searched"),
+        ("search.target_ratio", 1.5, r"^search\.target_ratio is a share .*got 1\.5"),
+        ("seed", 2**32, r"^seed must be below 2\*\*32"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(path, value, message):
+    from_config_dict(changed("seed", 0))  # only the change is at fault
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(changed(path, value))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FIELDS.items() if kind in (int, float)])
+def test_no_number_is_negative_or_infinite(name):
+    wrong = [-1] if FIELDS[name] is int else [-1.0, float("inf"), float("nan")]
+    for value in wrong:
+        with pytest.raises(ConfigError, match=rf"^{name} must be (above 0|0 or more), got {value}"):
+            from_config_dict(changed(name, value))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{part}.{name}" for part in ("pretrain", "search", "finetune") for name in (
+            "epochs", "batch_size", "accumulation", "learning_rate"
+        )),
+        "data.eval_batch_size",
+        "checkpoint_every",
+        "log_every",
+        "measure_batch",
+        "measure_seconds",
+    ],
+)  # fmt: skip
+def test_what_is_divided_by_or_counted_is_not_zero(name):
+    with pytest.raises(ConfigError, match=rf"^{name} must be above 0, got 0"):
+        from_config_dict(changed(name, 0))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "evaluate"])
+def test_a_budget_is_only_asked_of_a_search(stage):
+    from_config_dict(changed("stage", stage, **{"search.target_ratio": 0.0}))

@@ -1,0 +1,147 @@
+"""Every file of ``configs/`` in every variant, loaded as the command line loads it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from spvit_jax import recipes
+from spvit_jax.config import Config, from_config_dict
+from spvit_jax.data.sources import open_source
+from spvit_jax.models import VARIANTS
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path.cost import dense_macs
+
+FOLDER = Path(__file__).parents[1] / "configs"
+VARIANTS_OF = {
+    "quickstart": ("", "tiny"),
+    "fashion_mnist": ("", "pretrain", "tiny"),
+    "deit_ti": ("", "stage=finetune", "tiny"),
+    "deit_s": ("", "stage=finetune", "tiny"),
+    "deit_b": ("", "stage=finetune", "tiny"),
+}
+DEIT = {  # model, checkpoint, gate learning rate, lambda, target, published architecture
+    "deit_ti": ("tiny", "a1311bcf", 1e-3, 20.0, 1.0),
+    "deit_s": ("small", "cd65a155", 5e-4, 3.0, 3.2),
+    "deit_b": ("base", "b5f2ef4d", 1e-3, 0.08, 6.0),
+}
+EVERY = [(name, variant) for name, variants in VARIANTS_OF.items() for variant in variants]
+
+
+def load(name, variant="", *arguments):
+    """The config of ``--config=configs/NAME.py:VARIANT ARGUMENTS``."""
+    values = flags.FlagValues()
+    argv = ["main", f"--config={FOLDER / name}.py:{variant}".removesuffix(":"), *arguments]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return from_config_dict(holder.value)
+
+
+def test_every_config_has_a_row():
+    assert {file.stem for file in FOLDER.glob("*.py")} == set(VARIANTS_OF)
+
+
+@pytest.mark.parametrize(("name", "variant"), EVERY)
+def test_config_is_valid_and_its_command_is_documented(name, variant):
+    made = load(name, variant)
+    assert made.model.variant in VARIANTS
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"python -m spvit_jax.main --config=configs/{name}.py" in text
+    assert variant in text
+    if made.stage in ("all", "search") and made.search.target_gmacs:
+        assert made.search.target_gmacs * 1e9 < dense_macs(VARIANTS[made.model.variant])
+
+
+@pytest.mark.parametrize("name", VARIANTS_OF)
+def test_one_field_changes_on_the_command_line(name):
+    made = load(name, "tiny", "--config.search.epochs=0.5", "--config.seed=3")
+    assert (made.search.epochs, made.seed) == (0.5, 3)
+
+
+@pytest.mark.parametrize("name", VARIANTS_OF)
+def test_an_unknown_variant_is_refused_with_those_there_are(name):
+    with pytest.raises(flags.IllegalFlagValueError, match=r"(?s)ConfigError: .*tiny.*; got 'tinny'"):
+        load(name, "tinny")
+
+
+@pytest.mark.parametrize("name", VARIANTS_OF)
+def test_tiny_needs_nothing_but_the_package_and_few_steps(name):
+    made = load(name, "tiny")
+    assert made.model.variant == made.model.checkpoint.removeprefix("packaged:")
+    assert made.data.source == "packaged:fashion_mnist" and made.data.workers == 0
+    train, test = (open_source(made.data, s) for s in (made.data.train_split, made.data.test_split))
+    assert len(test) <= 200
+    for part in (made.pretrain, made.search, made.finetune):
+        assert 2 <= part.epochs * len(train) / part.batch_size <= 12
+        assert part.batch_size % 8 == 0  # divides among 8 devices
+    assert made.data.eval_batch_size % 8 == 0
+    assert made.measure_seconds <= 0.5
+    full = load(name)
+    assert (made.stage, made.model.dtype, made.finetune.start, made.data.augment) == (
+        full.stage,
+        full.model.dtype,
+        full.finetune.start,
+        full.data.augment,
+    )
+
+
+@pytest.mark.parametrize(("name", "variant"), EVERY)
+def test_fashion_mnist_is_normalised_alike_everywhere(name, variant):
+    data = load(name, variant).data
+    if "fashion_mnist" in data.source:
+        fields = {field: getattr(data, field) for field in recipes.FASHION_MNIST}
+        assert fields == recipes.FASHION_MNIST
+
+
+def test_tiny_takes_any_config():
+    made = Config()
+    made.finetune.accumulation, made.finetune.batch_size = 64, 64
+    made.model.image_size, made.model.classes = 384, 1000
+    small = recipes.tiny(made)
+    from_config_dict(json.loads(json.dumps(small, default=vars)))
+    assert (small.model.image_size, small.model.classes) == (0, 0)
+    assert made.model.image_size == 384  # a copy
+
+
+@pytest.mark.parametrize("name", DEIT)
+def test_the_released_recipe(name):
+    size, digest, gate_rate, weight, target = DEIT[name]
+    made = load(name)
+    assert made.model.variant == f"deit_{size}_patch16_224"
+    assert made.model.checkpoint == (
+        f"https://dl.fbaipublicfiles.com/deit/deit_{size}_patch16_224-{digest}.pth"
+    )
+    search, finetune = made.search, made.finetune
+    assert (search.gate_learning_rate, search.budget_lambda) == (gate_rate, weight)
+    assert (search.target_gmacs, search.target_ratio, search.epochs) == (target, 0, 20)
+    assert (search.schedule, finetune.schedule) == ("constant", "cosine")
+    assert (finetune.epochs, finetune.final_learning_rate) == (130, 1e-5)
+    assert finetune.start == "pretrained"
+    for part in (search, finetune):
+        assert (part.batch_size, part.label_smoothing, part.weight_decay) == (1024, 0.1, 0.05)
+        assert part.learning_rate == pytest.approx(1e-4)
+        assert part.warmup_epochs == part.clip_norm == part.ema_decay == 0
+    assert (made.model.drop_path, made.model.dtype) == (0.1, "bfloat16")
+    data = made.data
+    assert (data.source, data.train_split) == ("tfds:imagenet2012", "train")
+    assert (data.test_split, data.augment, data.crop_ratio) == ("validation", "flip", 0.875)
+
+
+@pytest.mark.parametrize("name", DEIT)
+def test_finetuning_starts_from_the_published_architecture(name):
+    made = load(name, "stage=finetune")
+    assert made.stage == "finetune"
+    found = architectures.load(made.finetune.architecture)
+    assert Path(made.finetune.architecture).name == f"spvit_deit_{DEIT[name][0]}.json"
+    assert found.model == made.model.variant
+    found.check(VARIANTS[made.model.variant])
+
+
+def test_another_architecture_can_be_given():
+    path = str(FOLDER / "architectures" / "spvit_deit_base_33.json")
+    made = load("deit_b", "", "--config.stage=finetune", f"--config.finetune.architecture={path}")
+    found = architectures.load(made.finetune.architecture)
+    assert found.model == made.model.variant
+    assert found.macs(VARIANTS[found.model]) == 11_730_751_488

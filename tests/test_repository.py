@@ -1,0 +1,109 @@
+"""Rules of the repository that a linter does not know."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "spvit_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+DOCUMENTED = sorted([*FILES, *ROOT.glob("configs/*.py")])
+COMMANDS = ("main.py", "convert/__main__.py", "data/package.py")  # what a shell starts
+MAY_PRINT = (*COMMANDS, "progress.py")
+MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
+    "models": set(),
+    "single_path": {"models"},
+    "data": {"config"},
+    "convert": {"models", "single_path"},
+    "training": {"config", "models", "single_path", "data", "progress"},
+    "export": {"models", "single_path", "convert"},
+    "config.py": set(),
+    "recipes.py": {"config"},
+    "measure.py": set(),
+    "progress.py": set(),
+    "report.py": {"measure"},
+}
+
+
+def names(files):
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+def tree(file):
+    return ast.parse((ROOT / file).read_text())
+
+
+def inside(file):
+    return str((ROOT / file).relative_to(PACKAGE))
+
+
+def imported(file):
+    """Dotted names of all modules a file imports."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: import {node.module} by its full name"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def called(file):
+    nodes = ast.walk(tree(file))
+    functions = [node.func for node in nodes if isinstance(node, ast.Call)]
+    return {function.id for function in functions if isinstance(function, ast.Name)}
+
+
+def test_there_is_something_to_check():
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("file", names(DOCUMENTED))
+def test_every_module_says_what_it_is(file):
+    if Path(file).name != "__init__.py" or (ROOT / file).read_text():
+        assert ast.get_docstring(tree(file)), f"{file} needs a docstring"
+
+
+@pytest.mark.parametrize("file", names(FILES))
+def test_files_and_functions_stay_short(file):
+    lines = (ROOT / file).read_text().count("\n")
+    assert lines <= 400, f"{file} has {lines} lines; one noun a file"
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 80, f"{file}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("file", names(FILES))
+def test_nothing_is_evaluated_and_only_commands_print(file):
+    assert not called(file) & {"eval", "exec", "__import__"}
+    if inside(file) not in MAY_PRINT:
+        assert "print" not in called(file), f"{file} prints; raise, return or log"
+
+
+@pytest.mark.parametrize("file", names(FILES))
+def test_only_commands_read_flags_or_arguments(file):
+    if inside(file) not in COMMANDS:
+        used = set(imported(file)) | {
+            ast.unparse(node) for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)
+        }
+        wrong = {"absl.flags", "absl.app", "argparse.ArgumentParser", "sys.argv"}
+        assert not used & wrong, f"{file} reads a command line; take an argument instead"
+
+
+@pytest.mark.parametrize("file", names(FILES))
+def test_dependencies_point_one_way(file):
+    part = Path(inside(file)).parts[0]
+    if part in MAY_IMPORT:
+        ours = {m.split(".")[1] for m in imported(file) if m.startswith("spvit_jax.")}
+        allowed = MAY_IMPORT[part] | {part}
+        assert ours <= allowed, f"{file} imports {sorted(ours - allowed)}"
+
+
+def test_torch_is_needed_for_nothing_but_conversion():
+    for file in names(FILES):
+        for node in tree(file).body:  # at the top: on every import
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found = ast.unparse(node)
+                assert "torch" not in found.split() and "tensorflow " not in found, file
