@@ -9,21 +9,18 @@ the README for how), 10,000 of those images to search and fine-tune on, 2,000 te
 
 import ml_collections
 
-from spvit_jax import config
+from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """``variant`` is "" or "tiny"."""
+    recipes.check_variant(variant, "tiny")
     made = config.Config(
-        model=config.Model(
-            variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"
-        ),
+        model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
         data=config.Data(
             source="packaged:fashion_mnist",
             augment="shift",
-            crop_ratio=1.0,
-            mean=(0.2867, 0.2867, 0.2867),
-            std=(0.354, 0.354, 0.354),
+            **recipes.FASHION_MNIST,
         ),
         search=config.Search(
             epochs=3,
@@ -46,4 +43,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         measure_batch=64,
         measure_seconds=5.0,
     )
-    return config.to_config_dict(made)
+    return config.to_config_dict(recipes.tiny(made) if variant == "tiny" else made)

@@ -133,7 +133,7 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     return config
 
 
-def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+def _build(cls: Any, values: dict[str, Any], path: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     arguments = {}
     for name, value in values.items():

@@ -39,7 +39,9 @@ from ml_collections import config_flags
 
 from spvit_jax.config import Config, ConfigError, from_config_dict
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file, FILE.py or FILE.py:VARIANT")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A Python file, FILE.py or FILE.py:VARIANT"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
 _HELP = {"-h", "-help", "--help", "--helpshort"}
 
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
     from spvit_jax.progress import Console
 
     try:
-        workdir = Path(_WORKDIR.value).expanduser()
+        workdir = Path(str(_WORKDIR.value)).expanduser()
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
         pipeline.run(from_config_dict(_CONFIG.value), workdir, Console(), lambda: bool(received))
@@ -116,8 +118,8 @@ def _check_fields(arguments: list[str]) -> None:
 def _explained(error: BaseException) -> str:
     """What went wrong in the first place, which ml_collections wraps in errors of its own."""
     inner = error
-    while inner.__cause__ or inner.__context__:
-        inner = inner.__cause__ or inner.__context__
+    while deeper := inner.__cause__ or inner.__context__:
+        inner = deeper
     if isinstance(inner, OSError):
         reason = str(inner).strip().rpartition("\n")[2].strip()
         return f"--config cannot be read: {reason}; configs/quickstart.py is one to begin with"

@@ -318,8 +318,7 @@ def _check_batch(name: str, size: int) -> None:
     """Raises ``ConfigError`` unless the devices can share so many images."""
     if size % jax.device_count():
         raise ConfigError(
-            f"{name}={size} cannot be divided among {jax.device_count()} devices;"
-            " choose a multiple"
+            f"{name}={size} cannot be divided among {jax.device_count()} devices; choose a multiple"
         )
 
 

@@ -2,17 +2,23 @@
 
 import dataclasses
 import os
+from typing import Any
 
 from spvit_jax.config import Config, ConfigError, Data, Finetune, Model, Search
 
-FASHION_MNIST = {  # 28x28 grey images, which need no crop; mean and std of the training pixels
+# 28x28 grey images, which need no crop; mean and std of the training pixels
+FASHION_MNIST: dict[str, Any] = {
     "crop_ratio": 1.0,
     "mean": (0.2867, 0.2867, 0.2867),
     "std": (0.354, 0.354, 0.354),
 }
 BATCH = 1024  # images a step of the released runs
 LEARNING_RATE = 5e-5 * BATCH / 512
-SHARED = {"batch_size": BATCH, "learning_rate": LEARNING_RATE, "label_smoothing": 0.1}
+SHARED: dict[str, Any] = {
+    "batch_size": BATCH,
+    "learning_rate": LEARNING_RATE,
+    "label_smoothing": 0.1,
+}
 
 
 def released_deit(
@@ -80,7 +86,12 @@ def tiny(config: Config) -> Config:
 
     Nothing is downloaded. What it finds is worthless; that it runs is the point.
     """
-    small = {"epochs": 1.0, "batch_size": 32, "accumulation": 1, "warmup_epochs": 0.0}
+    small: dict[str, Any] = {
+        "epochs": 1.0,
+        "batch_size": 32,
+        "accumulation": 1,
+        "warmup_epochs": 0.0,
+    }
     return dataclasses.replace(
         config,
         model=dataclasses.replace(

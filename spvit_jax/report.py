@@ -1,6 +1,7 @@
 """What a run gained: its ``Result`` on disk, a table, and a figure."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -307,5 +308,5 @@ def _edges(steps: Sequence[int]) -> list[float]:
     """Borders between columns centred on ``steps``."""
     if len(steps) == 1:
         return [steps[0] - 0.5, steps[0] + 0.5]
-    middle = [(a + b) / 2 for a, b in zip(steps[:-1], steps[1:], strict=True)]
+    middle = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
     return [2 * steps[0] - middle[0], *middle, 2 * steps[-1] - middle[-1]]

@@ -62,7 +62,9 @@ def test_one_field_changes_on_the_command_line(name):
 
 @pytest.mark.parametrize("name", VARIANTS_OF)
 def test_an_unknown_variant_is_refused_with_those_there_are(name):
-    with pytest.raises(flags.IllegalFlagValueError, match=r"(?s)ConfigError: .*tiny.*; got 'tinny'"):
+    with pytest.raises(
+        flags.IllegalFlagValueError, match=r"(?s)ConfigError: .*tiny.*; got 'tinny'"
+    ):
         load(name, "tinny")
 
 

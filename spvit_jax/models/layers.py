@@ -8,6 +8,7 @@ original ViT: Xavier's uniform distribution, zero biases.
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -208,8 +209,8 @@ class Block(nnx.Module):
 
     def __init__(
         self,
-        norm1: nnx.LayerNorm | None,
-        mixer: nnx.Module | None,
+        norm1: Any,
+        mixer: Any,
         norm2: nnx.LayerNorm,
         ffn: Mlp,
         *,

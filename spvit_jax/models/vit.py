@@ -70,14 +70,14 @@ class ViTSpec:
         return embedding + self.width * self.classes * self.prefix
 
 
-_TINY = {"width": 192, "heads": 3, "hidden": 768}
-_SMALL = {"width": 384, "heads": 6, "hidden": 1536}
+_TINY = ViTSpec(width=192, heads=3, hidden=768)
+_SMALL = ViTSpec(width=384, heads=6, hidden=1536)
 VARIANTS = {
-    "deit_tiny_patch16_224": ViTSpec(**_TINY),
-    "deit_small_patch16_224": ViTSpec(**_SMALL),
+    "deit_tiny_patch16_224": _TINY,
+    "deit_small_patch16_224": _SMALL,
     "deit_base_patch16_224": ViTSpec(),
-    "deit_tiny_distilled_patch16_224": ViTSpec(**_TINY, distilled=True),
-    "deit_small_distilled_patch16_224": ViTSpec(**_SMALL, distilled=True),
+    "deit_tiny_distilled_patch16_224": dataclasses.replace(_TINY, distilled=True),
+    "deit_small_distilled_patch16_224": dataclasses.replace(_SMALL, distilled=True),
     "deit_base_distilled_patch16_224": ViTSpec(distilled=True),
     "vit_base_patch16_224": ViTSpec(),
     "deit_fashion_mnist": ViTSpec(

@@ -47,9 +47,7 @@ def cost(spec: Any, gates: Gates) -> Any:
 
 def dense_macs(spec: Any) -> int:
     """MACs of the dense model."""
-    ones = tuple(
-        BlockGates(np.ones(3, np.int64), np.ones(b.hidden, np.int64)) for b in spec.blocks
-    )
+    ones = tuple(BlockGates(np.ones(3, np.int64), np.ones(b.hidden, np.int64)) for b in spec.blocks)
     return int(cost(spec, ones))
 
 

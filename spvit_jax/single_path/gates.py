@@ -45,10 +45,12 @@ def sample(logits: Gates, key: Array | None = None, *, uniforms: Gates | None = 
       uniforms: the numbers in (0, 1) themselves, shaped as ``logits``.
     """
     flat, unravel = ravel_pytree(logits)
-    if uniforms is None:
+    if uniforms is not None:
+        noise = ravel_pytree(uniforms)[0]
+    elif key is not None:
         noise = jax.random.uniform(key, flat.shape, flat.dtype)
     else:
-        noise = ravel_pytree(uniforms)[0]
+        raise ValueError("give a key or the uniforms to sample gates with")
     eps = jnp.finfo(flat.dtype).eps
     limit = jnp.log1p(-eps) - jnp.log(eps)  # the logit of 1 - eps
     noise = jnp.clip(noise, eps, 1 - eps)

@@ -18,7 +18,7 @@ from spvit_jax.single_path.architecture import (
 from spvit_jax.single_path.sharing import KERNEL_SIZES, TAPS, FoldedConv, SharedConv
 from spvit_jax.single_path.supernet import SinglePathAttention
 
-Model = TypeVar("Model", bound=nnx.Module)
+Model = TypeVar("Model", bound=Any)  # a network with ``spec`` and ``blocks``
 
 
 def prune(model: Model, architecture: Architecture) -> Model:
@@ -51,13 +51,13 @@ def prune(model: Model, architecture: Architecture) -> Model:
     return model
 
 
-def _keep_units(ffn: nnx.Module, units: jnp.ndarray) -> None:
+def _keep_units(ffn: Any, units: jnp.ndarray) -> None:
     ffn.fc1.kernel = nnx.Param(ffn.fc1.kernel[...][:, units])
     ffn.fc1.bias = nnx.Param(ffn.fc1.bias[...][units])
     ffn.fc2.kernel = nnx.Param(ffn.fc2.kernel[...][units])
 
 
-def _mixer(op: str, block: Block, geometry: Geometry, temperature: float) -> tuple[Any, Any]:
+def _mixer(op: str, block: Any, geometry: Geometry, temperature: float) -> tuple[Any, Any]:
     """norm1 and mixer of a pruned block."""
     if op == "skip":
         return None, None
@@ -89,7 +89,7 @@ def fold(model: Model, *, batch_norm: bool = False) -> Model:
         if isinstance(block.mixer, SharedConv):
             block.mixer = _folded(block.mixer)
         if batch_norm and isinstance(block.mixer, FoldedConv) and block.mixer.norm is not None:
-            _fold_norm(block.mixer)
+            _fold_norm(block.mixer, block.mixer.norm)
     return model
 
 
@@ -100,8 +100,7 @@ def _folded(conv: SharedConv) -> FoldedConv:
     return FoldedConv(kernel, bias, conv.norm, out, conv.geometry)
 
 
-def _fold_norm(conv: FoldedConv) -> None:
-    norm = conv.norm
+def _fold_norm(conv: FoldedConv, norm: BatchNorm) -> None:
     scale = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.EPSILON)
     conv.kernel[...] = conv.kernel[...] * scale
     conv.bias[...] = (conv.bias[...] - norm.mean[...]) * scale + norm.bias[...]

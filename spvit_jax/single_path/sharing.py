@@ -5,7 +5,8 @@ kernel is its centre tap. Taps are row-major: tap ``3 * (dy + 1) + (dx + 1)`` re
 ``dy`` below and ``dx`` to the right.
 """
 
-from functools import partial
+from collections.abc import Iterable
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,10 @@ def tap_outputs(out: Dense, mixture: Array) -> Array:
     return jnp.einsum("hdo,ht->tdo", kernel.reshape(heads, -1, kernel.shape[-1]), mixture)
 
 
+def _sum(maps: Iterable[Array]) -> Array:
+    return reduce(jnp.add, maps)
+
+
 def _shifted(x: Array, tap: int) -> Array:
     """The map ``x [b, S, S, ...]`` that ``tap`` reads, with zeros entering at the border."""
     down, right = tap // 3, tap % 3
@@ -83,11 +88,11 @@ def mix_values(values: Array, mixture: Array) -> tuple[Array, Array]:
       the 1x1 and the 3x3 hidden map, each ``[b, S, S, d]``.
     """
     rows = _spread(values, mixture)
-    conv3 = sum(_shifted(values, tap) * rows[tap] for tap in range(TAPS))
+    conv3 = _sum(_shifted(values, tap) * rows[tap] for tap in range(TAPS))
     heads = mixture.shape[0]
     return (
-        sum(jnp.split(values * rows[CENTRE], heads, axis=-1)),
-        sum(jnp.split(conv3, heads, axis=-1)),
+        _sum(jnp.split(values * rows[CENTRE], heads, axis=-1)),
+        _sum(jnp.split(conv3, heads, axis=-1)),
     )
 
 
@@ -106,7 +111,7 @@ def _mix_backward(saved: tuple, gradients: tuple[Array, Array]) -> tuple[Array, 
     heads = mixture.shape[0]
     taps = [_shifted(conv3, TAPS - 1 - tap) for tap in range(TAPS)]  # the transposed shifts
     taps[CENTRE] += centre
-    by_head = [sum(row[tap] * taps[tap] for tap in range(TAPS)) for row in mixture]
+    by_head = [_sum(row[tap] * taps[tap] for tap in range(TAPS)) for row in mixture]
     split = values.reshape(-1, heads, conv3.shape[-1])
     wide = jnp.promote_types(mixture.dtype, jnp.float32)
     shares = [
@@ -123,7 +128,7 @@ def sum_shifted(taps: Array) -> Array:
     """A 3x3 convolution's nine projected maps, each shifted, summed: ``[b, S, S, 9, d]`` to
     ``[b, S, S, d]``.
     """
-    return sum(_shifted(taps[:, :, :, tap], tap) for tap in range(TAPS))
+    return _sum(_shifted(taps[:, :, :, tap], tap) for tap in range(TAPS))
 
 
 def _sum_forward(taps: Array) -> tuple[Array, None]:

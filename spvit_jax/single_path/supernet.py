@@ -5,7 +5,7 @@ not activations: choosing an operation is choosing which weights to use, so a ga
 projection costs what the dense one does.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from spvit_jax.models.layers import (
 from spvit_jax.single_path.gates import BlockGates
 from spvit_jax.single_path.sharing import CENTRE, TAPS, head_mixture, mix_values, tap_outputs
 
-Model = TypeVar("Model", bound=nnx.Module)
+Model = TypeVar("Model", bound=Any)  # a network with ``spec`` and ``blocks``
 
 
 class SinglePathAttention(nnx.Module):
@@ -93,7 +93,7 @@ class SinglePathBlock(Block):
             drop_path=block.drop_path,
         )
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # a gated block cannot stand where a plain one is
         self, x: Array, gates: BlockGates, *, key: Array | None = None, train: bool = False
     ) -> Array:
         keys = split_key(key, 5)

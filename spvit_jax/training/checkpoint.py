@@ -92,7 +92,8 @@ class Checkpoints:
         if not failures:
             return None
         raise CheckpointError(
-            f"no checkpoint in {self.directory} fits this run:\n  " + "\n  ".join(failures)
+            f"no checkpoint in {self.directory} fits this run:\n  "
+            + "\n  ".join(failures)
             + "\nuse the config they were written with, or another --workdir; if the disk damaged"
             " them, remove that folder, and the stage begins again"
         )

@@ -152,8 +152,9 @@ class Trainer:
         Raises:
           Interrupted: ``should_stop`` said so.
         """
-        graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-        evaluation = make_eval_step(graph, self._objective(self.config.finetune), self.mesh)
+        objective = self._objective(self.config.finetune)
+        evaluation = make_eval_step(nnx.graphdef(model), objective, self.mesh)
+        params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         return self._accuracy(evaluation, params, stats, None, self.should_stop)
 
     def _accuracy(

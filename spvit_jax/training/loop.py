@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -102,10 +103,9 @@ class Loop:
             writer.write(number, values)
         bar.update()
 
-    def _check(
-        self, number: int, metrics: dict[str, jax.Array], checkpoints: Checkpoints
-    ) -> Metrics:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def _check(self, number: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> Metrics:
+        """The metrics of step ``number`` as numbers; NonFiniteLoss if one is not finite."""
+        values = {name: float(value) for name, value in metrics.items()}
         if all(math.isfinite(value) for value in values.values()):
             return values
         kept = checkpoints.steps

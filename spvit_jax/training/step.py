@@ -48,8 +48,8 @@ class Objective:
     ema_decay: float = 0.0
 
     def normalise(self, images: Array) -> Array:
-        """uint8 pixels as the float32 values the network expects."""
-        pixels = images.astype(jnp.float32) / 255
+        """uint8 pixels as the numbers the network expects, in JAX's default float."""
+        pixels = images.astype(float) / 255
         return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
@@ -62,7 +62,7 @@ def init_state(
     average: bool = False,
 ) -> TrainState:
     """The state of step 0, holding copies of the model's arrays."""
-    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
     params, stats, gates = jax.tree.map(jnp.copy, (params, stats, gates))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

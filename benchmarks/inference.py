@@ -1,0 +1,73 @@
+"""A folded pruned model against its dense one and against PyTorch's dense one.
+
+    python benchmarks/inference.py [--architecture FILE.json] [--batch 8] [--turns 15]
+
+The published DeiT-B architecture by default; random weights, float32. "× first" is the speed
+relative to the dense model, turn by turn. The compilation cache is off. Needs torch.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from alternate import compare, show
+
+PUBLISHED = Path(__file__).parent.parent / "configs" / "architectures" / "spvit_deit_base.json"
+
+
+def ours(path: str, batch: int, folded: bool) -> tuple[Callable[[], None], dict]:
+    """The project's model, compiled."""
+    import jax
+    from flax import nnx
+
+    from spvit_jax.models import VARIANTS, ViT
+    from spvit_jax.single_path import architecture, prune
+
+    found = architecture.load(path)
+    model = ViT(VARIANTS[found.model], rngs=nnx.Rngs(0))
+    if folded:
+        model = prune.fold(prune.prune(model, found), batch_norm=True)
+    graph, state = nnx.split(model)
+    images = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
+    forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+    begin = time.perf_counter()
+    compiled = forward.lower(state, images).compile()
+    facts = {"compile_seconds": time.perf_counter() - begin}
+    return lambda: jax.block_until_ready(compiled(state, images)), facts
+
+
+def pytorch(path: str, batch: int) -> tuple[Callable[[], None], dict]:
+    """The dense model in eager PyTorch."""
+    import torch
+    from torch_vit import ViT
+
+    from spvit_jax.models import VARIANTS
+    from spvit_jax.single_path import architecture
+
+    spec = VARIANTS[architecture.load(path).model]
+    model = ViT(spec.width, spec.depth, spec.heads, spec.hidden).eval()
+    images = torch.randn(batch, 3, 224, 224)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return run, {}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--architecture", default=str(PUBLISHED))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=15)
+    given = parser.parse_args()
+    contestants = {
+        "dense": (ours, (given.architecture, given.batch, False)),
+        "folded": (ours, (given.architecture, given.batch, True)),
+        "dense, PyTorch": (pytorch, (given.architecture, given.batch)),
+    }
+    title = f"inference, {Path(given.architecture).stem}, batch {given.batch}"
+    show(title, compare(contestants, given.turns, given.batch))
