@@ -27,16 +27,32 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
         data=config.Data(
             source="tfds:fashion_mnist",
-            augment="shift",
-            crop_ratio=1.0,
-            mean=(0.2867, 0.2867, 0.2867),
-            std=(0.354, 0.354, 0.354),
+            augment="flip",
+            **recipes.FASHION_MNIST,
         ),
+        search=config.Search(
+            epochs=3,
+            batch_size=128,
+            learning_rate=3e-4,
+            gate_learning_rate=1e-2,
+            budget_lambda=2e4,
+            target_ratio=0.5,
+            label_smoothing=0.1,
+        ),
+        finetune=config.Finetune(
+            epochs=10,
+            batch_size=128,
+            learning_rate=5e-4,
+            schedule="cosine",
+            final_learning_rate=1e-5,
+            start="searched",
+            label_smoothing=0.1,
+        ),
+        log_every=10,
     )
     if variant == "pretrain":
         made.stage = "pretrain"
         made.model.checkpoint = ""
-        made.data.augment = "flip"
         made.pretrain = config.Training(
             epochs=14,
             batch_size=128,

@@ -19,16 +19,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
         data=config.Data(
             source="packaged:fashion_mnist",
-            augment="shift",
+            augment="flip",
             **recipes.FASHION_MNIST,
         ),
         search=config.Search(
-            epochs=3,
+            epochs=4,
             batch_size=128,
-            learning_rate=2e-4,
+            learning_rate=3e-4,
             gate_learning_rate=2e-2,
             budget_lambda=2e4,
             target_ratio=0.5,
+            label_smoothing=0.1,
         ),
         finetune=config.Finetune(
             epochs=8,
@@ -37,6 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             schedule="cosine",
             final_learning_rate=1e-5,
             start="searched",
+            label_smoothing=0.1,
         ),
         checkpoint_every=100,
         log_every=10,

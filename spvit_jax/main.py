@@ -78,7 +78,7 @@ def _stop(number: int, received: list[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     received.append(number)
-    os.write(2, b"\nstopping after this step; once more stops at once\n")  # print is not reentrant
+    os.write(2, b"\nstopping once this step is saved; a second signal stops at once\n")  # print is not reentrant
 
 
 def parse(arguments: list[str]) -> list[str]:

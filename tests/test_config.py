@@ -142,4 +142,13 @@ def test_what_is_divided_by_or_counted_is_not_zero(name):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "evaluate"])
 def test_a_budget_is_only_asked_of_a_search(stage):
-    from_config_dict(changed("stage", stage, **{"search.target_ratio": 0.0}))
+    others = {"search.target_ratio": 0.0, "finetune.architecture": "found.json"}
+    from_config_dict(changed("stage", stage, **others))
+
+
+def test_finetuning_alone_needs_an_architecture_and_has_no_searched_weights():
+    with pytest.raises(ConfigError, match=r"^stage=finetune needs finetune\.architecture: the"):
+        from_config_dict(changed("stage", "finetune"))
+    others = {"finetune.architecture": "found.json", "finetune.start": "searched"}
+    with pytest.raises(ConfigError, match=r"^finetune\.start=searched needs the search"):
+        from_config_dict(changed("stage", "finetune", **others))

@@ -16,13 +16,14 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "single_path": {"models"},
     "data": {"config"},
     "convert": {"models", "single_path"},
-    "training": {"config", "models", "single_path", "data", "progress"},
+    "training": {"config", "models", "single_path", "data", "progress", "workdir"},
     "export": {"models", "single_path", "convert"},
     "config.py": set(),
     "recipes.py": {"config"},
     "measure.py": set(),
     "progress.py": set(),
     "report.py": {"measure"},
+    "workdir.py": {"config"},
 }
 
 

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,5 +185,12 @@ def _iterate(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     found = batches.to_iter_dataset(options)
     if workers:
-        found = found.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        found = found.mp_prefetch(options, worker_init_fn=_leave_signals_to_parent)
     return iter(found)
+
+
+def _leave_signals_to_parent(worker: int, workers: int) -> None:
+    """Ctrl-C and schedulers signal all processes: the parent still needs its batch to end well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

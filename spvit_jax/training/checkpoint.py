@@ -34,6 +34,7 @@ class Checkpoints:
         self.every = every
         self._unreadable: list[int] = []
         with self._explained("opened"):
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),

@@ -104,7 +104,7 @@ def make_train_step(
         )
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
-        metrics["gradient_norm"] = optax.global_norm(gradient["params"])
+        metrics["gradient_norm"] = optax.tree.norm(gradient["params"])
         average = state.average
         if average is not None:
             average = optax.incremental_update(trained["params"], average, 1 - objective.ema_decay)

@@ -67,9 +67,11 @@ def test_dense_is_the_product_along_the_last_axis():
     np.testing.assert_array_equal(layer(jnp.zeros(4)), layer.bias[...])
 
 
-def test_new_weights_are_normal_with_deviation_002():
-    kernel = np.asarray(Dense(300, 300, dtype=None, rngs=nnx.Rngs(0)).kernel[...])
-    assert abs(kernel.std() - 0.02) < 3e-4 and abs(kernel.mean()) < 3e-4
+def test_new_weights_are_uniform_with_the_variance_of_glorot():
+    kernel = np.asarray(Dense(200, 300, dtype=None, rngs=nnx.Rngs(0)).kernel[...])
+    bound = (6 / (200 + 300)) ** 0.5
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    assert abs(kernel.std() - bound / 3**0.5) < 0.01 * bound and abs(kernel.mean()) < 0.01 * bound
 
 
 def test_batch_norm_is_torchs():

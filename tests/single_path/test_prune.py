@@ -1,5 +1,6 @@
 """Pruning and folding: what is carried over, and that folding changes nothing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,15 +14,15 @@ from spvit_jax.single_path.supernet import supernet
 FOUND = Architecture(("conv1x1", "conv3x3", "msa", "norm_skip"), ((0, 5, 47), (), 48, 7))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_folding_computes_the_same(seed, dense, images, run, randomise, random_architecture):
-    shared = randomise(prune(dense(), random_architecture(seed)), seed)
+def test_folding_computes_the_same(dense, images, run, randomise, random_architecture):
+    shared = randomise(prune(dense(), random_architecture(0)))
     folded = fold(shared)
     deployed = fold(shared, batch_norm=True)
-    again = fold(folded, batch_norm=True)
     expected = run(shared, images)
-    for model in (folded, deployed, again):
+    for model in (folded, deployed):
         np.testing.assert_allclose(run(model, images), expected, rtol=1e-5, atol=1e-5)
+    again = fold(folded, batch_norm=True)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(deployed))
     expected = run(shared, images, train=True)
     np.testing.assert_allclose(run(folded, images, train=True), expected, rtol=1e-5, atol=1e-5)
     for one, other in zip(shared.blocks, folded.blocks, strict=True):

@@ -18,7 +18,7 @@ def as_float(gates):
     return jax.tree.map(lambda g: jnp.asarray(g, float), gates)
 
 
-@pytest.mark.parametrize(("seed", "train"), [(0, False), (1, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("seed", "train"), [(0, False), (2, True), (3, True)])
 def test_hard_gates_compute_the_pruned_network(
     seed, train, spec, dense, images, run, randomise, random_architecture, float64
 ):
@@ -50,7 +50,7 @@ def test_hard_gates_compute_the_pruned_network_in_float32(
 
 
 def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
-    spec, dense, images, randomise, float64
+    spec, dense, images, randomise, quick_jit, float64
 ):
     found = Architecture(("conv3x3", "conv1x1", "skip", "msa"), (20, (0, 7, 47), 48, ()))
     searched = randomise(supernet(dense()), 2)
@@ -62,7 +62,7 @@ def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
             logits = nnx.merge(graph, params, stats, copy=True)(images, *gates, train=True)
             return jnp.square(logits).mean()
 
-        return nnx.merge(graph, jax.jit(jax.grad(loss))(params), stats)
+        return nnx.merge(graph, quick_jit(jax.grad(loss))(params), stats)
 
     found = by_magnitude(found, searched)
     whole = gradients(searched, as_float(found.gates(spec)))

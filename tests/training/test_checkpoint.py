@@ -1,0 +1,163 @@
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spvit_jax.single_path.gates import BlockGates
+from spvit_jax.training.checkpoint import CheckpointError, Checkpoints
+from spvit_jax.training.sharding import data_mesh, replicated
+from spvit_jax.training.step import TrainState
+
+SHARDING = replicated(data_mesh())
+
+
+def make(step, size=1000):
+    """A state whose every number depends on ``step``."""
+    rng = np.random.default_rng(step)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    return jax.device_put(
+        TrainState(
+            step=jnp.int32(step),
+            key=jnp.asarray([step, 7], jnp.uint32),
+            params={"kernel": draw(size, 64)},
+            stats={"mean": draw(3)},
+            gates=(BlockGates(draw(3), draw(5)),),
+            optimizer={"count": jnp.int32(step), "mu": draw(9)},
+            average=None,
+        ),
+        SHARDING,
+    )
+
+
+def save(directory, *steps):
+    with Checkpoints(directory, every=1) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make(step))
+
+
+def restored(directory):
+    with Checkpoints(directory, every=1) as checkpoints:
+        return checkpoints.restore(make(0), SHARDING)
+
+
+def assert_same(state, step, **options):
+    jax.tree.map(np.testing.assert_array_equal, state, make(step, **options))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, state, make(step, **options)))
+
+
+def largest_file(directory):
+    files = [file for file in directory.rglob("*") if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    file.write_bytes(content)
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert restored(tmp_path / "new") is None
+
+
+def test_the_newest_comes_back_bit_for_bit_and_two_are_kept(tmp_path):
+    save(tmp_path, 2, 4, 6)
+    assert_same(restored(tmp_path), 6)
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        assert checkpoints.steps == [4, 6]
+
+
+def test_a_state_that_is_donated_while_it_is_saved_is_saved_whole(tmp_path):
+    change = jax.jit(lambda state: jax.tree.map(lambda x: x * 3 + 1, state), donate_argnums=0)
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        state = make(1, size=20_000)
+        checkpoints.save(1, state)
+        for _ in range(5):
+            state = change(state)
+        jax.block_until_ready(state)
+        saved = checkpoints.restore(make(0, size=20_000), SHARDING)
+    assert_same(saved, 1, size=20_000)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lambda file: file.write_bytes(b"")])
+def test_a_damaged_newest_falls_back_warns_and_is_replaced(tmp_path, damage, caplog):
+    save(tmp_path, 2, 4)
+    damage(largest_file(tmp_path / "4"))
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        with caplog.at_level(logging.WARNING):
+            assert_same(checkpoints.restore(make(0), SHARDING), 2)
+        assert "step 4" in caplog.text
+        checkpoints.save(4, make(4))
+    assert_same(restored(tmp_path), 4)
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        assert checkpoints.steps == [2, 4]
+
+
+def test_a_damaged_one_takes_no_place_of_a_good_one(tmp_path):
+    save(tmp_path, 2, 3)
+    flip(largest_file(tmp_path / "3"))
+    with Checkpoints(tmp_path, every=2) as checkpoints:
+        checkpoints.restore(make(0), SHARDING)
+        checkpoints.save(4, make(4))
+    with Checkpoints(tmp_path, every=2) as checkpoints:
+        assert checkpoints.steps == [2, 4]
+
+
+def test_an_unfinished_one_is_not_seen(tmp_path):
+    save(tmp_path, 2)
+    (tmp_path / "4.orbax-checkpoint-tmp").mkdir()
+    assert_same(restored(tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        make(0, size=999),
+        dataclasses.replace(make(0), average={"kernel": jnp.zeros((1000, 64))}),
+        dataclasses.replace(make(0), gates=()),
+    ],
+    ids=["shape", "average", "gates"],
+)
+def test_another_configs_checkpoints_are_refused_and_kept(tmp_path, template):
+    save(tmp_path, 2, 4)
+    refused = pytest.raises(CheckpointError, match=r"(?s)step 4.*step 2.*another --workdir")
+    with Checkpoints(tmp_path, every=1) as checkpoints, refused:
+        checkpoints.restore(template, SHARDING)
+    assert_same(restored(tmp_path), 4)
+
+
+def test_all_damaged_is_an_error_and_not_a_new_beginning(tmp_path):
+    save(tmp_path, 2)
+    truncate(largest_file(tmp_path / "2"))
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        restored(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=str(tmp_path / "file")):
+        Checkpoints(tmp_path / "file", every=1)
+
+
+def test_a_write_that_fails_is_reported_and_the_last_good_one_stays(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+    checkpoints = Checkpoints(tmp_path, every=1)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.save(4, make(4))
+    checkpoints.__exit__()
+    assert_same(restored(tmp_path), 2)

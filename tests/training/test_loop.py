@@ -1,0 +1,130 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spvit_jax.progress import Console
+from spvit_jax.training.checkpoint import Checkpoints
+from spvit_jax.training.loop import Interrupted, Loop, NonFiniteLoss
+from spvit_jax.training.metrics import MetricWriter, read_metrics
+from spvit_jax.training.sharding import data_mesh, replicated
+from spvit_jax.training.step import TrainState
+
+SHARDING = replicated(data_mesh())
+EVERY = 4
+
+
+def initial():
+    state = TrainState(
+        step=jnp.int32(0),
+        key=jnp.zeros(2, jnp.uint32),
+        params={"kernel": jnp.zeros(3)},
+        stats={},
+        gates=(),
+        optimizer={},
+        average=None,
+    )
+    return jax.device_put(state, SHARDING)
+
+
+def train(directory, *, steps=10, loss=None, weight=None, stop_at=None, evaluated=None):
+    """Steps whose loss is their number, from where ``directory`` is; the last state.
+
+    ``loss`` and ``weight`` replace those of the steps they name; ``stop_at`` is the step at which
+    a stop is asked for.
+    """
+    seen = []
+
+    def step(state, batch):
+        number = int(state.step) + 1
+        seen.append(number)
+        value = (loss or {}).get(number, number / 8)
+        kernel = state.params["kernel"] + (weight or {}).get(number, number)
+        state = TrainState(**{**vars(state), "step": state.step + 1, "params": {"kernel": kernel}})
+        return state, {"loss": jnp.float32(value), "gradient_norm": jnp.float32(1)}
+
+    def evaluate(state):
+        if evaluated is not None:
+            evaluated.append(int(state.step))
+        return {"top1": float(state.params["kernel"][0]) / 64}
+
+    loop = Loop(
+        name="test",
+        steps=steps,
+        batch_size=2,
+        log_every=3,
+        eval_steps=5,
+        evaluate=evaluate,
+        should_stop=lambda: bool(seen) and seen[-1] == stop_at,
+    )
+    with Checkpoints(directory, EVERY) as checkpoints:
+        state = checkpoints.restore(initial(), SHARDING) or initial()
+        with MetricWriter(directory, int(state.step)) as writer:
+            return loop.run(
+                state, step, itertools.repeat({}), checkpoints, writer, Console(silent=True)
+            )
+
+
+def saved(directory):
+    with Checkpoints(directory, EVERY) as checkpoints:
+        return checkpoints.steps
+
+
+def test_metrics_evaluations_and_checkpoints_are_at_their_steps(tmp_path):
+    evaluated = []
+    state = train(tmp_path, evaluated=evaluated)
+    assert int(state.step) == 10
+    np.testing.assert_array_equal(state.params["kernel"], 55)
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [3, 5, 6, 9, 10]
+    assert [row["step"] for row in rows if "top1" in row] == evaluated == [5, 10]
+    assert rows[0]["loss"] == 3 / 8
+    assert saved(tmp_path) == [8, 10]
+
+
+def test_a_finished_training_takes_no_step(tmp_path):
+    train(tmp_path)
+    state = train(tmp_path, loss=dict.fromkeys(range(20), np.nan))
+    assert int(state.step) == 10
+
+
+@pytest.mark.parametrize("stop_at", range(1, 10))
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path, stop_at):
+    train(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"step {stop_at} of 10"):
+        train(tmp_path / "parts", stop_at=stop_at)
+    assert saved(tmp_path / "parts")[-1] == stop_at
+    state = train(tmp_path / "parts")
+    np.testing.assert_array_equal(state.params["kernel"], 55)
+    whole, parts = (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_stop_at_the_last_step_ends_as_usual(tmp_path):
+    assert int(train(tmp_path, stop_at=10).step) == 10
+
+
+@pytest.mark.parametrize("bad", range(1, 11))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_and_names_its_step(tmp_path, bad, value):
+    good = [step for step in (4, 8) if step < bad]
+    kept = f"checkpoint of step {good[-1]} is kept" if good else "no checkpoint yet"
+    with pytest.raises(NonFiniteLoss, match=f"step {bad} gave loss {value:g}.*{kept}"):
+        train(tmp_path, loss={bad: value})
+    assert saved(tmp_path) == good
+    assert all(row["step"] < bad for row in read_metrics(tmp_path))
+
+
+@pytest.mark.parametrize("bad", [6, 10])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, bad):
+    with pytest.raises(NonFiniteLoss, match="kernel"):
+        train(tmp_path, weight={bad: np.inf})
+    assert saved(tmp_path) == [step for step in (4, 8) if step < bad]
+
+
+def test_nor_are_they_where_a_stop_is_asked_for(tmp_path):
+    with pytest.raises(NonFiniteLoss):
+        train(tmp_path, weight={6: np.nan}, stop_at=6)
+    assert saved(tmp_path) == [4]

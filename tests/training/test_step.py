@@ -1,0 +1,182 @@
+"""The step. Run as a program, it takes a few of them and writes the state to a file."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from spvit_jax.config import Search, Training
+from spvit_jax.data.pipeline import to_device
+from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.single_path.budget import budget_loss
+from spvit_jax.single_path.gates import decide, initial_logits
+from spvit_jax.single_path.supernet import supernet
+from spvit_jax.training.losses import correct
+from spvit_jax.training.optim import optimizer
+from spvit_jax.training.sharding import batch_sharded, data_mesh, replicated
+from spvit_jax.training.step import Objective, init_state, make_eval_step, make_train_step
+
+SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+PLAIN = Objective(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+STEPS = 4
+
+
+def batch(step, size=16, mesh=None):
+    rng = np.random.default_rng(step)
+    images = rng.integers(0, 256, (size, 16, 16, 3), np.uint8)
+    rows = {"image": images, "label": rng.integers(0, 7, size).astype(np.int32)}
+    return to_device(rows, batch_sharded(mesh or data_mesh()))
+
+
+def model(**options):
+    return ViT(SPEC, rngs=nnx.Rngs(0), **options)
+
+
+def prepare(network, training, objective, gates=(), rate=1e-3):
+    """The step function and the state of step 0."""
+    mesh, adamw = data_mesh(), optimizer(training, rate, 1e-2)
+    state = init_state(network, adamw, gates=gates, seed=3, average=objective.ema_decay > 0)
+    step = make_train_step(nnx.graphdef(network), adamw, objective, mesh)
+    return step, jax.device_put(state, replicated(mesh))
+
+
+def search(accumulation=1):
+    """As ``prepare``, of a search with everything that is random."""
+
+    def penalty(logits):
+        return budget_loss(SPEC, logits, 1e-4, 1e5)
+
+    objective = Objective(
+        **{"mean": PLAIN.mean, "std": PLAIN.std, "label_smoothing": 0.1, "penalty": penalty},
+        accumulation=accumulation,
+        ema_decay=0.9,
+    )
+    network = supernet(model(dropout=0.1, drop_path=0.2))
+    return prepare(network, Search(clip_norm=1.0), objective, initial_logits(SPEC.blocks))
+
+
+def search_steps(accumulation):
+    """Every number of a search of ``STEPS`` steps, by name."""
+    step, state = search(accumulation)
+    sharding, values = replicated(data_mesh()), {}
+    for number in range(STEPS):
+        if number == 2:  # as a resumed run has it
+            state = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), sharding), state)
+        state, metrics = step(state, batch(number))
+        values |= {f"{name} of step {number}": np.asarray(x) for name, x in metrics.items()}
+    assert step._cache_size() == 1, "a fresh and a restored state are one program"
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return values | {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(tmp_path_factory):
+    """``search_steps`` with 1 and 2 micro-batches, on 8 devices."""
+    file = tmp_path_factory.mktemp("eight") / "state.npz"
+    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_ENABLE_X64": "1"}
+    subprocess.run([sys.executable, __file__, file], check=True, env=os.environ | settings)
+    with np.load(file) as loaded:
+        return dict(loaded)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_eight_devices_compute_what_one_does(on_eight_devices, accumulation):
+    # In float64, because Adam scales up what is rounding noise, as the gradient of a key's bias.
+    # Statistics of batch norm over one device's rows, or another random mask, are far outside.
+    with jax.enable_x64(True):
+        alone = search_steps(accumulation)
+    assert alone["loss of step 0"].dtype == np.float64
+    for name, value in alone.items():
+        other = on_eight_devices[f"{accumulation} {name}"]
+        np.testing.assert_allclose(other, value, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_a_pretraining_step_compiles_once():
+    step, state = prepare(model(), Training(), PLAIN)
+    for number in range(3):
+        state, _ = step(state, batch(number))
+    assert step._cache_size() == 1
+
+
+def test_accumulation_equals_one_large_batch_without_batch_norm():
+    states = []
+    with jax.enable_x64(True):
+        for accumulation in (1, 4):
+            objective = Objective(PLAIN.mean, PLAIN.std, accumulation=accumulation)
+            step, state = prepare(model(), Training(clip_norm=1.0), objective)
+            for number in range(2):
+                state, metrics = step(state, batch(number))
+            states.append((state.params, metrics))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), *states)
+
+
+def test_the_average_is_exponential():
+    step, state = search()
+    expected = jax.tree.map(np.asarray, state.params)
+    for number in range(3):
+        state, _ = step(state, batch(number))
+        expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * np.asarray(b), expected, state.params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state.average, expected)
+
+
+def test_a_step_computes_the_loss_it_reports():
+    network = model()
+    step, state = prepare(network, Training(), PLAIN)
+    rows = batch(0)
+    logits = network((np.asarray(rows["image"]) / 255 - PLAIN.mean) / PLAIN.std, train=True)
+    _, metrics = step(state, rows)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, rows["label"]).mean()
+    np.testing.assert_allclose(metrics["loss"], nats, rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], correct(logits, rows["label"]).mean())
+
+
+def test_gates_batch_statistics_and_key_take_part():
+    step, before = search()
+    kept = jax.tree.map(np.asarray, before)
+    after, _ = step(before, batch(0))
+    for part in ("gates", "stats", "params"):
+        leaves = zip(
+            jax.tree.leaves(getattr(kept, part)),
+            jax.tree.leaves(getattr(after, part)),
+            strict=True,
+        )
+        assert any(not np.array_equal(a, b) for a, b in leaves), part
+    np.testing.assert_array_equal(
+        kept.key, after.key
+    )  # a step's key is made of this and its number
+    assert int(after.step) == 1
+
+
+def test_the_model_survives_the_donation_of_its_state():
+    network = model()
+    step, state = prepare(network, Training(), PLAIN)
+    step(state, batch(0))
+    assert np.isfinite(network(jnp.zeros((1, 16, 16, 3)))).all()
+
+
+def test_evaluation_counts_unmasked_rows_under_decided_gates():
+    network, gates = supernet(model()), decide(initial_logits(SPEC.blocks))
+    evaluate = make_eval_step(nnx.graphdef(network), PLAIN, data_mesh())
+    images = batch(0)["image"]
+    predicted = network(PLAIN.normalise(images), gates).argmax(-1)
+    right, mask = np.arange(16) % 3 == 0, np.arange(16) < 9
+    rows = {"image": images, "label": jnp.where(right, predicted, predicted + 1), "mask": mask}
+    states = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
+    assert int(evaluate(*states, gates, rows)) == 3
+
+
+def test_float64_is_float64_throughout():
+    with jax.enable_x64(True):
+        assert PLAIN.normalise(jnp.zeros((1, 2, 2, 3), jnp.uint8)).dtype == jnp.float64
+
+
+if __name__ == "__main__":
+    found = {f"{n} {name}": value for n in (1, 2) for name, value in search_steps(n).items()}
+    np.savez(sys.argv[1], **found)
