@@ -1,0 +1,134 @@
+"""The pipeline as a process: killed, interrupted and resumed, it ends in the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SAME = (
+    "architecture.json",
+    "architecture_threshold.json",
+    "dense.json",
+    "decided.json",
+    "pruned.json",
+    "pruned.safetensors",
+    "search/metrics.jsonl",
+    "finetune/metrics.jsonl",
+)
+
+
+def start(workdir, environment=None):
+    command = [sys.executable, "-m", "spvit_jax.main", "--config=configs/quickstart.py:tiny"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(workdir, environment=None):
+    process = start(workdir, environment)
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def when(process, true, timeout=500):
+    """Waits until ``true()``, or the process has ended; whether it is still running."""
+    end = time.monotonic() + timeout
+    while process.poll() is None and not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    return process.poll() is None
+
+
+def lines(file):
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def assert_same(workdir, whole):
+    for name in SAME:
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed, and that no cached program took part in."""
+    workdir = tmp_path_factory.mktemp("whole")
+    output = finish(workdir, {"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    assert "throughput, batch 8" in output and "pruned / dense" in output
+    return workdir
+
+
+def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(whole, tmp_path):
+    rng = random.Random(0)
+    search, finetune = tmp_path / "search", tmp_path / "finetune"
+
+    def writing(stage):  # Orbax writes a checkpoint under another name first
+        return lambda: any(stage.glob("*tmp*"))
+
+    def at(stage, points):  # :tiny writes a point every second step
+        return lambda: lines(stage / "metrics.jsonl") >= points
+
+    moments = [
+        writing(search),
+        at(search, rng.randint(3, 4)),
+        writing(finetune),
+        at(finetune, rng.randint(3, 4)),
+        lambda: (tmp_path / "pruned.safetensors").exists(),
+    ]
+    killed = 0
+    for moment in moments:
+        process = start(tmp_path)
+        running = when(process, moment)
+        process.kill()
+        process.communicate()
+        killed += running
+    assert killed >= 3
+    finish(tmp_path)
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "moments"),
+    [  # Ctrl-C reaches the whole group of processes, SIGTERM only the one
+        (signal.SIGINT, os.killpg, ("dense: top-1", "search  ")),
+        (signal.SIGTERM, os.kill, ("decided: top-1", "finetune  ")),
+    ],
+)
+def test_signals_end_the_step_and_save_it(whole, tmp_path, number, send, moments):
+    for moment in moments:
+        process = start(tmp_path)
+        output = []
+        for line in process.stdout:
+            output.append(line)
+            if moment in line:
+                send(process.pid, number)
+                break
+        output.append(process.communicate(timeout=500)[0])
+        text = "".join(output)
+        assert process.returncode == 128 + number, text
+        assert "the same command goes on from there" in text and "Traceback" not in text
+    assert f"{moments[-1].strip()} stopped after step" in text
+    finish(tmp_path)
+    assert_same(tmp_path, whole)
+    assert "nothing is left to do" in finish(tmp_path)
+
+
+def test_a_signal_while_it_starts_is_not_lost(tmp_path):
+    process = start(tmp_path)
+    time.sleep(1.5)  # flags are read, libraries are being imported
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode in (143, -signal.SIGTERM), output
+    assert "Traceback" not in output

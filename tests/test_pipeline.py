@@ -1,0 +1,233 @@
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from spvit_jax import pipeline
+from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
+from spvit_jax.convert import load_dense, load_model
+from spvit_jax.models import VARIANTS
+from spvit_jax.progress import Console
+from spvit_jax.report import Result
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path.architecture import ArchitectureError
+from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.training.loop import Interrupted, NonFiniteLoss
+from spvit_jax.training.metrics import read_metrics
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+SAME = (  # what an interrupted run ends with byte for byte
+    "architecture.json",
+    "architecture_threshold.json",
+    "dense.json",
+    "decided.json",
+    "pruned.json",
+    "pruned.safetensors",
+    "search/metrics.jsonl",
+    "finetune/metrics.jsonl",
+)
+
+
+def tiny(**changes) -> Config:
+    """quickstart.py:tiny; ``search__epochs=2`` changes search.epochs."""
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    for name, value in changes.items():
+        *groups, field = name.split("__")
+        part = values
+        for group in groups:
+            part = part[group]
+        part[field] = value
+    return from_config_dict(values)
+
+
+def run(config, workdir, should_stop=lambda: False):
+    pipeline.run(config, workdir, Console(silent=True), should_stop)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run, which tests leave as it is."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(tiny(), workdir)
+    return workdir
+
+
+def test_a_whole_run_leaves_all_it_should(whole):
+    result = Result.from_json((whole / "result.json").read_text())
+    assert result.pruned_macs <= result.target_macs
+    found = architectures.load(whole / "architecture.json")
+    assert found.ops == result.ops and found.macs(VARIANTS[found.model]) == result.pruned_macs
+    assert (whole / "report.png").stat().st_size > 10_000
+    assert "throughput" in (whole / "table.txt").read_text()
+    for stage in ("search", "finetune"):
+        assert [row["step"] for row in read_metrics(whole / stage)] == [2, 4, 6, 8, 10]
+        assert "top1" in read_metrics(whole / stage)[-1]
+        assert list((whole / stage).glob("events.out.tfevents*"))
+    assert {"macs", "target_macs", "kernel_probability/0/2", "ffn_probability/5"} <= set(
+        read_metrics(whole / "search")[-1]
+    )
+
+
+def test_the_saved_model_is_the_one_that_was_measured(whole):
+    model, form, found = load_model(whole / "pruned.safetensors")
+    assert form == "deploy" and found == architectures.load(whole / "architecture.json")
+    again = pipeline.Run(
+        tiny(), pipeline.Workdir(whole), Console(silent=True), lambda: False
+    ).trainer.top1(model)
+    assert again == json.loads((whole / "pruned.json").read_text())["top1"]
+
+
+def test_config_and_versions_are_saved(whole):
+    assert from_config_dict(json.loads((whole / "config.json").read_text())) == tiny()
+    versions = json.loads((whole / "versions.json").read_text())
+    assert versions["jax"] == jax.__version__ and versions["backend"] == jax.default_backend()
+    assert len(versions["devices"]) == jax.device_count()
+
+
+def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "Run", None)
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    pipeline.run(tiny(), whole, Console(), lambda: False)
+    printed = capsys.readouterr().out
+    assert "nothing is left to do" in printed and (whole / "table.txt").read_text() in printed
+    after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    changed = {file.name for file in after if after[file] != before.get(file)}
+    assert changed <= {"config.json", "versions.json"}
+
+
+def test_another_config_in_the_same_folder_names_what_differs(whole):
+    with pytest.raises(ConfigError, match=r"search\.epochs: 1\.0, now 2\.0; seed: 0, now 1"):
+        run(tiny(search__epochs=2.0, seed=1), whole)
+    assert from_config_dict(json.loads((whole / "config.json").read_text())) == tiny()
+
+
+def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
+    with pytest.raises(pipeline.PretrainedError):
+        run(tiny(stage="evaluate", model__checkpoint="nowhere.safetensors"), tmp_path)
+    run(tiny(stage="evaluate"), tmp_path)
+    assert from_config_dict(json.loads((tmp_path / "config.json").read_text())).stage == "evaluate"
+
+
+def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path):
+    stops, finished = 0, False
+    while not finished:
+        asked = iter(range(7 + 4 * stops))  # each attempt gets a little further
+
+        def should_stop(asked=asked):
+            return next(asked, None) is None
+
+        try:
+            run(tiny(), tmp_path, should_stop)
+            finished = True
+        except Interrupted:
+            stops += 1
+    assert stops >= 3
+    for name in SAME:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_search_and_a_finetune_in_two_folders(whole, tmp_path):
+    run(tiny(stage="search"), tmp_path / "search")
+    found = tmp_path / "search" / "architecture.json"
+    assert found.read_bytes() == (whole / "architecture.json").read_bytes()
+    assert not (tmp_path / "search" / "finetune").exists()
+    config = tiny(stage="finetune", finetune__start="pretrained", finetune__architecture=str(found))
+    run(config, tmp_path / "finetune")
+    result = Result.from_json((tmp_path / "finetune" / "result.json").read_text())
+    assert (result.decision, result.target_macs) == ("given", None)
+    assert result.ops == architectures.load(found).ops
+    assert (tmp_path / "finetune" / "pruned.safetensors").exists()
+
+
+def test_finetune_wants_an_architecture_that_fits_before_anything_else(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"ops": ["msa"], "ffn": [4]}')
+    config = tiny(stage="finetune", finetune__start="pretrained", finetune__architecture=str(file))
+    with pytest.raises(ArchitectureError, match="6 blocks"):
+        run(config, tmp_path / "work")
+    file.unlink()
+    with pytest.raises(ArchitectureError, match=r"no architecture at .*mine\.json"):
+        run(config, tmp_path / "work")
+
+
+def test_finetune_from_searched_weights_needs_the_search(tmp_path):
+    with pytest.raises(ConfigError, match=r"finetune\.start"):
+        tiny(stage="finetune", finetune__start="searched", finetune__architecture="x.json")
+
+
+def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
+    config = tiny(stage="pretrain", model__checkpoint="", pretrain__ema_decay=0.5)
+    run(config, tmp_path)
+    file = tmp_path / "pretrained.safetensors"
+    names = safetensors.numpy.load_file(file)
+    assert "blocks.0.attn.qkv.weight" in names and "cls_token" in names
+    trained = json.loads((tmp_path / "pretrained.json").read_text())["top1"]
+    run(tiny(stage="evaluate", model__checkpoint=str(file)), tmp_path / "evaluate")
+    assert json.loads((tmp_path / "evaluate" / "dense.json").read_text())["top1"] == trained
+    model, notes = load_dense(str(file), VARIANTS["deit_fashion_mnist"])
+    assert not notes and np.isfinite(model.head.kernel[...]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"search__target_ratio": 0.001}, BudgetError, "search.target_ratio"),
+        ({"finetune__batch_size": 400}, pipeline.DataError, "400 images is more than the 320"),
+        ({"model__variant": "deit_huge"}, ConfigError, "deit_tiny_patch16_224"),
+        ({"model__classes": 3}, ConfigError, "model.classes=3"),
+        ({"model__image_size": 30}, ConfigError, "model.image_size=30"),
+        ({"model__checkpoint": ""}, ConfigError, "model.checkpoint is empty"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_search(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(tiny(**changes), tmp_path)
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_loss_that_explodes_names_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = tiny(stage="pretrain", pretrain__learning_rate=1e30, checkpoint_every=1)
+    with pytest.raises(NonFiniteLoss, match=r"pretrain: step \d+ gave .* checkpoint of step \d+"):
+        run(config, tmp_path)
+    for row in read_metrics(tmp_path / "pretrain"):
+        assert np.isfinite(list(row.values())).all()
+    with pytest.raises(NonFiniteLoss):  # what was kept is readable, and gets no further
+        run(config, tmp_path)
+
+
+def test_batches_must_suit_the_devices(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    monkeypatch.setattr(pipeline, "data_mesh", lambda: None)
+    with pytest.raises(ConfigError, match=r"search\.batch_size=32 .* 3 devices"):
+        run(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside"])
+def test_a_workdir_that_cannot_be_written(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to --workdir=.*choose a folder you own"):
+        run(tiny(), tmp_path / place)
+
+
+def test_a_damaged_config_json_is_named(tmp_path):
+    run_config = tmp_path / "config.json"
+    run_config.write_text('{"stage": "al')
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        run(tiny(), tmp_path)
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    workdir = pipeline.Workdir(tmp_path / "new")
+    workdir.claim(tiny())
+    workdir.write("file", lambda path: path.write_text("x"))
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_every_stage_has_a_method_and_a_result():
+    assert set(STAGES) == set(pipeline.RESULT) == set(pipeline.TRAININGS)
+    assert all(callable(getattr(pipeline.Run, stage)) for stage in STAGES)
