@@ -78,7 +78,8 @@ def _stop(number: int, received: list[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     received.append(number)
-    os.write(2, b"\nstopping once this step is saved; a second signal stops at once\n")  # print is not reentrant
+    text = b"\nstopping once this step is saved; a second signal stops at once\n"
+    os.write(2, text)  # stderr; print could be interrupting itself
 
 
 def parse(arguments: list[str]) -> list[str]:

@@ -110,9 +110,9 @@ class Run:
         _check_batch("data.eval_batch_size", config.data.eval_batch_size)
 
     def stage(self, name: str, text: str) -> None:
-        """Announces what comes next; between stages is where a run can be stopped at once."""
+        """Announces a stage that takes its time, unless the run is to stop before it."""
         if self.should_stop():
-            raise Interrupted(f"stopped before: {name} {text}")
+            raise Interrupted(f"stopped before {name}")
         self.console.stage(name, text)
 
     def all(self) -> None:
@@ -184,7 +184,7 @@ class Run:
             address = str(PACKAGED / f"{address.removeprefix('packaged:')}.safetensors")
         dense, notes = load_dense(address, self.spec, **self._model_options())
         macs, parameters = dense_macs(self.spec), count_parameters(dense)
-        self.stage("dense", f"{model.variant}: {parameters:,} parameters, {macs:,} MACs")
+        self.console.stage("dense", f"{model.variant}: {parameters:,} parameters, {macs:,} MACs")
         for note in notes:
             self.console.say(note)
         return dense
@@ -206,7 +206,8 @@ class Run:
         else:
             top1 = self.trainer.top1(model)
             self.workdir.write_json(file.name, {"top1": top1})
-        self.stage("evaluate", f"{name}: top-1 {top1:.2%} of {len(self.trainer.test):,} images")
+        images = len(self.trainer.test)
+        self.console.stage("evaluate", f"{name}: top-1 {top1:.2%} of {images:,} images")
         return top1
 
     def _search(self, dense: ViT) -> tuple[ViT, Gates]:
@@ -232,7 +233,7 @@ class Run:
         found = threshold
         if self.config.search.decision == "project":
             found = project(logits, self.spec, target, variant)
-        self.stage(
+        self.console.stage(
             "decide",
             f"{' '.join(found.ops)}; {found.macs(self.spec):,} MACs"
             f" (plain threshold: {threshold.macs(self.spec):,})",
