@@ -24,7 +24,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """``variant`` is "", "pretrain" or "tiny"."""
     recipes.check_variant(variant, "pretrain", "tiny")
     made = config.Config(
-        model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
+        model=config.Model(
+            variant="deit_fashion_mnist",
+            checkpoint="packaged:deit_fashion_mnist",
+            drop_path=0.1,
+        ),
         data=config.Data(
             source="tfds:fashion_mnist",
             augment="flip",
@@ -35,7 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             batch_size=128,
             learning_rate=3e-4,
             gate_learning_rate=1e-2,
-            budget_lambda=2e4,
+            budget_lambda=6e4,
             target_ratio=0.5,
             label_smoothing=0.1,
         ),
@@ -53,6 +57,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "pretrain":
         made.stage = "pretrain"
         made.model.checkpoint = ""
+        made.model.drop_path = 0.0
         made.pretrain = config.Training(
             epochs=14,
             batch_size=128,

@@ -16,7 +16,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """``variant`` is "" or "tiny"."""
     recipes.check_variant(variant, "tiny")
     made = config.Config(
-        model=config.Model(variant="deit_fashion_mnist", checkpoint="packaged:deit_fashion_mnist"),
+        model=config.Model(
+            variant="deit_fashion_mnist",
+            checkpoint="packaged:deit_fashion_mnist",
+            dropout=0.05,
+            drop_path=0.1,
+        ),
         data=config.Data(
             source="packaged:fashion_mnist",
             augment="flip",

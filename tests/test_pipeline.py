@@ -115,7 +115,7 @@ def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
 def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path):
     stops, finished = 0, False
     while not finished:
-        asked = iter(range(7 + 4 * stops))  # each attempt gets a little further
+        asked = iter(range(4 + 3 * stops))  # each attempt gets a little further
 
         def should_stop(asked=asked):
             return next(asked, None) is None
