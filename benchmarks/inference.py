@@ -21,6 +21,8 @@ def ours(path: str, batch: int, folded: bool) -> tuple[Callable[[], None], dict]
     import jax
     from flax import nnx
 
+    jax.config.update("jax_enable_compilation_cache", False)
+
     from spvit_jax.models import VARIANTS, ViT
     from spvit_jax.single_path import architecture, prune
 

@@ -19,6 +19,8 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
     import jax
     from flax import nnx
 
+    jax.config.update("jax_enable_compilation_cache", False)
+
     from spvit_jax.config import Training
     from spvit_jax.models import VARIANTS, ViT
     from spvit_jax.single_path.budget import budget_loss
