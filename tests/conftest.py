@@ -68,6 +68,25 @@ def run(quick_jit):
 
 
 @pytest.fixture(scope="session")
+def norm_macs():
+    """``norm_macs(spec)``: what the count of MACs takes for norms, which multiply no matrices.
+
+    Two a block; in a Swin, as released, also the embedding's, each merging's and a last one.
+    """
+
+    def count(spec):
+        total = sum(2 * block.width * block.tokens for block in spec.blocks)
+        if not hasattr(spec, "depths"):
+            return total
+        stages = len(spec.depths)
+        maps = [spec.grid(stage) ** 2 * (spec.width << stage) for stage in range(stages)]
+        last = (spec.width << stages - 1) * spec.grid(0) ** 2 // 2**stages
+        return total + maps[0] + sum(maps[:-1]) + last
+
+    return count
+
+
+@pytest.fixture(scope="session")
 def traced_macs(equations):
     """``traced_macs(model, *arguments)``: multiply-accumulates of its products, exactly."""
 

@@ -1,6 +1,27 @@
 """Dense networks. They know nothing of flags, data, losses or files."""
 
+from spvit_jax.models import regnet, swin, vit
 from spvit_jax.models.layers import Geometry
-from spvit_jax.models.vit import VARIANTS, ViT, ViTSpec
+from spvit_jax.models.regnet import RegNet, RegNetSpec
+from spvit_jax.models.swin import Swin, SwinSpec
+from spvit_jax.models.transformer import Classifier, mean_logits
+from spvit_jax.models.vit import ViT, ViTSpec
 
-__all__ = ["VARIANTS", "Geometry", "ViT", "ViTSpec"]
+Spec = ViTSpec | SwinSpec | RegNetSpec
+VARIANTS: dict[str, Spec] = {**vit.VARIANTS, **swin.VARIANTS, **regnet.VARIANTS}
+MODELS = {ViTSpec: ViT, SwinSpec: Swin, RegNetSpec: RegNet}  # the network of each kind of spec
+
+__all__ = [
+    "MODELS",
+    "VARIANTS",
+    "Classifier",
+    "Geometry",
+    "RegNet",
+    "RegNetSpec",
+    "Spec",
+    "Swin",
+    "SwinSpec",
+    "ViT",
+    "ViTSpec",
+    "mean_logits",
+]

@@ -28,7 +28,8 @@ class Geometry:
     hidden: int  # FFN units
     grid: int  # S: the patch tokens form an S x S map
     prefix: int = 0  # class tokens before the map
-    windows: int = 1  # attention runs in so many equal windows
+    window: int = 0  # attention runs in windows of so many tokens a side; 0: over all tokens
+    shift: int = 0  # the windows' offset, in tokens down and to the right
 
     @property
     def head_dim(self) -> int:
@@ -41,6 +42,11 @@ class Geometry:
     @property
     def tokens(self) -> int:
         return self.prefix + self.patches
+
+    @property
+    def windows(self) -> int:
+        """How many windows attention runs in."""
+        return (self.grid // self.window) ** 2 if self.window else 1
 
 
 @jax.custom_vjp
@@ -141,14 +147,19 @@ class BatchNorm(nnx.Module):
         return (wide * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     """Exact softmax attention over ``[batch, tokens, heads, head_dim]``.
 
     Written out in float64, where ``jax.nn``'s would still take the softmax in float32.
+
+    Args:
+      bias: ``[heads, tokens, tokens]``, added to the logits.
     """
     if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v)
+        return jax.nn.dot_product_attention(q, k, v, None if bias is None else bias[None])
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = logits + bias
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
 
 

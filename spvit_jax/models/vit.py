@@ -1,26 +1,17 @@
-"""ViT and DeiT (Dosovitskiy et al. 2021, Touvron et al. 2021), with one or two class tokens."""
+"""ViT and DeiT (Dosovitskiy et al. 2021, Touvron et al. 2021), with two, one or no class token."""
 
 import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import (
-    Array,
-    Attention,
-    Block,
-    Dense,
-    Geometry,
-    Mlp,
-    cast,
-    dropout,
-    split_key,
-)
+from spvit_jax.models.layers import Array, Dense, Geometry, cast, dropout, split_key
+from spvit_jax.models.transformer import Transformer, wide
 
-LAYER_NORM_EPSILON = 1e-6
 TOKEN_INIT = nnx.initializers.normal(0.02)
 POSITION_INIT = nnx.initializers.normal(0.5)  # on the scale of embedded patches: short trainings
 # from scratch learn positions late otherwise
+POOLS = ("token", "norm_average", "average_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +19,7 @@ class ViTSpec:
     """The shape of a dense ViT.
 
     Raises:
-      ValueError: heads do not divide the width, or patches the image.
+      ValueError: sizes that do not divide each other, or a pool without what it pools.
     """
 
     width: int = 768
@@ -38,7 +29,10 @@ class ViTSpec:
     patch_size: int = 16
     image_size: int = 224
     classes: int = 1000
+    class_token: bool = True
     distilled: bool = False  # DeiT's second token and head; logits are the mean of both heads
+    pool: str = "token"  # what the head sees: the class token, or the average of the patches,
+    # taken after the last norm ("norm_average") or before it ("average_norm", timm's fc_norm)
     temperature: float = 0.01  # alpha of the head mixture, as released for DeiT
 
     def __post_init__(self) -> None:
@@ -49,11 +43,19 @@ class ViTSpec:
                 f"the patch size must divide the image size; got {self.patch_size} and"
                 f" {self.image_size}; choose an image size that is a multiple of the patch size"
             )
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {self.pool!r}")
+        if (self.pool == "token" and not self.class_token) or (
+            self.distilled and self.pool != "token"
+        ):
+            raise ValueError(
+                f'pool="token" needs a class token and distilled needs that pool; got {self}'
+            )
 
     @property
     def prefix(self) -> int:
         """Class tokens before the patches."""
-        return 2 if self.distilled else 1
+        return self.class_token + self.distilled
 
     @property
     def blocks(self) -> tuple[Geometry, ...]:
@@ -67,7 +69,7 @@ class ViTSpec:
         """MACs outside the blocks: patch embedding and heads."""
         patches = (self.image_size // self.patch_size) ** 2
         embedding = patches * self.width * 3 * self.patch_size**2
-        return embedding + self.width * self.classes * self.prefix
+        return embedding + self.width * self.classes * (1 + self.distilled)
 
 
 _TINY = ViTSpec(width=192, heads=3, hidden=768)
@@ -86,8 +88,8 @@ VARIANTS = {
 }
 
 
-class ViT(nnx.Module):
-    """A vision transformer. Its blocks may be replaced: the search and pruning do just that."""
+class ViT(Transformer):
+    """A vision transformer over class tokens and patches."""
 
     def __init__(
         self,
@@ -99,93 +101,52 @@ class ViT(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.spec = spec
-        self.dropout = dropout
-        self.dtype = dtype
-        self.remat = remat
-        width, patch = spec.width, spec.patch_size
-        geometry = spec.blocks[0]
-        self.patch_embed = Dense(3 * patch**2, width, dtype=dtype, rngs=rngs)
-        self.tokens = nnx.Param(TOKEN_INIT(rngs.params(), (spec.prefix, width)))
-        self.pos_embed = nnx.Param(POSITION_INIT(rngs.params(), (geometry.tokens, width)))
-        depth = max(spec.depth - 1, 1)
-        self.blocks = nnx.List(
-            self._block(geometry, dropout, drop_path * i / depth, rngs) for i in range(spec.depth)
+        super().__init__(
+            spec, dropout=dropout, drop_path=drop_path, dtype=dtype, remat=remat, rngs=rngs
         )
-        self.norm = self._norm(rngs)
-        self.head = Dense(width, spec.classes, dtype=dtype, rngs=rngs)
+        self.norm = self.layer_norm(spec.width, rngs)
+        self.head = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
         if spec.distilled:
-            self.head_dist = Dense(width, spec.classes, dtype=dtype, rngs=rngs)
+            self.head_dist = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
 
-    def _norm(self, rngs: nnx.Rngs) -> nnx.LayerNorm:
-        return nnx.LayerNorm(
-            self.spec.width,
-            epsilon=LAYER_NORM_EPSILON,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            param_dtype=jnp.result_type(float),  # float64 where everything is
-            rngs=rngs,
-        )
-
-    def _block(self, geometry: Geometry, dropout: float, drop: float, rngs: nnx.Rngs) -> Block:
-        width, hidden = geometry.width, geometry.hidden
-        return Block(
-            self._norm(rngs),
-            Attention(geometry, dtype=self.dtype, rngs=rngs),
-            self._norm(rngs),
-            Mlp(width, hidden, dropout=dropout, dtype=self.dtype, rngs=rngs),
-            dropout=dropout,
-            drop_path=drop,
-        )
+    def _embedding(self, rngs: nnx.Rngs) -> None:
+        width, prefix = self.spec.width, self.spec.prefix
+        if prefix:
+            self.tokens = nnx.Param(TOKEN_INIT(rngs.params(), (prefix, width)))
+        positions = (self.spec.blocks[0].tokens, width)
+        self.pos_embed = nnx.Param(POSITION_INIT(rngs.params(), positions))
 
     def embed(self, images: Array) -> Array:
         """Images ``[batch, S*p, S*p, 3]`` as tokens ``[batch, prefix + S*S, width]``."""
-        patch = self.spec.patch_size
-        batch, height, width, _ = images.shape
-        if height != self.spec.image_size or width != self.spec.image_size:
-            raise ValueError(
-                f"expected {self.spec.image_size}x{self.spec.image_size} images, got"
-                f" {height}x{width}; resize them, or build the model with that image size"
-            )
-        grid = height // patch
-        patches = images.reshape(batch, grid, patch, grid, patch, 3).swapaxes(2, 3)
-        x = self.patch_embed(patches.reshape(batch, grid * grid, 3 * patch**2))
-        tokens = jnp.broadcast_to(cast(self.tokens[...], x.dtype), (batch, *self.tokens.shape))
-        return jnp.concatenate([tokens, x], axis=1) + cast(self.pos_embed[...], x.dtype)
+        x = self.patches(images)
+        if self.spec.prefix:
+            shape = (x.shape[0], *self.tokens.shape)
+            x = jnp.concatenate([jnp.broadcast_to(cast(self.tokens[...], x.dtype), shape), x], 1)
+        return x + cast(self.pos_embed[...], x.dtype)
 
-    def __call__(
+    def heads(
         self,
         images: Array,
         gates: tuple | None = None,
         *,
         key: Array | None = None,
         train: bool = False,
-    ) -> Array:
-        """Logits ``[batch, classes]`` of normalised images ``[batch, height, width, 3]``.
-
-        Args:
-          gates: one ``BlockGates`` a block, for a supernet only.
-          key: for dropout and stochastic depth; None switches both off.
-          train: batch norm uses the batch's statistics and updates its own.
-        """
+    ) -> tuple[Array, ...]:
+        """The logits of the class token's head and, in a distilled DeiT, of the second one's."""
         keys = split_key(key, len(self.blocks) + 1)
         x = dropout(self.embed(images), self.dropout, keys[-1])
-        for i, block in enumerate(self.blocks):
-            arguments = (x,) if gates is None else (x, gates[i])
-            x = apply_block(block, arguments, keys[i], train, self.remat)
-        x = self.norm(x[:, : self.spec.prefix])
-        logits = self.head(x[:, 0])
+        for i in range(len(self.blocks)):
+            x = self.run_block(i, x, gates, keys[i], train)
+        x = self._pooled(x)
         if self.spec.distilled:
-            logits = (logits + self.head_dist(x[:, 1])) / 2
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            return wide(self.head(x[:, 0])), wide(self.head_dist(x[:, 1]))
+        return (wide(self.head(x[:, 0])),)
 
-
-def apply_block(
-    block: Block, arguments: tuple, key: Array | None, train: bool, remat: bool
-) -> Array:
-    """A block's output, recomputed in the backward pass if ``remat``."""
-
-    def call(block: Block, arguments: tuple, key: Array | None) -> Array:
-        return block(*arguments, key=key, train=train)
-
-    return (nnx.remat(call) if remat else call)(block, arguments, key)
+    def _pooled(self, x: Array) -> Array:
+        """What each head sees, ``[batch, heads, width]``."""
+        if self.spec.pool == "token":
+            return self.norm(x[:, : self.spec.prefix])
+        x = x[:, self.spec.prefix :]
+        if self.spec.pool == "norm_average":
+            return self.norm(x).mean(1, keepdims=True)
+        return self.norm(x.mean(1, keepdims=True))

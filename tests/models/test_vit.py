@@ -1,6 +1,7 @@
 """Exact sizes of every variant, and what a ViT does with dtype, keys and images."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.models import VARIANTS, ViT, ViTSpec
+from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.models.vit import POOLS, VARIANTS
 from spvit_jax.single_path.cost import class_token_macs, dense_macs
 from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prune import count_parameters
@@ -39,15 +41,14 @@ def images(spec=SPEC, batch=2):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_has_its_exact_size(name, traced_macs):
+def test_every_variant_has_its_exact_size(name, traced_macs, norm_macs):
     assert name in SIZES, f"add the parameters and MACs of {name}, from an independent source"
     spec = VARIANTS[name]
     model = nnx.eval_shape(lambda: build(spec))
     assert (count_parameters(model), dense_macs(spec)) == SIZES[name]
     image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
-    norms = sum(2 * block.width * block.tokens for block in spec.blocks)
     class_tokens = class_token_macs(spec, tuple(block.hidden for block in spec.blocks))
-    assert traced_macs(model, image) == dense_macs(spec) - norms + class_tokens
+    assert traced_macs(model, image) == dense_macs(spec) - norm_macs(spec) + class_tokens
 
 
 def test_no_size_is_left_over():
@@ -141,9 +142,10 @@ def test_rematerialised_supernet_updates_its_batch_norms(run):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), expected, found)
 
 
-def test_randomness_needs_a_key_and_depends_on_it(run):
-    noisy, plain = build(dropout=0.3, drop_path=0.3), build()
-    x = images()
+@pytest.mark.parametrize("rate", ["dropout", "drop_path"])
+def test_randomness_needs_a_key_and_depends_on_it(rate, run):
+    noisy, plain = build(**{rate: 0.5}), build()
+    x = images(batch=8)
     np.testing.assert_array_equal(run(noisy, x, train=True), run(plain, x))
     first, again, second = (run(noisy, x, key=jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -172,8 +174,75 @@ def test_an_image_of_another_size_is_refused():
         build()(jnp.zeros((1, 20, 16, 3)))
 
 
-def test_impossible_specs_are_refused():
-    with pytest.raises(ValueError, match=r"heads must divide the width; got 5 and 24"):
-        dataclasses.replace(SPEC, heads=5)
-    with pytest.raises(ValueError, match=r"patch size must divide the image size; got 5 and 16"):
-        dataclasses.replace(SPEC, patch_size=5)
+def reference_norm(x):
+    """A fresh layer norm in float64."""
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
+
+
+def pooled_by_hand(pool, x):
+    return {
+        "token": lambda: reference_norm(x[:, 0]),
+        "norm_average": lambda: reference_norm(x[:, 1:]).mean(1),
+        "average_norm": lambda: reference_norm(x[:, 1:].mean(1)),
+    }[pool]()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_head_sees_what_the_pool_says(pool):
+    model = build(dataclasses.replace(SPEC, pool=pool))
+    model.blocks = nnx.List()  # tokens straight to the head
+    model.head.bias[...] = jnp.arange(7.0)
+    x = images()
+    expected = pooled_by_hand(pool, np.asarray(model.embed(x))) @ np.asarray(model.head.kernel[...])
+    np.testing.assert_allclose(model(x), expected + np.arange(7), rtol=1e-4, atol=1e-4)
+    others = [pooled_by_hand(other, np.asarray(model.embed(x))) for other in POOLS]
+    assert all(np.abs(a - b).max() > 0.1 for a, b in itertools.pairwise(others))
+
+
+@pytest.mark.parametrize("pool", ["norm_average", "average_norm"])
+def test_without_class_token_there_are_only_patches(pool, run, traced_macs):
+    spec = dataclasses.replace(SPEC, class_token=False, pool=pool)
+    model = build(spec)
+    assert not hasattr(model, "tokens") and model.embed(images()).shape == (2, 16, 24)
+    assert [(block.prefix, block.tokens) for block in spec.blocks] == [(0, 16)] * 2
+    fewer = 2 * 24  # the token and its position
+    assert count_parameters(build()) - count_parameters(model) == fewer
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    assert traced_macs(model, image) == dense_macs(spec) - sum(2 * 24 * 16 for _ in spec.blocks)
+    expected = model.patches(images()) + model.pos_embed[...]
+    np.testing.assert_allclose(model.embed(images()), expected, rtol=1e-6)
+    assert bool(jnp.isfinite(run(model, images())).all())
+
+
+def test_heads_are_the_logits_of_each_head(run):
+    model = build(dataclasses.replace(SPEC, distilled=True))
+    model.head.bias[...], model.head_dist.bias[...] = jnp.full(7, 1.0), jnp.full(7, 5.0)
+    x = model.embed(images())
+    for block in model.blocks:
+        x = block(x)
+    tokens = model.norm(x[:, :2])
+    first, second = model.heads(images())
+    np.testing.assert_allclose(first, model.head(tokens[:, 0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second, model.head_dist(tokens[:, 1]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(model, images()), (first + second) / 2, rtol=1e-4, atol=1e-6)
+    assert float(jnp.abs(first - second).mean()) > 1
+    (only,) = build().heads(images())
+    np.testing.assert_array_equal(only, build()(images()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 5}, r"heads must divide the width; got 5 and 24"),
+        ({"patch_size": 5}, r"patch size must divide the image size; got 5 and 16"),
+        ({"pool": "max"}, r"pool must be one of token, norm_average, average_norm; got 'max'"),
+        ({"class_token": False}, r'pool="token" needs a class token'),
+        ({"distilled": True, "pool": "norm_average"}, r"distilled needs that pool"),
+        ({"distilled": True, "class_token": False}, r'pool="token" needs a class token'),
+    ],
+)
+def test_impossible_specs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SPEC, **change)

@@ -1,18 +1,38 @@
 """Tiny models with nothing left at its initial value, and random architectures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.models import MODELS, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import OPS, Architecture
 
+VIT = ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+SPECS = {
+    "vit": VIT,
+    "distilled": dataclasses.replace(VIT, distilled=True),
+    "average": dataclasses.replace(VIT, class_token=False, pool="norm_average"),
+    "swin": SwinSpec(  # both stages shift the windows of their second block
+        width=12,
+        depths=(2, 2),
+        heads=(3, 4),
+        hidden=(50, 48),
+        window=2,
+        patch_size=2,
+        image_size=16,
+        classes=7,
+    ),
+}
 
-@pytest.fixture(scope="session")
-def spec():
-    return ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+
+@pytest.fixture(scope="session", params=["vit", "swin"])
+def spec(request):
+    """One of ``SPECS``; a test for others asks for them by ``indirect``."""
+    return SPECS[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +68,7 @@ def randomise():
 def dense(spec, randomise):
     """A random dense model, in float64 inside ``jax.enable_x64``."""
     return lambda **options: randomise(
-        nnx.eval_shape(lambda: ViT(spec, rngs=nnx.Rngs(0), **options))
+        nnx.eval_shape(lambda: MODELS[type(spec)](spec, rngs=nnx.Rngs(0), **options))
     )
 
 
@@ -59,12 +79,16 @@ def random_architecture(spec):
     def draw(seed):
         rng = np.random.default_rng(seed)
         ops = rng.permutation(OPS)  # all four, so that every seed compiles them all
-        kept = [np.sort(rng.permutation(48)[:count]) for count in rng.permutation([0, 7, 20, 48])]
+        counts = rng.permutation([0, 7, 20, 99])  # more than there are: all
+        kept = [
+            np.sort(rng.permutation(block.hidden)[:count])
+            for count, block in zip(counts, spec.blocks, strict=True)
+        ]
         return Architecture(
             tuple(str(op) for op in ops), tuple(tuple(int(u) for u in units) for units in kept)
         )
 
-    assert spec.depth == len(OPS)
+    assert len(spec.blocks) == len(OPS)
     return draw
 
 

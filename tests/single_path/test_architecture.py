@@ -107,7 +107,8 @@ def test_the_largest_units_are_kept(spec, dense):
     block = model.blocks[1].ffn
     into = np.linalg.norm(block.fc1.kernel[...], axis=0)
     out = np.linalg.norm(block.fc2.kernel[...], axis=1)
-    largest = sorted(range(48), key=lambda u: -into[u] * out[u])[:5]
+    largest = sorted(range(into.size), key=lambda u: -into[u] * out[u])[:5]
+    assert into.size == out.size == spec.blocks[1].hidden
     given = Architecture(("msa",) * 4, ((1, 2), 5, 0, 48))
     found = by_magnitude(given, model)
     assert found.ffn == ((1, 2), tuple(sorted(largest)), (), tuple(range(48)))

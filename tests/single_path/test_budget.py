@@ -5,18 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spvit_jax.models import VARIANTS, ViTSpec
+from spvit_jax.models import VARIANTS, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import OPS, from_gates
 from spvit_jax.single_path.budget import TOLERANCE, BudgetError, budget_loss, project
 from spvit_jax.single_path.cost import dense_macs, op_macs, unit_macs
 from spvit_jax.single_path.gates import BlockGates, decide
 
 TINY = ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+SWIN = SwinSpec(
+    width=12,
+    depths=(2, 2),
+    heads=(3, 4),
+    hidden=(50, 48),
+    window=2,
+    patch_size=2,
+    image_size=16,
+    classes=7,
+)
 SPECS = (
     TINY,
+    SWIN,
     ViTSpec(width=16, depth=1, heads=1, hidden=5, patch_size=8, image_size=16, classes=2),
     ViTSpec(width=12, depth=3, heads=6, hidden=1, patch_size=4, image_size=32, distilled=True),
 )
+SEARCHABLE = [
+    name for name, spec in VARIANTS.items() if hasattr(spec, "blocks") and "distilled" not in name
+]
 
 
 def draw(spec, seed, kind="normal"):
@@ -46,14 +60,14 @@ def test_projection_never_exceeds_its_target(spec, kind):
         found.check(spec)
         assert found.macs(spec) <= target and found.model == "tiny"
         assert set(found.ops) <= set(OPS)
-        if spec is TINY:  # fine enough a grain: within half a percent, or a unit where that is more
+        if spec in (TINY, SWIN):  # fine a grain: within half a percent, or a unit if that is more
             miss = min(target, dense_macs(spec)) - found.macs(spec)
             assert miss <= max(TOLERANCE * target, unit_macs(spec.blocks[0]))
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if "distilled" not in name])
+@pytest.mark.parametrize("name", SEARCHABLE)
 @pytest.mark.parametrize("kind", ["normal", "equal", "units first"])
-def test_projection_is_within_half_a_percent_on_every_vit(name, kind):
+def test_projection_is_within_half_a_percent_on_every_model(name, kind):
     spec = VARIANTS[name]
     for ratio in (0.1, 0.35, 0.5, 0.8, 0.95, 0.99):
         target = round(ratio * dense_macs(spec))
@@ -63,20 +77,21 @@ def test_projection_is_within_half_a_percent_on_every_vit(name, kind):
         assert (1 - 0.005) * target <= found <= target
 
 
+@pytest.mark.parametrize("spec", [TINY, SWIN])
 @pytest.mark.parametrize("seed", range(10))
-def test_the_highest_ranked_gates_are_open(seed):
+def test_the_highest_ranked_gates_are_open(seed, spec):
     """What is shut and could be opened next is weaker than all that is open, or was too dear."""
-    logits, target = draw(TINY, seed), round(0.55 * dense_macs(TINY))
-    found = project(logits, TINY, target)
-    steps = np.diff(list(op_macs(TINY.blocks[0]).values()))
+    logits, target = draw(spec, seed), round(0.55 * dense_macs(spec))
+    found = project(logits, spec, target)
     opened, shut = [], []  # strength and cost of a gate
-    for gates, op, units in zip(logits, found.ops, found.ffn, strict=True):
+    for gates, op, units, block in zip(logits, found.ops, found.ffn, spec.blocks, strict=True):
+        steps = np.diff(list(op_macs(block).values()))
         level = OPS.index(op)
         kernel = list(zip(np.minimum.accumulate(gates.kernel), steps, strict=True))
         opened += kernel[:level]
         shut += kernel[level : level + 1]
         for unit, strength in enumerate(gates.ffn):
-            (opened if unit in units else shut).append((strength, unit_macs(TINY.blocks[0])))
+            (opened if unit in units else shut).append((strength, unit_macs(block)))
     for strength, macs in shut:
         assert all(other >= strength for other, cost in opened if cost >= macs)
     threshold = sum(strength > 0 for strength, _ in opened) / len(opened)

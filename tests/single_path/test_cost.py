@@ -1,14 +1,12 @@
 """Exact MACs: of operations, of gates, and of the traced program."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.models import VARIANTS, Geometry, ViT
+from spvit_jax.models import MODELS, VARIANTS, Geometry
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.cost import class_token_macs, cost, dense_macs, op_macs, unit_macs
 from spvit_jax.single_path.gates import BlockGates, decide
@@ -34,7 +32,7 @@ def test_operations_of_a_vit_block():
 
 
 def test_operations_of_a_block_with_windows():
-    block = Geometry(width=96, heads=3, hidden=384, grid=56, windows=64)  # of 7 x 7 tokens
+    block = Geometry(width=96, heads=3, hidden=384, grid=56, window=7)  # 64 of them
     assert op_macs(block)["msa"] == 56**2 // 49 * (4 * 49 * 96**2 + 2 * 49**2 * 96)
 
 
@@ -46,9 +44,10 @@ def test_gates_cost_what_their_architecture_costs(seed, spec):
     exact = found.macs(spec)
     assert isinstance(exact, int)
     assert int(cost(spec, gates)) == exact  # below 2**24: float32 is exact as well
-    names = op_macs(spec.blocks[0])
-    by_hand = spec.fixed_macs + 4 * 2 * 24 * 17
-    by_hand += sum(names[op] for op in found.ops) + 2 * 16 * 24 * sum(found.widths)
+    by_hand = spec.fixed_macs
+    for block, op, width in zip(spec.blocks, found.ops, found.widths, strict=True):
+        norms = 2 * block.width * (block.prefix + block.grid**2)
+        by_hand += norms + op_macs(block)[op] + 2 * block.grid**2 * block.width * width
     assert exact == by_hand
 
 
@@ -61,18 +60,16 @@ def test_all_gates_open_cost_the_dense_model():
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("spec", ["vit", "distilled", "average", "swin"], indirect=True)
 def test_cost_is_what_the_folded_program_multiplies(
-    seed, distilled, spec, random_architecture, traced_macs
+    seed, spec, random_architecture, traced_macs, norm_macs
 ):
     """But for the norms, which are no products, and the class tokens' FFN, which it leaves out."""
-    spec = dataclasses.replace(spec, distilled=distilled)
     found = random_architecture(seed)
     assert set(found.ops) == {"skip", "conv1x1", "conv3x3", "msa"}
-    folded = nnx.eval_shape(lambda: fold(prune(ViT(spec, rngs=nnx.Rngs(0)), found)))
+    network = MODELS[type(spec)]
+    folded = nnx.eval_shape(lambda: fold(prune(network(spec, rngs=nnx.Rngs(0)), found)))
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    norms = sum(2 * block.width * block.tokens for block in spec.blocks)
-    assert norms == 4 * 2 * 24 * (16 + spec.prefix)
     class_tokens = class_token_macs(spec, found.widths)
-    assert class_tokens == 2 * spec.prefix * 24 * sum(found.widths)
-    assert traced_macs(folded, image) == found.macs(spec) - norms + class_tokens
+    assert class_tokens == 2 * spec.blocks[0].prefix * 24 * sum(found.widths)
+    assert traced_macs(folded, image) == found.macs(spec) - norm_macs(spec) + class_tokens

@@ -14,6 +14,7 @@ from spvit_jax.single_path.supernet import supernet
 FOUND = Architecture(("conv1x1", "conv3x3", "msa", "norm_skip"), ((0, 5, 47), (), 48, 7))
 
 
+@pytest.mark.parametrize("spec", ["vit", "distilled", "average", "swin"], indirect=True)
 def test_folding_computes_the_same(dense, images, run, randomise, random_architecture):
     shared = randomise(prune(dense(), random_architecture(0)))
     folded = fold(shared)
@@ -44,16 +45,17 @@ def test_folding_replaces_every_convolution_and_leaves_its_argument(dense, rando
     np.testing.assert_array_equal(fold(shared).blocks[1].mixer.kernel[...], kernel)
 
 
-def test_a_dense_model_gives_slices_equal_shares_and_fresh_norms(dense):
+def test_a_dense_model_gives_slices_equal_shares_and_fresh_norms(spec, dense):
     model = dense()
     pruned = prune(model, FOUND)
     for block, source in zip(pruned.blocks[:2], model.blocks, strict=False):
         np.testing.assert_array_equal(block.mixer.v.kernel[...], source.mixer.v.kernel[...])
         np.testing.assert_array_equal(block.mixer.out.kernel[...], source.mixer.out.kernel[...])
-        np.testing.assert_array_equal(block.mixer.head_logits[...], np.ones((3, 9)))
+        heads = source.mixer.heads
+        np.testing.assert_array_equal(block.mixer.head_logits[...], np.ones((heads, 9)))
         norm = block.mixer.norm
         for found, value in ((norm.mean, 0), (norm.var, 1), (norm.scale, 1), (norm.bias, 0)):
-            np.testing.assert_array_equal(found[...], np.full(8, value))
+            np.testing.assert_array_equal(found[...], np.full(spec.blocks[0].head_dim, value))
     assert [block.mixer.size for block in pruned.blocks[:2]] == [1, 3]
     units = np.array(FOUND.ffn[0])
     ffn, source = pruned.blocks[0].ffn, model.blocks[0].ffn
@@ -84,12 +86,14 @@ def test_the_model_that_is_pruned_stays_as_it_was(dense):
     assert float(jnp.abs(pruned.head.kernel[...] - model.head.kernel[...]).min()) > 0.5
 
 
-def test_norm_skip_adds_the_norm_and_skip_adds_nothing(dense):
+def test_norm_skip_adds_the_norm_and_skip_adds_nothing(spec, dense):
     model = dense()
-    first = model.blocks[0]
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 17, 24)), jnp.float32)
+    first, geometry = model.blocks[0], spec.blocks[0]
+    shape = (2, geometry.tokens, geometry.width)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     skip, norm_skip = (
-        prune(model, Architecture((op,) * 4, (48,) * 4)).blocks[0] for op in ("skip", "norm_skip")
+        prune(model, Architecture((op,) * 4, (geometry.hidden, 48, 48, 48))).blocks[0]
+        for op in ("skip", "norm_skip")
     )
     for block, expected in ((skip, x), (norm_skip, x + first.norm1(x))):
         expected = expected + first.ffn(first.norm2(expected))
@@ -108,3 +112,40 @@ def test_a_pruned_model_is_not_pruned_again(op, dense):
 def test_an_architecture_of_another_depth_is_refused(dense):
     with pytest.raises(ArchitectureError, match="ops must name 4 blocks"):
         prune(dense(), Architecture(("msa",), (48,)))
+
+
+def parameters_of(op, units, block, form):
+    """A block's parameters, counted part by part."""
+    width, part = block.width, block.head_dim
+    table = (2 * block.window - 1) ** 2 * block.heads if block.window else 0
+    square = width**2 + width
+    taps = {"conv1x1": 1, "conv3x3": 9}.get(op, 0)
+    mixer = {
+        "skip": 0,
+        "norm_skip": 2 * width,
+        "msa": 2 * width + 4 * square + table,
+    }
+    shared = 2 * width + 2 * square + 9 * block.heads + 2 * part
+    folded = 2 * width + taps * width * part + part + 2 * part + part * width + width
+    deployed = folded - 2 * part
+    convolution = {"shared": shared, "folded": folded, "deployed": deployed}[form]
+    return mixer.get(op, convolution) + 2 * width + units * (2 * width + 1) + width
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_parameters_are_those_of_the_parts(seed, spec, dense, random_architecture):
+    model, found = dense(), random_architecture(seed)
+    found = Architecture(tuple(op.replace("skip", "norm_skip") for op in found.ops), found.ffn)
+    for given in (found, FOUND, random_architecture(seed)):
+        pruned = prune(model, given)
+        forms = {
+            "shared": pruned,
+            "folded": fold(pruned),
+            "deployed": fold(pruned, batch_norm=True),
+        }
+        whole = [parameters_of("msa", b.hidden, b, "shared") for b in spec.blocks]
+        outside = count_parameters(model) - sum(whole)
+        for form, smaller in forms.items():
+            parts = zip(given.ops, given.widths, spec.blocks, strict=True)
+            blocks = sum(parameters_of(*part, form) for part in parts)
+            assert count_parameters(smaller) == outside + blocks

@@ -1,0 +1,136 @@
+"""What ViT and Swin share: a classifier's interface, patches, and blocks that may be replaced."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from spvit_jax.models.layers import Array, Attention, Block, Dense, Geometry, Mlp
+
+
+class Classifier(nnx.Module):
+    """A network from images to logits, by way of one head or several."""
+
+    spec: Any
+    dtype: jnp.dtype | None  # of the computation; None: that of the parameters
+
+    def heads(
+        self,
+        images: Array,
+        gates: tuple | None = None,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Array, ...]:
+        """The logits ``[batch, classes]`` of each head; arguments as for a call."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        images: Array,
+        gates: tuple | None = None,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Logits ``[batch, classes]`` of normalised images ``[batch, height, width, 3]``.
+
+        Args:
+          gates: one ``BlockGates`` a block, for a supernet only.
+          key: for dropout and stochastic depth; None switches both off.
+          train: batch norm uses the batch's statistics and updates its own.
+        """
+        return mean_logits(self.heads(images, gates, key=key, train=train))
+
+
+def mean_logits(heads: tuple[Array, ...]) -> Array:
+    """What a classifier says with all its heads; one head's logits as they are."""
+    return sum(heads[1:], heads[0]) / len(heads)
+
+
+class Transformer(Classifier):
+    """Patches, then residual blocks. The search and pruning replace ``blocks`` one by one."""
+
+    MIXER: type[Attention] = Attention
+    EPSILON = 1e-6  # of the layer norms
+
+    def __init__(
+        self,
+        spec: Any,
+        *,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        dtype: jnp.dtype | None = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.spec = spec
+        self.dropout = dropout
+        self.dtype = dtype
+        self.remat = remat
+        inputs, width = 3 * spec.patch_size**2, spec.blocks[0].width
+        self.patch_embed = Dense(inputs, width, dtype=dtype, rngs=rngs)
+        self._embedding(rngs)
+        last = max(len(spec.blocks) - 1, 1)
+        self.blocks = nnx.List(
+            self._block(geometry, drop_path * i / last, rngs)
+            for i, geometry in enumerate(spec.blocks)
+        )
+
+    def _embedding(self, rngs: nnx.Rngs) -> None:
+        """Makes what an embedding needs besides ``patch_embed``."""
+
+    def layer_norm(self, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+        """A layer norm over ``width`` features, with the exact variance."""
+        return nnx.LayerNorm(
+            width,
+            epsilon=self.EPSILON,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=jnp.result_type(float),  # float64 where everything is
+            rngs=rngs,
+        )
+
+    def _block(self, geometry: Geometry, drop_path: float, rngs: nnx.Rngs) -> Block:
+        width, hidden = geometry.width, geometry.hidden
+        return Block(
+            self.layer_norm(width, rngs),
+            self.MIXER(geometry, dtype=self.dtype, rngs=rngs),
+            self.layer_norm(width, rngs),
+            Mlp(width, hidden, dropout=self.dropout, dtype=self.dtype, rngs=rngs),
+            dropout=self.dropout,
+            drop_path=drop_path,
+        )
+
+    def patches(self, images: Array) -> Array:
+        """Embedded patches ``[batch, S*S, width]``, row by row.
+
+        Raises:
+          ValueError: the images have another size than the spec says.
+        """
+        side, patch = self.spec.image_size, self.spec.patch_size
+        batch, height, width, _ = images.shape
+        if (height, width) != (side, side):
+            raise ValueError(
+                f"expected {side}x{side} images, got {height}x{width}; resize them, or build the"
+                " model with that image size"
+            )
+        grid = side // patch
+        split = images.reshape(batch, grid, patch, grid, patch, 3).swapaxes(2, 3)
+        return self.patch_embed(split.reshape(batch, grid * grid, 3 * patch**2))
+
+    def run_block(
+        self, i: int, x: Array, gates: tuple | None, key: Array | None, train: bool
+    ) -> Array:
+        """Block ``i`` on its tokens; recomputed in the backward pass if ``remat``."""
+
+        def call(block: Block, arguments: tuple, key: Array | None) -> Array:
+            return block(*arguments, key=key, train=train)
+
+        arguments = (x,) if gates is None else (x, gates[i])
+        return (nnx.remat(call) if self.remat else call)(self.blocks[i], arguments, key)
+
+
+def wide(logits: Array) -> Array:
+    """Logits in float32 at least, whatever they were computed in."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
