@@ -1,8 +1,11 @@
-"""Weights in and out: PyTorch checkpoints as models of ours, and our own model file.
+"""Weights in and out: PyTorch checkpoints as models of ours and back, and our own model file.
 
-``fetch`` finds the file, ``checkpoint`` reads its arrays, ``tables`` renames them by the rules of
-``vit``, ``forms`` builds the model and fills it; ``load`` does all of it, ``native`` is our own
-file. ``python -m spvit_jax.convert SRC DST`` does it from the shell.
+``fetch`` finds the file and ``checkpoint`` reads its arrays. ``families`` knows which of ``vit``,
+``swin`` and ``regnet`` says how they are called there; each is a table of the rules in ``tables``,
+the first two with the ``blocks`` that search and pruning replace. ``plain`` rewrites what timm adds
+to a plain model, ``fit`` what another image size or class count changes. ``forms`` builds the model
+and fills it; ``load`` does all of it, ``to_torch`` the way back, ``native`` is our own file.
+``python -m spvit_jax.convert SRC DST`` does it from the shell.
 """
 
 from spvit_jax.convert.checkpoint import read_state
@@ -12,10 +15,13 @@ from spvit_jax.convert.load import (
     Released,
     dense_from_state,
     load_dense,
+    load_folded,
     load_released,
+    read_spec,
     released_from_state,
 )
 from spvit_jax.convert.native import Loaded, load_model, save_model
+from spvit_jax.convert.to_torch import save_torch, state_for_torch
 
 __all__ = [
     "FORMS",
@@ -26,9 +32,13 @@ __all__ = [
     "dense_from_state",
     "fill",
     "load_dense",
+    "load_folded",
     "load_model",
     "load_released",
+    "read_spec",
     "read_state",
     "released_from_state",
     "save_model",
+    "save_torch",
+    "state_for_torch",
 ]

@@ -1,24 +1,39 @@
-"""``python -m spvit_jax.convert SRC DST``: a checkpoint of any origin as a model file of ours."""
+"""``python -m spvit_jax.convert SRC DST``: a checkpoint of any origin as a model file, or back."""
 
 import argparse
+import dataclasses
 import logging
 import sys
+from typing import Any
 
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.load import Released, load_released
+from spvit_jax.convert.load import Released, folded, load_released
 from spvit_jax.convert.native import save_model
+from spvit_jax.convert.to_torch import save_torch
 from spvit_jax.single_path.cost import dense_macs
-from spvit_jax.single_path.prune import count_parameters, fold
+from spvit_jax.single_path.prune import count_parameters
 
 DESCRIPTION = """\
-Converts a DeiT or ViT checkpoint (timm's or DeiT's names), one of the released SPViT-DeiT
-checkpoints (search, fine-tuned or folded), or a model file of this package into a model file."""
+Converts a checkpoint into a model file of this package, or with --to-torch into one for PyTorch.
+It may be a DeiT, ViT or Swin of any size (timm's, DeiT's or Microsoft's names), a RegNetY (timm's
+names), a released SPViT checkpoint of DeiT or Swin (search, fine-tuned or folded), or a model file
+of this package."""
 EXAMPLE = """\
-example:
-  python -m spvit_jax.convert hf-hub:timm/deit_tiny_patch16_224.fb_in1k deit_tiny.safetensors
-  python -m spvit_jax.convert spvit_deit_base.pth deployed.safetensors --fold --batch-norm
+examples:
+  a dense model, as a model file
+    python -m spvit_jax.convert hf-hub:timm/deit_tiny_patch16_224.fb_in1k deit_tiny.safetensors
+    python -m spvit_jax.convert swin_tiny_patch4_window7_224.pth swin_tiny.safetensors
+  the teacher
+    python -m spvit_jax.convert regnety_160-a5fe301d.pth regnety_160.safetensors
+  a released SPViT checkpoint, folded, and its batch norms too
+    python -m spvit_jax.convert spvit_swin_tiny.pth folded.safetensors --fold
+    python -m spvit_jax.convert spvit_deit_base.pth deployed.safetensors --fold --batch-norm
+  a model trained here, for the released PyTorch code or, a dense one, for timm
+    python -m spvit_jax.convert finetuned.safetensors finetuned.pth --to-torch
+    python -m spvit_jax.convert finetuned.safetensors folded.pth --fold --to-torch
 
-Reading .pth files needs PyTorch (pip install torch). Nothing in a checkpoint is executed.
+Reading and writing .pth files needs PyTorch (pip install torch). Nothing in a checkpoint is
+executed.
 Downloads are kept in $SPVIT_CACHE, by default ~/.cache/spvit_jax."""
 
 
@@ -32,14 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         source = load_released(options.source, heads=options.heads)
         print(describe(source))
-        form = source.form
         if options.fold:
-            source, form = _fold(source, options.batch_norm)
-        save_model(options.target, source.model, form, source.architecture)
+            source = folded(source, batch_norm=options.batch_norm)
+        save = save_torch if options.to_torch else save_model
+        save(options.target, source.model, source.form, source.architecture)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote       {options.target}: {form}, {count_parameters(source.model):,} parameters")
+    parameters = f"{count_parameters(source.model):,} parameters"
+    names = _names(source.form) if options.to_torch else ""
+    print(f"wrote       {options.target}: {source.form}, {parameters}{names}")
     return 0
 
 
@@ -48,28 +65,40 @@ def describe(source: Released) -> str:
     spec, architecture = source.model.spec, source.architecture
     lines = [
         f"form        {source.form}",
-        f"dense model {type(spec).__name__}: width {spec.width}, depth {spec.depth}, heads"
-        f" {spec.heads}, FFN {spec.hidden}, patch {spec.patch_size}, image {spec.image_size},"
-        f" classes {spec.classes}{', distilled' if spec.distilled else ''}",
+        f"dense model {type(spec).__name__.removesuffix('Spec')}: {_fields(spec)}",
         f"parameters  {count_parameters(source.model):,}",
     ]
-    macs = f"{dense_macs(spec):,} dense"
+    macs = f"{dense_macs(spec):,} dense" if hasattr(spec, "blocks") else ""
     if architecture is not None:
         widths = " ".join(map(str, architecture.widths))
         lines += [f"ops         {' '.join(architecture.ops)}", f"FFN units   {widths}"]
         macs = f"{architecture.macs(spec):,} of {macs}"
-    lines.append(f"MACs        {macs}")
+    if macs:
+        lines.append(f"MACs        {macs}")
     if source.gate_logits is not None:
         lines.append("gate logits are not kept in the model file; the ops they decide are")
     return "\n".join(lines)
 
 
-def _fold(source: Released, batch_norm: bool) -> tuple[Released, str]:
-    if source.form in ("dense", "supernet"):
-        raise CheckpointError(f"--fold needs a pruned model; this one is of {source.form} form")
-    model = fold(source.model, batch_norm=batch_norm)
-    form = "deploy" if batch_norm or source.form == "deploy" else "folded"
-    return source._replace(model=model), form
+def _fields(spec: Any) -> str:
+    """The fields of a spec as words: tuples number by number, of booleans those that hold."""
+    words = []
+    for name, value in dataclasses.asdict(spec).items():
+        label = name.replace("_", " ")
+        if isinstance(value, bool):
+            words += [label] if value else []
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            words.append(f"{label} {shown}")
+    return ", ".join(words)
+
+
+def _names(form: str) -> str:
+    """Whose names a file for PyTorch is in."""
+    if form == "dense":
+        return ", in timm's names"
+    identity = " and batch norms that do nothing" if form == "deploy" else ""
+    return f", in SPViT's released names{identity}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,18 +109,26 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SRC", help="a path, https://… or hf-hub:ORG/NAME")
-    parser.add_argument("target", metavar="DST", help="the .safetensors file to write")
+    parser.add_argument(
+        "target", metavar="DST", help="the .safetensors file to write; with --to-torch .pth too"
+    )
     parser.add_argument(
         "--heads",
         type=int,
         metavar="N",
-        help="attention heads, for a checkpoint that does not say (default: 64 features a head)",
+        help="attention heads of a ViT, where nothing in it tells (default: 64 features each)",
     )
     parser.add_argument(
         "--fold", action="store_true", help="fold the shared convolutions of a pruned model"
     )
     parser.add_argument(
         "--batch-norm", action="store_true", help="with --fold: fold the batch norms as well"
+    )
+    parser.add_argument(
+        "--to-torch",
+        action="store_true",
+        help="write a state dict for PyTorch: a dense model in timm's names, a pruned one in those"
+        " of the released SPViT code",
     )
     return parser
 

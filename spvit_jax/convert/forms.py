@@ -10,13 +10,12 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax.convert.tables import Shapes, require
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.models import MODELS
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.single_path.supernet import supernet
 
 FORMS = ("dense", "supernet", "shared", "folded", "deploy")  # deploy: batch norms folded too
-MODELS = {ViTSpec: ViT}  # the network of each kind of spec
 
 
 def build(spec: Any, form: str, architecture: Architecture | None = None, **options: Any) -> Any:
@@ -37,7 +36,7 @@ def build(spec: Any, form: str, architecture: Architecture | None = None, **opti
 
 
 def _build(spec: Any, form: str, architecture: Architecture | None, options: Mapping) -> nnx.Module:
-    model = MODELS[type(spec)](spec, rngs=nnx.Rngs(0), **options)
+    model: Any = MODELS[type(spec)](spec, rngs=nnx.Rngs(0), **options)
     if form == "dense":
         return model
     if form == "supernet":

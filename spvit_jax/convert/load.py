@@ -2,19 +2,19 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from spvit_jax.convert import forms, vit
+from spvit_jax.convert import blocks, forms
 from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.families import FAMILIES, Family, ignored, recognise, revert_model
 from spvit_jax.convert.fetch import fetch
-from spvit_jax.convert.native import is_native, load_model
-from spvit_jax.convert.tables import apply, revert
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.convert.native import is_native, load_model, load_spec
+from spvit_jax.convert.tables import apply
+from spvit_jax.models import Spec
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.gates import BlockGates, Gates, decide
+from spvit_jax.single_path.prune import fold
 
 GATES = BlockGates._fields
 
@@ -28,16 +28,16 @@ class Released(NamedTuple):
     gate_logits: Gates | None  # a supernet's
 
 
-def load_dense(address: str, spec: ViTSpec, **options: Any) -> tuple[ViT, list[str]]:
+def load_dense(address: str, spec: Spec, **options: Any) -> tuple[Any, list[str]]:
     """The dense model of ``spec`` with the weights at ``address``, and what had to be changed.
 
-    Position embeddings of another image size are interpolated; another number of classes gets a
-    fresh head.
+    Position embeddings of another image size and relative position biases of another window are
+    interpolated; another number of classes gets a fresh head.
 
     Args:
-      address: of a timm or DeiT checkpoint, or of our own dense model file; see ``fetch``.
+      address: of a checkpoint of any family, or of our own dense model file; see ``fetch``.
       spec: the model that is wanted.
-      options: of the model: dropout, drop_path, dtype, remat.
+      options: of the model: dropout, drop_path, dtype, remat; a RegNet has dtype alone.
 
     Returns:
       The model, and a sentence for each change, for the user to see.
@@ -52,12 +52,13 @@ def load_dense(address: str, spec: ViTSpec, **options: Any) -> tuple[ViT, list[s
         raise _named(error, path) from error
 
 
-def load_released(address: str, *, heads: int | None = None) -> Released:
+def load_released(address: str, *, heads: int | None = None, **options: Any) -> Released:
     """The model at ``address``, in the form it is found in.
 
     Args:
       address: of a checkpoint of SPViT in any of its forms, of a dense one, or of our own file.
-      heads: for checkpoints that do not say; see ``vit.spec_from_state``.
+      heads: for checkpoints that do not say; of Swin's first stage.
+      options: of the model; see ``load_dense``.
 
     Raises:
       CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
@@ -65,61 +66,119 @@ def load_released(address: str, *, heads: int | None = None) -> Released:
     path = fetch(address)
     try:
         if is_native(path):
-            return Released(*load_model(path), gate_logits=None)
-        return released_from_state(read_state(str(path)), heads)
+            return Released(*load_model(path, **options), gate_logits=None)
+        return released_from_state(read_state(str(path)), heads, **options)
     except CheckpointError as error:
         raise _named(error, path) from error
 
 
-def dense_from_state(state: State, spec: ViTSpec, **options: Any) -> tuple[ViT, list[str]]:
-    """``load_dense`` of arrays in timm's names."""
-    form = vit.form_of(state)
+def load_folded(address: str, *, heads: int | None = None, batch_norm: bool = False) -> Released:
+    """The pruned model at ``address``, its convolutions folded into plain layers.
+
+    Args:
+      address: of a released SPViT checkpoint, DeiT or Swin, or of our own file.
+      heads: for checkpoints that do not say; of Swin's first stage.
+      batch_norm: fold the batch norms too, for deployment.
+
+    Raises:
+      CheckpointError: not such a checkpoint, or not of a pruned model.
+    """
+    try:
+        return folded(load_released(address, heads=heads), batch_norm=batch_norm)
+    except CheckpointError as error:
+        raise _named(error, address) from error
+
+
+def folded(source: Released, *, batch_norm: bool = False) -> Released:
+    """A pruned model with its convolutions folded; see ``load_folded``."""
+    if source.form in ("dense", "supernet"):
+        raise CheckpointError(
+            f"only a pruned model folds; this one is of {source.form} form: search or prune it"
+            " first, or load it with load_released"
+        )
+    form = "deploy" if batch_norm or source.form == "deploy" else "folded"
+    return source._replace(model=fold(source.model, batch_norm=batch_norm), form=form)
+
+
+def read_spec(address: str, heads: int | None = None) -> Spec:
+    """The spec of the dense model that a checkpoint of any form comes from.
+
+    Args:
+      address: of a checkpoint of any family, or of our own file; see ``fetch``.
+      heads: for checkpoints that do not say; of Swin's first stage.
+
+    Raises:
+      CheckpointError: not such a checkpoint.
+    """
+    path = fetch(address)
+    try:
+        if is_native(path):
+            return load_spec(path)
+        family, state = recognise(read_state(str(path)))
+        return family.spec_from_state(state, heads)
+    except CheckpointError as error:
+        raise _named(error, path) from error
+
+
+def dense_from_state(state: State, spec: Spec, **options: Any) -> tuple[Any, list[str]]:
+    """``load_dense`` of arrays in a checkpoint's names."""
+    family, state = recognise(state)
+    form = family.form_of(state)
     if form != "dense":
         raise CheckpointError(
-            f"expected a dense model with blocks.0.attn.qkv.weight, got a single-path one ({form}"
+            f"expected a dense model with attn.qkv in its blocks, got a single-path one ({form}"
             " form); read it with load_released or python -m spvit_jax.convert"
         )
-    if ("dist_token" in state) != spec.distilled:
-        has, wants = ("two", "one") if "dist_token" in state else ("one", "two")
+    if family is not FAMILIES[type(spec)]:
         raise CheckpointError(
-            f"the checkpoint has {has} class token(s), the model {wants}; choose the"
-            f" {'plain' if spec.distilled else 'distilled'} variant, or another checkpoint"
+            f"the model wanted is a {type(spec).__name__.removesuffix('Spec')}, the checkpoint one"
+            f" of {family.KIND}; choose a variant of its family, or another checkpoint"
         )
-    state = dict(state)
     notes: list[str] = []
-    _fit_position(state, spec, notes)
-    _fit_heads(state, spec, notes)
+    family.fit(state, spec, notes)
     model = forms.build(spec, "dense", **options)
-    arrays = apply(
-        vit.table("dense", ("msa",) * spec.depth, spec.distilled),
-        state,
-        forms.shapes(model),
-        vit.ignored,
-    )
+    arrays = apply(family.table("dense", spec, (), state), state, forms.shapes(model), ignored)
     return forms.fill(model, arrays), notes
 
 
-def released_from_state(state: State, heads: int | None = None) -> Released:
-    """``load_released`` of arrays in SPViT's or timm's names."""
-    spec = vit.spec_from_state(state, heads)
-    form, ops = vit.form_of(state), vit.ops_of(state)
-    architecture = None
-    if form in ("shared", "folded"):
-        architecture = Architecture(ops, vit.ffn_widths(state, spec.depth, spec.width))
-    model = forms.build(spec, form, architecture)
+def released_from_state(state: State, heads: int | None = None, **options: Any) -> Released:
+    """``load_released`` of arrays in a checkpoint's names."""
+    family, state = recognise(state)
+    spec, form = family.spec_from_state(state, heads), family.form_of(state)
+    ops, architecture = _architecture(family, state, spec, form)
+    model = forms.build(spec, form, architecture, **options)
     shapes = dict(forms.shapes(model))
     if form == "supernet":
         for i, block in enumerate(spec.blocks):
             shapes |= {f"gates.{i}.kernel": (3,), f"gates.{i}.ffn": (block.hidden,)}
-    arrays = apply(vit.table(form, ops, spec.distilled), state, shapes, vit.ignored)
+    dead = blocks.dead_norms(
+        name for name, op in zip(family.block_names(spec), ops, strict=False) if op == "skip"
+    )
+    state = {name: value for name, value in state.items() if name not in dead}
+    arrays = apply(family.table(form, spec, ops, state), state, shapes, ignored)
     logits = None
     if form == "supernet":
         logits = tuple(
             BlockGates(*(jnp.asarray(arrays.pop(f"gates.{i}.{part}"), float) for part in GATES))
-            for i in range(spec.depth)
+            for i in range(len(spec.blocks))
         )
         architecture = from_gates(decide(logits))
     return Released(forms.fill(model, arrays), form, architecture, logits)
+
+
+def _architecture(
+    family: Family, state: State, spec: Any, form: str
+) -> tuple[tuple[str, ...], Architecture | None]:
+    """The ops of a pruned checkpoint's blocks, and its architecture."""
+    if form not in ("shared", "folded"):
+        return (), None
+    names = family.block_names(spec)
+    ops = blocks.ops_of(state, names)
+    widths = (
+        blocks.ffn_widths(state, [name], block.width)
+        for name, block in zip(names, spec.blocks, strict=True)
+    )
+    return ops, Architecture(ops, tuple(width for (width,) in widths))
 
 
 def _dense_state(path: str) -> State:
@@ -128,50 +187,9 @@ def _dense_state(path: str) -> State:
     model, form, _ = load_model(path)
     if form != "dense":
         raise CheckpointError(f"expected a dense model, this one is of {form} form")
-    table = vit.table("dense", ("msa",) * model.spec.depth, model.spec.distilled)
-    return revert(table, {k: np.asarray(v) for k, v in forms.variables(model).items()})
+    return revert_model(model, form)
 
 
 def _named(error: CheckpointError, path: Any) -> CheckpointError:
     """The error with the file's name in front, once."""
     return error if str(path) in str(error) else CheckpointError(f"{path}: {error}")
-
-
-def _fit_position(state: State, spec: ViTSpec, notes: list[str]) -> None:
-    """Interpolates the position embedding to the model's grid, class tokens left as they are."""
-    embedding = state.get("pos_embed")
-    if embedding is None or embedding.ndim != 3:
-        return  # reported with everything else that does not fit
-    grid = vit.grid_of(embedding.shape[1] - spec.prefix)
-    wanted = spec.blocks[0].grid
-    if grid == wanted:
-        return
-    tokens, patches = embedding[0, : spec.prefix], embedding[0, spec.prefix :]
-    resized = resize_grid(patches.reshape(grid, grid, -1), wanted)
-    patches = resized.reshape(wanted * wanted, -1)
-    state["pos_embed"] = np.concatenate([tokens, patches])[None]
-    notes.append(
-        f"position embedding interpolated from {grid}x{grid} patches to {wanted}x{wanted}, for"
-        f" images of {spec.image_size} pixels"
-    )
-
-
-def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
-    """``[S, S, D]`` to ``[side, side, D]``: bicubic (a = -1/2), antialiased, as timm does."""
-    shape = (side, side, grid.shape[-1])
-    return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
-
-
-def _fit_heads(state: State, spec: ViTSpec, notes: list[str]) -> None:
-    """Replaces classifiers of another number of classes by fresh ones, always the same."""
-    random = np.random.default_rng(0)
-    for name in ("head", "head_dist"):
-        weight = state.get(f"{name}.weight")
-        if weight is None or weight.shape[:1] == (spec.classes,):
-            continue
-        state[f"{name}.weight"] = random.normal(0, 0.02, (spec.classes, spec.width)).astype("f4")
-        state[f"{name}.bias"] = np.zeros(spec.classes, np.float32)
-        notes.append(
-            f"the checkpoint's {name} knows {weight.shape[0]} classes, the model {spec.classes}:"
-            f" a fresh {name}, yet to be trained"
-        )

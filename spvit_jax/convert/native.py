@@ -3,11 +3,11 @@
 It holds parameters and running statistics in any form, and needs no code but this package's.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-import tempfile
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +16,14 @@ import safetensors.numpy
 
 from spvit_jax.convert import forms
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.files import write_whole
 from spvit_jax.convert.tables import require
+from spvit_jax.models import MODELS, Spec
 from spvit_jax.single_path.architecture import Architecture, from_json
 
 HEADER = "spvit_jax"  # the metadata key
 VERSION = 1
-SPECS = {spec.__name__: spec for spec in forms.MODELS}
+SPECS = {spec.__name__: spec for spec in MODELS}
 
 
 class Loaded(NamedTuple):
@@ -59,15 +61,7 @@ def save_model(
         "form": form,
         "architecture": architecture and json.loads(architecture.to_json()),
     }
-    data = safetensors.numpy.save(arrays, {HEADER: json.dumps(header)})
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(data)
-            part.close()
-            os.replace(part.name, path)
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+    write_whole(path, safetensors.numpy.save(arrays, {HEADER: json.dumps(header)}))
 
 
 def load_model(path: str | os.PathLike, **options: Any) -> Loaded:
@@ -80,32 +74,56 @@ def load_model(path: str | os.PathLike, **options: Any) -> Loaded:
     Raises:
       CheckpointError: not such a file, or a damaged one.
     """
-    header = _header(path)
-    if header is None:
-        raise CheckpointError(
-            f"{path} is not a model file of spvit_jax; convert it first: python -m"
-            f" spvit_jax.convert {path} OUT.safetensors"
-        )
-    try:
-        values = json.loads(header)
-        if values["version"] != VERSION:
-            raise CheckpointError(
-                f"{path} has format version {values['version']}, this package reads {VERSION};"
-                " install the spvit_jax it was written with"
-            )
-        fields = dict(values["spec"])
-        spec = SPECS[fields.pop("type")](**fields)
-        form, architecture = values["form"], values["architecture"]
-        architecture = architecture and from_json(json.dumps(architecture))
+    with _readable(path):
+        spec, form, architecture = _described(path)
         model = forms.build(spec, form, architecture, **options)
         return Loaded(forms.fill(model, safetensors.numpy.load_file(path)), form, architecture)
+
+
+def load_spec(path: str | os.PathLike) -> Spec:
+    """The spec of the dense model in a file that ``save_model`` wrote, weights left unread.
+
+    Raises:
+      CheckpointError: not such a file, or a damaged one.
+    """
+    with _readable(path):
+        return _described(path)[0]
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    """Puts the file's name to what goes wrong when a damaged header is believed."""
+    try:
+        yield
     except CheckpointError as error:
+        if str(path) in str(error):
+            raise
         raise CheckpointError(f"{path}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"{path} says of itself what no model is: {type(error).__name__}: {error}; write it"
             " again with save_model or python -m spvit_jax.convert"
         ) from error
+
+
+def _described(path: str | os.PathLike) -> tuple[Spec, str, Architecture | None]:
+    """Spec, form and architecture, as the header says."""
+    header = _header(path)
+    if header is None:
+        raise CheckpointError(
+            f"{path} is not a model file of spvit_jax; convert it first: python -m"
+            f" spvit_jax.convert {path} OUT.safetensors"
+        )
+    values = json.loads(header)
+    if values["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {values['version']}, this package reads {VERSION};"
+            " install the spvit_jax it was written with"
+        )
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values["spec"].items()}
+    spec = SPECS[str(fields.pop("type"))](**fields)
+    architecture = values["architecture"]
+    return spec, values["form"], architecture and from_json(json.dumps(architecture))
 
 
 def is_native(path: str | os.PathLike) -> bool:

@@ -16,6 +16,8 @@ Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 Function = Callable[..., tuple[np.ndarray, ...]]
 
+CENTRE_FIRST = [4, 0, 1, 2, 3, 5, 6, 7, 8]  # released Swin's taps, as numbers of released DeiT's
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -28,18 +30,21 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """``sources`` of a checkpoint become our ``targets``; ``{i}`` in a name is the block."""
+    """``sources`` of a checkpoint become our ``targets``.
+
+    In the names of a block's rules ``{block}`` is what the checkpoint calls it, ``{i}`` its number.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     pair: Pair
 
-    def at(self, block: int) -> "Rule":
+    def at(self, i: int, block: str) -> "Rule":
         """The rule of one block."""
         return dataclasses.replace(
             self,
-            sources=tuple(name.format(i=block) for name in self.sources),
-            targets=tuple(name.format(i=block) for name in self.targets),
+            sources=tuple(name.format(i=i, block=block) for name in self.sources),
+            targets=tuple(name.format(i=i, block=block) for name in self.targets),
         )
 
 
@@ -94,6 +99,14 @@ def _swap_taps(logits: np.ndarray) -> tuple[np.ndarray, ...]:
     return (logits.reshape(-1, 3, 3).swapaxes(1, 2).reshape(logits.shape),)
 
 
+def _from_centre_first(logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    return _swap_taps(logits[:, np.argsort(CENTRE_FIRST)])
+
+
+def _to_centre_first(logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    return (_swap_taps(logits)[0][:, CENTRE_FIRST],)
+
+
 def _same(x: np.ndarray) -> tuple[np.ndarray, ...]:
     return (x,)
 
@@ -125,6 +138,14 @@ QKV = Pair(
     lambda qk, v: (np.concatenate([qk.T, v.T]),),
 )
 COLUMN_MAJOR_TAPS = Pair("taps [(x, y)] <-> [(y, x)]", _swap_taps, _swap_taps)
+CENTRE_FIRST_TAPS = Pair(
+    "taps [centre, (x, y) of the others] <-> [(y, x)]", _from_centre_first, _to_centre_first
+)
+CONV_HWIO = Pair(
+    "[out, in, ky, kx] <-> [ky, kx, in, out]",
+    lambda w: (w.transpose(2, 3, 1, 0),),
+    lambda k: (k.transpose(3, 2, 0, 1),),
+)
 UNBATCHED = Pair("[1, n, D] <-> [n, D]", lambda x: (x[0],), lambda x: (x[None],))
 TOKENS = Pair(
     "[1, 1, D] each <-> [tokens, D]",

@@ -1,9 +1,13 @@
-"""Checkpoints to convert: the states of the golden files."""
+"""Checkpoints to convert: the states of the golden files, and models of random numbers."""
 
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from spvit_jax.convert import forms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -18,3 +22,54 @@ def released():
             return {name.removeprefix("state/"): file[name] for name in names}
 
     return state
+
+
+@pytest.fixture(scope="session")
+def manifest():
+    """``manifest(stem)``: a real checkpoint's names, each with zeros of its shape."""
+
+    def state(stem):
+        shapes = json.loads((GOLDEN / "manifests" / f"{stem}.json").read_text())
+        return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+    return state
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """``random_model(spec, form, architecture=None)``: every array random, variances positive."""
+
+    def model(spec, form, architecture=None):
+        random = np.random.default_rng(0)
+        empty = forms.build(spec, form, architecture)
+        arrays = {}
+        for name, shape in forms.shapes(empty).items():
+            value = 0.2 * random.standard_normal(shape).astype(np.float32)
+            arrays[name] = 0.5 + np.abs(value) if name.endswith("var") else value
+        return forms.fill(empty, arrays)
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def images():
+    """``images(spec)``: two of the size that a spec wants."""
+
+    def pair(spec):
+        return jax.random.normal(jax.random.key(0), (2, spec.image_size, spec.image_size, 3))
+
+    return pair
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """``assert_same(found, expected)``: the same names with the same bits."""
+
+    def check(found, expected):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            value = np.asarray(value)
+            assert found[name].dtype == value.dtype, name
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+    return check

@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,22 +11,21 @@ from spvit_jax.convert import (
     dense_from_state,
     forms,
     load_dense,
+    load_folded,
     load_released,
+    read_spec,
     released_from_state,
     save_model,
 )
-from spvit_jax.convert.load import resize_grid
-from spvit_jax.models import ViTSpec
+from spvit_jax.convert.fit import resize_grid
+from spvit_jax.models import SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import prune
 
+SWIN = SwinSpec(width=16, depths=(2, 2), heads=(2, 4), hidden=(64, 128), image_size=56, classes=7)
 SPEC = ViTSpec(width=24, depth=3, heads=3, hidden=96, patch_size=4, image_size=32, classes=7)
 
 
-def images(spec, batch=2):
-    return jax.random.normal(jax.random.key(0), (batch, spec.image_size, spec.image_size, 3))
-
-
-def test_dense_model_that_fits_has_no_notes(released):
+def test_dense_model_that_fits_has_no_notes(released, images):
     model, notes = dense_from_state(released("vit_dense_a"), SPEC, dropout=0.25, drop_path=0.5)
     assert notes == []
     assert (model.dropout, model.blocks[-1].drop_path) == (0.25, 0.5)
@@ -38,7 +36,7 @@ def test_dense_model_that_fits_has_no_notes(released):
 
 @pytest.mark.parametrize(("stem", "prefix"), [("vit_dense_a", 1), ("vit_distilled_a", 2)])
 @pytest.mark.parametrize("size", [16, 48])
-def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, size):
+def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, size, images):
     state = released(stem)
     spec = dataclasses.replace(SPEC, image_size=size, distilled=prefix == 2)
     model, notes = dense_from_state(state, spec)
@@ -67,7 +65,8 @@ def test_another_class_count_gets_a_fresh_head_and_says_so(released, stem):
     again, _ = dense_from_state(released(stem), spec)
     heads = [model.head, model.head_dist] if spec.distilled else [model.head]
     assert len(notes) == len(heads)
-    assert all("7 classes, the model 100" in note for note in notes)
+    for note, name in zip(notes, ("head", "head_dist"), strict=False):
+        assert f"7 classes with its {name}, the model 100" in note
     for head in heads:
         assert not head.bias[...].any()
         assert 0.015 < head.kernel[...].std() < 0.025
@@ -114,7 +113,7 @@ def test_a_deeper_checkpoint_does_not_fit_silently(released):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_from_files(released, tmp_path, suffix):
+def test_from_files(released, tmp_path, suffix, images):
     state = released("vit_dense_a")
     path = tmp_path / f"m.{suffix}"
     if suffix == "pth":
@@ -149,7 +148,7 @@ def test_a_pruned_file_of_ours_is_no_dense_model(released, tmp_path):
         load_dense(path, SPEC)
 
 
-def test_released_search_checkpoint_holds_gate_logits_and_their_decision(released):
+def test_released_search_checkpoint_holds_gate_logits_and_their_decision(released, images):
     state = released("deit_a_search")
     found = released_from_state(state)
     assert found.form == "supernet"
@@ -176,3 +175,145 @@ def test_released_checkpoint_with_names_missing(released):
         released_from_state(state, heads=3)
     for name in ("head.weight", "blocks.1.mlp.fc1.weight", "blocks.1.attn.head_probs"):
         assert f"missing {name} [" in str(error.value)
+
+
+@pytest.mark.parametrize("stem", ["swin_dense_a", "swin_timm_a"])
+def test_a_swin_of_another_window_is_interpolated_and_said(released, images, run, stem):
+    state = released(stem)
+    spec = dataclasses.replace(SWIN, window=5, image_size=40)
+    model, notes = dense_from_state(state, spec)
+    assert len(notes) == 1
+    assert "from windows of 7x7 tokens to 5x5" in notes[0]
+    for i, name in enumerate(name for name in state if name.endswith("bias_table")):
+        table = torch.from_numpy(state[name]).T.reshape(1, -1, 13, 13)
+        expected = torch.nn.functional.interpolate(table, (9, 9), mode="bicubic", antialias=True)
+        found = model.blocks[i].mixer.position_bias[...]
+        np.testing.assert_allclose(found, expected.reshape(-1, 81).T.numpy(), atol=1e-6)
+    assert run(model, images(spec)).shape == (2, 7)
+    assert state[name].shape == (169, 4), "the caller's state has changed"
+
+
+def test_a_swin_of_another_image_size_needs_no_change(released, images, run):
+    spec = dataclasses.replace(SWIN, image_size=112)
+    model, notes = dense_from_state(released("swin_timm_a"), spec)
+    assert notes == []
+    assert run(model, images(spec)).shape == (2, 7)
+    clipped = dataclasses.replace(SWIN, window=14)  # the last map has 7 tokens a side
+    _, notes = dense_from_state(released("swin_timm_a"), clipped)
+    assert notes == ["relative position biases interpolated from windows of 7x7 tokens to 14x14"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "head"),
+    [("swin_dense_a", "head"), ("swin_timm_a", "head.fc"), ("vit_dense_a", "head")],
+)
+@pytest.mark.parametrize("classes", [7, 100])
+def test_backbones_without_a_head_get_one_and_say_so(released, stem, head, classes):
+    spec = SPEC if stem.startswith("vit") else SWIN
+    spec = dataclasses.replace(spec, classes=classes)
+    state = released(stem)
+    if classes == 100:
+        model, notes = dense_from_state(state, spec)
+        assert len(notes) == 1 and f"7 classes with its {head}, the model 100" in notes[0]
+    del state[f"{head}.weight"], state[f"{head}.bias"]
+    model, notes = dense_from_state(state, spec)
+    assert len(notes) == 1 and "has no head" in notes[0]
+    assert model.head.kernel.shape == (model.norm.scale.shape[0], classes)
+    assert 0.015 < model.head.kernel[...].std() < 0.025
+    state[f"{head}.bias"] = np.zeros(classes, np.float32)
+    with pytest.raises(CheckpointError, match="missing head"):
+        dense_from_state(state, spec)
+
+
+def test_missing_and_misshapen_arrays_of_a_swin(released):
+    state = released("swin_timm_a")
+    del state["layers.1.downsample.norm.bias"], state["patch_embed.norm.bias"]
+    state["layers.1.blocks.1.attn.proj.weight"] = np.zeros((16, 32), np.float32)
+    with pytest.raises(CheckpointError) as error:
+        dense_from_state(state, SWIN)
+    for part in (
+        "in 3 places",
+        "missing layers.1.downsample.norm.bias [64]",
+        "missing patch_embed.norm.bias [16]",
+        "layers.1.blocks.1.attn.proj.weight: the checkpoint has [16, 32], the model needs [32, 32]",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("stem", ["deit_a_finetune", "swin_a_finetune", "deit_a_folded"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_released_checkpoint_is_folded_in_one_call(
+    released, images, run, tmp_path, stem, batch_norm
+):
+    path = str(tmp_path / "m.safetensors")
+    safetensors.numpy.save_file(released(stem), path)
+    found = load_folded(path, batch_norm=batch_norm)
+    assert found.form == ("deploy" if batch_norm else "folded")
+    source = released_from_state(released(stem))
+    assert found.architecture == source.architecture
+    inputs = images(source.model.spec)
+    expected = run(source.model, inputs)
+    np.testing.assert_allclose(
+        run(found.model, inputs), expected, atol=3e-5 * np.abs(expected).max()
+    )
+    norms = {name for name in forms.variables(found.model) if ".mixer.norm." in name}
+    assert bool(norms) != batch_norm
+    save_model(tmp_path / "own", found.model, found.form, found.architecture)
+    assert load_folded(str(tmp_path / "own")).form == found.form
+
+
+@pytest.mark.parametrize(
+    ("stem", "said"), [("vit_dense_a", "dense form"), ("swin_a_search", "supernet form")]
+)
+def test_only_pruned_models_fold(released, tmp_path, stem, said):
+    path = str(tmp_path / "m.safetensors")
+    safetensors.numpy.save_file(released(stem), path)
+    with pytest.raises(CheckpointError, match=f"m.safetensors: only a pruned.*{said}.*prune it"):
+        load_folded(path, heads=3 if stem == "vit_dense_a" else None)
+
+
+@pytest.mark.parametrize(
+    "stem", ["vit_dense_a", "deit_a_search", "swin_timm_a", "swin_a_finetune", "regnety_a"]
+)
+def test_specs_are_read_without_building_the_model(released, tmp_path, stem, monkeypatch):
+    heads = 3 if stem == "vit_dense_a" else None
+    found = released_from_state(released(stem), heads)
+    path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
+    safetensors.numpy.save_file(released(stem), path)
+    save_model(own, found.model, found.form, found.architecture)
+    monkeypatch.setattr(forms, "build", None)
+    assert read_spec(path, heads) == read_spec(own) == found.model.spec
+
+
+def test_read_spec_names_the_file(tmp_path):
+    path = str(tmp_path / "m.safetensors")
+    safetensors.numpy.save_file({"a": np.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: expected a checkpoint of one of"):
+        read_spec(path)
+
+
+def test_released_models_take_options(released, tmp_path):
+    path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
+    safetensors.numpy.save_file(released("regnety_a"), path)
+    model = load_released(path, dtype=jnp.bfloat16).model
+    assert model.dtype == jnp.bfloat16
+    save_model(own, model, "dense")
+    assert load_released(own, dtype=jnp.bfloat16).model.dtype == jnp.bfloat16
+    assert load_released(own).model.dtype is None
+
+
+def test_class_tokens_have_to_agree_where_there_are_none(released):
+    spec = dataclasses.replace(SPEC, class_token=False, pool="norm_average")
+    with pytest.raises(CheckpointError, match=r"has one class token.*the model no"):
+        dense_from_state(released("vit_dense_a"), spec)
+
+
+def test_gates_of_a_released_swin(released):
+    state = released("swin_a_search")
+    found = released_from_state(state)
+    assert found.form == "supernet"
+    names = [n.removesuffix(".norm2.bias") for n in state if n.endswith("norm2.bias")]
+    for name, gates in zip(names, found.gate_logits, strict=True):
+        np.testing.assert_array_equal(gates.kernel, state[f"{name}.attn.kernel_thresholds_full"])
+        np.testing.assert_array_equal(gates.ffn, state[f"{name}.mlp.ffn_thresholds"])
+    assert found.architecture.ops == ("msa", "conv1x1", "skip", "msa", "conv1x1", "skip")

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spvit_jax.convert import forms, load_model, released_from_state
+from spvit_jax.convert import forms, load_model, load_released, released_from_state
 from spvit_jax.convert.__main__ import main
 from spvit_jax.single_path.prune import fold
 
@@ -34,6 +35,19 @@ def source(released, tmp_path):
         ("deit_a_folded", [], "folded", ["form        folded"]),
         ("deit_a_finetune", ["--fold"], "folded", ["form        shared", ": folded"]),
         ("deit_a_finetune", ["--fold", "--batch-norm"], "deploy", [": deploy"]),
+        (
+            "swin_a_search",
+            [],
+            "supernet",
+            [
+                "model Swin: width 16, depths 2 4, heads 2 4, hidden 64 128, window 7",
+                "2,733,248 of",
+            ],
+        ),
+        ("swin_a_finetune", [], "shared", ["norm_skip msa", "33 39 74 78 75 84", "40,646"]),
+        ("swin_a_finetune", ["--fold", "--batch-norm"], "deploy", [": deploy"]),
+        ("regnety_a", [], "dense", ["model RegNet: widths 16 24 40 64, depths 1 2 2 1, group 8"]),
+        ("vit_distilled_a", ["--heads", "3"], "dense", ["class token, distilled, pool token"]),
     ],
 )
 def test_converts_and_says_what_it_was(source, tmp_path, capsys, stem, options, form, facts):
@@ -55,11 +69,42 @@ def test_folds_our_own_files_too(source, released, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("stem", "options", "form", "said"),
+    [
+        ("deit_a_finetune", [], "shared", "in SPViT's released names"),
+        ("swin_a_finetune", ["--fold"], "folded", "in SPViT's released names"),
+        ("swin_a_finetune", ["--fold", "--batch-norm"], "folded", "batch norms that do nothing"),
+        ("swin_dense_a", [], "dense", "in timm's names"),
+        ("regnety_a", [], "dense", "in timm's names"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_to_torch(source, tmp_path, capsys, images, run, stem, options, form, said, suffix):
+    first, second = str(tmp_path / "first.safetensors"), str(tmp_path / f"second.{suffix}")
+    assert main([source(stem), first]) == 0
+    assert main([first, second, "--to-torch", *options]) == 0
+    assert said in capsys.readouterr().out.splitlines()[-1]
+    expected, found = load_released(first).model, load_released(second)
+    assert found.form == form
+    size = min(expected.spec.image_size, 64)  # a RegNet takes any
+    inputs = images(dataclasses.replace(expected.spec, image_size=size))
+    logits = run(expected, inputs)
+    np.testing.assert_allclose(run(found.model, inputs), logits, atol=3e-5 * np.abs(logits).max())
+
+
+def test_regnets_have_no_macs_line(source, tmp_path, capsys):
+    assert main([source("regnety_a"), str(tmp_path / "out.safetensors")]) == 0
+    assert "MACs" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("stem", "options", "said"),
     [
         ("vit_dense_a", [], "--heads N"),
-        ("vit_dense_a", ["--heads", "3", "--fold"], "--fold needs a pruned model"),
+        ("vit_dense_a", ["--heads", "3", "--fold"], "only a pruned model folds"),
         ("deit_a_finetune", ["--heads", "4"], "wrong shape"),
+        ("swin_a_finetune", ["--heads", "4"], "wrong shape"),
+        ("swin_a_search", ["--to-torch"], "supernet form are not written for PyTorch"),
     ],
 )
 def test_errors_leave_the_target_alone(source, tmp_path, capsys, stem, options, said):
@@ -81,7 +126,8 @@ def test_unwritable_target(source, tmp_path, capsys):
 def test_from_the_shell(tmp_path):
     command = [sys.executable, "-m", "spvit_jax.convert"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "example:" in shown.stdout
+    assert "examples:" in shown.stdout
+    assert all(word in shown.stdout for word in ("Swin", "RegNetY", "--fold", "--to-torch"))
     failed = subprocess.run([*command, "no.pth", "x"], capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: no file at no.pth")

@@ -7,8 +7,8 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax.convert import CheckpointError, forms, load_model, native, save_model
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.convert import CheckpointError, files, forms, load_model, native, save_model
+from spvit_jax.models import RegNetSpec, SwinSpec, ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prune import fold, prune
@@ -84,11 +84,49 @@ def test_a_failed_write_leaves_what_was_there(models, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(native.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model(path, models["dense"], "dense")
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SwinSpec(16, (2, 2), (2, 4), (8, 9), image_size=56, classes=7),
+        RegNetSpec((16, 24), (1, 2), 8, classes=7),
+    ],
+)
+def test_specs_with_tuples_come_back_equal(random_model, assert_same, tmp_path, spec):
+    path, model = tmp_path / "m.safetensors", random_model(spec, "dense")
+    save_model(path, model, "dense")
+    loaded = load_model(path)
+    assert loaded.model.spec == spec == native.load_spec(path)
+    assert hash(loaded.model.spec) == hash(spec)
+    assert_same(forms.variables(loaded.model), forms.variables(model))
+
+
+def test_a_pruned_swin_comes_back(random_model, assert_same, tmp_path):
+    spec = SwinSpec(16, (2, 2), (2, 4), (8, 9), image_size=56, classes=7)
+    architecture = Architecture(("msa", "conv3x3", "skip", "conv1x1"), (1, (0, 5), 9, 3))
+    for form in ("shared", "folded", "deploy"):
+        model = random_model(spec, form, architecture)
+        save_model(tmp_path / "m", model, form, architecture)
+        loaded = load_model(tmp_path / "m")
+        assert (loaded.form, loaded.architecture, loaded.model.spec) == (form, architecture, spec)
+        assert_same(forms.variables(loaded.model), forms.variables(model))
+
+
+def test_files_from_before_a_field_was_there(models, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, models["dense"], "dense")
+
+    def older(header):
+        del header["spec"]["class_token"], header["spec"]["pool"]
+
+    rewrite(path, older)
+    assert load_model(path).model.spec == native.load_spec(path) == SPEC
 
 
 def test_files_that_are_not_ours(tmp_path):
@@ -142,8 +180,9 @@ def test_headers_that_lie(models, tmp_path, change, said):
     path = tmp_path / "m.safetensors"
     save_model(path, models["folded"], "folded", ARCHITECTURE)
     rewrite(path, change)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=said) as error:
         load_model(path)
+    assert str(error.value).count(str(path)) == 1
 
 
 def test_arrays_that_do_not_fit_are_all_named(models, tmp_path):

@@ -23,7 +23,9 @@ def random(*shape):
         (tables.PATCHES, [random(5, 3, 4, 4)]),
         (tables.QKV, [random(12, 4)]),
         (tables.QKV, [random(12)]),
+        (tables.CONV_HWIO, [random(4, 2, 3, 3)]),
         (tables.COLUMN_MAJOR_TAPS, [random(3, 9)]),
+        (tables.CENTRE_FIRST_TAPS, [random(3, 9)]),
         (tables.UNBATCHED, [random(1, 6, 4)]),
         (tables.TOKENS, [random(1, 1, 4)]),
         (tables.TOKENS, [random(1, 1, 4), random(1, 1, 4) + 1]),
@@ -41,6 +43,8 @@ def test_layouts():
     conv = random(4, 2, 3, 3)
     (kernel,) = tables.CONV.forward(conv)
     assert kernel[1, 3 * 2 + 0, 3] == conv[3, 1, 2, 0]
+    (kernel,) = tables.CONV_HWIO.forward(conv)
+    assert kernel[2, 0, 1, 3] == conv[3, 1, 2, 0]
     (kernel,) = tables.PATCHES.forward(conv[:, [0, 1, 0]])
     assert kernel[(1 * 3 + 2) * 3 + 1, 2] == conv[2, 1, 1, 2]
     qk, v = tables.QKV.forward(np.arange(12))
@@ -94,5 +98,5 @@ def test_a_table_that_is_not_one_to_one_is_refused():
 
 
 def test_block_numbers_are_filled_in():
-    name = Rule(("blocks.{i}.a",), ("b.{i}.c", "b.{i}.d"), tables.SAME).at(11)
-    assert (name.sources, name.targets) == (("blocks.11.a",), ("b.11.c", "b.11.d"))
+    name = Rule(("{block}.a",), ("b.{i}.c", "b.{i}.d"), tables.SAME).at(11, "layers.2.blocks.3")
+    assert (name.sources, name.targets) == (("layers.2.blocks.3.a",), ("b.11.c", "b.11.d"))

@@ -1,0 +1,229 @@
+"""Swin checkpoints: Microsoft's names, timm's, and the three forms SPViT released.
+
+Microsoft, and with it SPViT, has a merging at the end of the stage before and calls the classifier
+``head``; timm has it at the start of the next and says ``head.fc``. Released kernels have their
+centre tap first and then number the others column by column; ours are row by row.
+"""
+
+import math
+import re
+from collections.abc import Container
+
+import numpy as np
+
+from spvit_jax.convert import blocks
+from spvit_jax.convert.blocks import form_of, shape
+from spvit_jax.convert.checkpoint import State
+from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.fit import fit_heads, resize_grid
+from spvit_jax.convert.tables import CENTRE_FIRST_TAPS, LINEAR, PATCHES, Rule, layer, norm, rule
+from spvit_jax.models import SwinSpec
+from spvit_jax.models.swin import relative_position_index, shift_mask
+
+__all__ = [
+    "KIND",
+    "block_names",
+    "buffers",
+    "fit",
+    "form_of",
+    "recognises",
+    "spec_from_state",
+    "table",
+]
+
+KIND = "Swin (patch_embed.proj.weight, layers.0.blocks.0.norm1.weight, …)"
+HEAD_DIM = 32  # of every published Swin
+WINDOW = 7  # of every published pruned one
+HEADS = "head", "head.fc"  # what Microsoft and timm call the classifier
+TABLE = "attn.relative_position_bias_table"
+
+STEM = (
+    *layer("patch_embed.proj", "patch_embed", PATCHES),
+    *norm("patch_embed.norm", "embed_norm"),
+    *norm("norm", "norm"),
+)
+MIXERS = blocks.mixers(CENTRE_FIRST_TAPS, "kernel_thresholds_full", position_bias=True)
+
+
+def recognises(state: State) -> bool:
+    """Whether a checkpoint looks like a Swin's."""
+    start = "layers.0.blocks.0."
+    return "patch_embed.proj.weight" in state and any(n.startswith(start) for n in state)
+
+
+def block_names(spec: SwinSpec) -> tuple[str, ...]:
+    """What a checkpoint calls each block."""
+    return tuple(name for stage in _stages(spec.depths) for name in stage)
+
+
+def _stages(depths: tuple[int, ...]) -> list[list[str]]:
+    return [[f"layers.{s}.blocks.{i}" for i in range(depth)] for s, depth in enumerate(depths)]
+
+
+def table(
+    form: str, spec: SwinSpec, ops: tuple[str, ...] = (), names: Container[str] = ()
+) -> tuple[Rule, ...]:
+    """The rules between a checkpoint and our model; see ``families.Family``.
+
+    Dense models are written with timm's names, others with those SPViT released.
+    """
+    late = form == "dense" and not _microsoft(names)
+    head = layer(HEADS[late], "head", LINEAR)
+    merges = [
+        r for s in range(len(spec.depths) - 1) for r in _merging(f"layers.{s + late}.downsample", s)
+    ]
+    return (*STEM, *head, *merges, *blocks.rules(MIXERS, form, block_names(spec), ops))
+
+
+def _microsoft(names: Container[str]) -> bool:
+    return "head.weight" in names or "layers.0.downsample.reduction.weight" in names
+
+
+def _merging(source: str, stage: int) -> tuple[Rule, ...]:
+    reduction = rule(f"{source}.reduction.weight", f"merges.{stage}.kernel", LINEAR)
+    return (*norm(f"{source}.norm", f"merges.{stage}.norm"), reduction)
+
+
+def buffers(spec: SwinSpec, ops: tuple[str, ...]) -> State:
+    """What the released code keeps beside the weights: masks, and indices into bias tables."""
+    state: State = {}
+    for name, op, geometry in zip(block_names(spec), ops, spec.blocks, strict=True):
+        if op == "msa":
+            index = relative_position_index(geometry.window)
+            state[f"{name}.attn.relative_position_index"] = index.astype(np.int64)
+        if geometry.shift:
+            state[f"{name}.attn_mask"] = shift_mask(geometry).astype(np.float32)
+    return state
+
+
+def spec_from_state(state: State, heads: int | None = None) -> SwinSpec:
+    """The dense model a checkpoint comes from, by its shapes.
+
+    A pruned checkpoint does not say how many FFN units there were: 4 for each feature, as in
+    every published model. Without Microsoft's masks no checkpoint says its image size: the one
+    whose last map is a single window.
+
+    Args:
+      state: a checkpoint of any form.
+      heads: of the first stage, doubling in each, where tables and kernels do not tell.
+
+    Raises:
+      CheckpointError: an array is missing, or the shapes are not those of a Swin.
+    """
+    width, _, patch, _ = shape(state, "patch_embed.proj.weight", 4)
+    stages = _stages(_depths(state))
+    windows = _windows(state, stages)
+    window = max(windows.values(), default=WINDOW)
+    head = HEADS["head.fc.weight" in state]
+    features = width << max(len(stages) - 1, 0)
+    try:
+        spec = SwinSpec(
+            width=width,
+            depths=tuple(map(len, stages)),
+            heads=_heads(state, stages, width, heads),
+            hidden=_hidden(state, stages, width),
+            window=window,
+            patch_size=patch,
+            image_size=patch * _grid(state, stages, windows, window),
+            classes=shape(state, f"{head}.weight", 2, (1000, features))[0],
+        )
+        _require_windows(spec, windows)
+    except CheckpointError:
+        raise
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the checkpoint is of no Swin that can be built: {error}") from error
+    return spec
+
+
+def _depths(state: State) -> tuple[int, ...]:
+    pattern = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
+    found = {(int(m[1]), int(m[2])) for name in state if (m := pattern.match(name))}
+    stages = range(len({stage for stage, _ in found}))
+    return tuple(sum(stage == s for stage, _ in found) for s in stages)
+
+
+def _hidden(state: State, stages: list[list[str]], width: int) -> tuple[int, ...]:
+    pruned = form_of(state) not in ("dense", "supernet")
+    widths = [blocks.ffn_widths(state, names, width << s) for s, names in enumerate(stages)]
+    return tuple(max(4 * width << s, *w) if pruned else w[0] for s, w in enumerate(widths))
+
+
+def _heads(state: State, stages: list[list[str]], width: int, heads: int | None) -> tuple[int, ...]:
+    if heads:
+        return tuple(heads << s for s in range(len(stages)))
+    told = [blocks.heads_of(state, names, width << s) for s, names in enumerate(stages)]
+    sizes = [(width << s) // n for s, n in enumerate(told) if n]
+    size = sizes[0] if sizes else HEAD_DIM  # where only skips are left it is of no consequence
+    return tuple(n or (width << s) // size for s, n in enumerate(told))
+
+
+def _windows(state: State, stages: list[list[str]]) -> dict[int, int]:
+    """Tokens a side of the windows of each stage that tells."""
+    found: dict[int, int] = {}
+    for s, names in enumerate(stages):
+        for name in names:
+            if f"{name}.{TABLE}" in state:
+                found.setdefault(s, _window(state, f"{name}.{TABLE}"))
+            if f"{name}.attn_mask" in state:
+                found.setdefault(s, math.isqrt(shape(state, f"{name}.attn_mask", 3)[1]))
+    return found
+
+
+def _window(state: State, name: str) -> int:
+    """Tokens a side of the window that a table of relative positions is for."""
+    rows = shape(state, name, 2)[0]
+    side = math.isqrt(rows)
+    if side**2 != rows or side % 2 == 0:
+        raise CheckpointError(
+            f"{name} has {rows} rows, expected the square of an odd number: one for each relative"
+            " position in a square window"
+        )
+    return (side + 1) // 2
+
+
+def _grid(state: State, stages: list[list[str]], windows: dict[int, int], window: int) -> int:
+    """Patches a side of the first map."""
+    for s, names in enumerate(stages):
+        for name in names:
+            if f"{name}.attn_mask" in state:
+                count, tokens, _ = shape(state, f"{name}.attn_mask", 3)
+                return math.isqrt(count * tokens) << s
+    last = len(stages) - 1
+    deepest = max(windows, default=last)
+    clipped = windows.get(deepest, window) < window  # to the whole of its map
+    return windows[deepest] << deepest if clipped else window << last
+
+
+def _require_windows(spec: SwinSpec, windows: dict[int, int]) -> None:
+    """Raises unless all windows are of one size, or of their map's where that is smaller."""
+    for stage, found in windows.items():
+        expected = min(spec.window, spec.grid(stage))
+        if found != expected:
+            raise CheckpointError(
+                f"layers.{stage}.blocks.0.{TABLE} is for windows of {found}x{found} tokens, others"
+                f" for {spec.window}x{spec.window}; expected {expected}x{expected}: one size,"
+                " clipped only where a map is smaller"
+            )
+
+
+def fit(state: State, spec: SwinSpec, notes: list[str]) -> None:
+    """Makes a dense checkpoint fit another window or number of classes.
+
+    Any image size will do; relative position biases are interpolated.
+    """
+    changed = set()
+    for name, geometry in zip(block_names(spec), spec.blocks, strict=True):
+        if f"{name}.{TABLE}" not in state:
+            continue  # reported with everything else that does not fit
+        window = _window(state, f"{name}.{TABLE}")
+        if window != geometry.window:
+            side, wanted = 2 * window - 1, 2 * geometry.window - 1
+            grid = state[f"{name}.{TABLE}"].reshape(side, side, -1)
+            state[f"{name}.{TABLE}"] = resize_grid(grid, wanted).reshape(wanted**2, -1)
+            changed.add((window, geometry.window))
+    notes.extend(
+        f"relative position biases interpolated from windows of {a}x{a} tokens to {b}x{b}"
+        for a, b in sorted(changed)
+    )
+    head = HEADS[not _microsoft(state)]
+    fit_heads(state, (head,), spec.blocks[-1].width, spec.classes, notes)

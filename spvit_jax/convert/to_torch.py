@@ -1,0 +1,118 @@
+"""Back to PyTorch: dense models for timm, pruned ones for the code SPViT released.
+
+What is written loads there with ``strict=True``, and here comes back bit for bit.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from spvit_jax.convert import blocks, forms
+from spvit_jax.convert.checkpoint import TORCH, State
+from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.families import FAMILIES, revert_model
+from spvit_jax.convert.files import write_whole
+from spvit_jax.models.layers import BatchNorm
+from spvit_jax.single_path.architecture import Architecture
+
+WRITTEN = ("dense", "shared", "folded", "deploy")
+
+
+def state_for_torch(
+    model: Any, form: str, architecture: Architecture | None = None
+) -> dict[str, np.ndarray]:
+    """The names and arrays of a model in PyTorch.
+
+    A deployed model's batch norms come back as the identity, because the released code has them;
+    a skip, for which it has ``x + norm1(x)``, as a norm1 of zeros.
+
+    Args:
+      model: with ``spec``.
+      form: dense, in timm's names; shared, folded or deploy, in the released ones.
+      architecture: a pruned model's; only its ops matter.
+
+    Raises:
+      CheckpointError: the form is none that PyTorch code reads.
+      ValueError: the model is not of that form and architecture.
+    """
+    if form not in WRITTEN:
+        raise CheckpointError(
+            f"models of {form} form are not written for PyTorch, but those of"
+            f" {', '.join(WRITTEN)} form are: prune it first"
+        )
+    if form == "dense":
+        state = revert_model(model, form)
+    elif architecture is None:
+        raise ValueError(f"a model of {form} form needs its architecture")
+    else:
+        state = _pruned(model, form, architecture.ops)
+    for name in [name for name in state if name.endswith(".running_mean")]:
+        state[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
+    return {name: np.asarray(value, order="C") for name, value in state.items()}
+
+
+def _pruned(model: Any, form: str, ops: tuple[str, ...]) -> State:
+    family = FAMILIES[type(model.spec)]
+    named = list(zip(family.block_names(model.spec), ops, model.spec.blocks, strict=True))
+    norms = _identity_norms(model) if form == "deploy" else {}
+    state = revert_model(model, "shared" if form == "shared" else "folded", ops, **norms)
+    for block, op, geometry in named:
+        if op == "skip":
+            dead = np.zeros(geometry.width, state["norm.weight"].dtype)
+            state |= dict.fromkeys(blocks.dead_norms([block]), dead)
+    return state | family.buffers(model.spec, ops)
+
+
+def _identity_norms(model: Any) -> State:
+    """Batch norms that do nothing, for all convolutions, in our names."""
+    arrays: State = {}
+    for name, bias in forms.variables(model).items():
+        if name.endswith(".mixer.bias"):
+            norm = name.removesuffix("bias") + "norm"
+            zeros = np.zeros(bias.shape, bias.dtype)
+            arrays |= {f"{norm}.scale": zeros + 1, f"{norm}.bias": zeros, f"{norm}.mean": zeros}
+            arrays[f"{norm}.var"] = zeros + 1 - np.asarray(BatchNorm.EPSILON, bias.dtype)
+    return arrays
+
+
+def save_torch(
+    path: str | os.PathLike, model: Any, form: str, architecture: Architecture | None = None
+) -> None:
+    """Writes ``state_for_torch`` as a file, whole or not at all.
+
+    Args:
+      path: ``….safetensors``, or ``….pth`` and the like for ``{"model": state}`` as torch saves.
+      model: see ``state_for_torch``, as ``form`` and ``architecture``.
+
+    Raises:
+      CheckpointError: PyTorch is needed and missing, or no such form or kind of file.
+      ValueError: the model is not of that form and architecture.
+      OSError: the file cannot be written; what was there is untouched.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".safetensors", *TORCH):
+        raise CheckpointError(
+            f"cannot tell from {path} what to write; end its name in .safetensors or"
+            f" {', '.join(TORCH)}"
+        )
+    state = state_for_torch(model, form, architecture)
+    binary = safetensors.numpy.save(state) if suffix == ".safetensors" else _torch_file(state, path)
+    write_whole(path, binary)
+
+
+def _torch_file(state: State, path: str | os.PathLike) -> bytes:
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f'{path} needs PyTorch to be written: pip install "torch>=2.6"'
+            " (or end its name in .safetensors, which does not)"
+        ) from None
+    file = io.BytesIO()
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    torch.save({"model": tensors}, file)
+    return file.getvalue()
