@@ -26,13 +26,14 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
     from spvit_jax.single_path.budget import budget_loss
     from spvit_jax.single_path.gates import initial_logits
     from spvit_jax.single_path.supernet import supernet
+    from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
     from spvit_jax.training.sharding import data_mesh
     from spvit_jax.training.step import Objective, init_state, make_train_step
 
     spec = VARIANTS[model_name]
     model = ViT(spec, rngs=nnx.Rngs(0))
-    objective = Objective(mean=(0.5,) * 3, std=(0.5,) * 3)
+    objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3))
     gates = ()
     if search:
         model, gates = supernet(model), initial_logits(spec.blocks)
@@ -47,7 +48,7 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
     data = {"image": images, "label": jax.random.randint(key, (batch,), 0, spec.classes)}
     step = make_train_step(nnx.graphdef(model), adamw, objective, data_mesh())
     begin = time.perf_counter()
-    lowered = step.lower(state, data)
+    lowered = step.func.lower(None, state, data)
     traced = time.perf_counter()
     compiled = lowered.compile()
     facts = {
@@ -58,7 +59,7 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
 
     def run() -> None:
         nonlocal state
-        state, metrics = compiled(state, data)
+        state, metrics = compiled(None, state, data)
         jax.block_until_ready((state, metrics))
 
     return run, facts

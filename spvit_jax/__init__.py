@@ -19,14 +19,22 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "models": ("VARIANTS", "ViT", "ViTSpec"),
+    "models": ("VARIANTS", "RegNet", "RegNetSpec", "Swin", "SwinSpec", "ViT", "ViTSpec"),
     "single_path.architecture": ("Architecture",),
     "single_path.budget": ("budget_loss", "project"),
     "single_path.cost": ("cost", "dense_macs"),
     "single_path.gates": ("BlockGates", "decide", "initial_logits", "sample"),
     "single_path.prune": ("count_parameters", "fold", "prune"),
     "single_path.supernet": ("supernet",),
-    "convert": ("load_dense", "load_model", "load_released", "save_model"),
+    "convert": (
+        "load_dense",
+        "load_folded",
+        "load_model",
+        "load_released",
+        "read_spec",
+        "save_model",
+        "save_torch",
+    ),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

@@ -16,6 +16,7 @@ POSITIVE = {  # numbers that may not be 0; none may be negative
     "accumulation",
     "batch_size",
     "checkpoint_every",
+    "distillation_temperature",
     "epochs",
     "eval_batch_size",
     "learning_rate",
@@ -34,7 +35,9 @@ class ConfigError(ValueError):
 class Model:
     """The dense network everything starts from."""
 
-    variant: str = "deit_base_patch16_224"  # a row of spvit_jax.models.VARIANTS
+    variant: str = "deit_base_patch16_224"  # a row of spvit_jax.models.VARIANTS; "": the shapes
+    # in the checkpoint say what it is
+    heads: int = 0  # with variant "": heads of a ViT checkpoint, which does not say; 0: width / 64
     image_size: int = 0  # pixels a side; 0: the variant's own
     classes: int = 0  # 0: as many as the data has
     dropout: float = 0.0  # after position embedding, projections and FFN units
@@ -61,6 +64,18 @@ class Data:
 
 
 @dataclasses.dataclass
+class Teacher:
+    """The network that ``distillation`` learns from. It sees the images the student sees."""
+
+    checkpoint: str = ""  # RegNetY, ViT, Swin or a pruned model, as model.checkpoint; "": the run's
+    # own dense model
+    heads: int = 0  # of a ViT checkpoint, which does not say; 0: width / 64
+    dtype: str = "bfloat16"  # of its computation
+    mean: tuple[float, ...] = ()  # RGB, of pixels in 0..1; (): data.mean
+    std: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass
 class Training:
     """One optimisation: pretraining, search or fine-tuning."""
 
@@ -75,6 +90,9 @@ class Training:
     accumulation: int = 1  # micro-batches a step
     ema_decay: float = 0.0  # of the weights that are evaluated and handed on; 0: no averaging
     label_smoothing: float = 0.0
+    distillation: str = "none"  # "none", "hard" (the teacher's decision) or "soft" (its logits)
+    distillation_weight: float = 0.5  # of its loss; the labels' has the rest
+    distillation_temperature: float = 1.0  # of "soft"
 
 
 @dataclasses.dataclass
@@ -104,6 +122,7 @@ class Config:
     seed: int = 0
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
+    teacher: Teacher = dataclasses.field(default_factory=Teacher)
     pretrain: Training = dataclasses.field(default_factory=Training)
     search: Search = dataclasses.field(default_factory=Search)
     finetune: Finetune = dataclasses.field(default_factory=Finetune)
@@ -185,6 +204,7 @@ def _validate(config: Config) -> None:
 
     one_of("stage", config.stage, STAGES)
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
     one_of("data.augment", config.data.augment, ("none", "flip", "shift"))
     one_of("search.decision", config.search.decision, ("project", "threshold"))
     one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))
@@ -195,6 +215,11 @@ def _validate(config: Config) -> None:
         "data.mean and data.std need three numbers each, std above 0",
     )
     check(0 < config.data.crop_ratio <= 1, "data.crop_ratio must be in (0, 1]")
+    mean, std = config.teacher.mean, config.teacher.std
+    check(
+        len(mean) == len(std) and len(mean) in (0, 3) and min(std, default=1) > 0,
+        "teacher.mean and teacher.std need three numbers each, std above 0, or none",
+    )
     for name in ("pretrain", "search", "finetune"):
         part: Training = getattr(config, name)
         one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
@@ -205,6 +230,8 @@ def _validate(config: Config) -> None:
         )
         check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
         check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
+        one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft"))
+        check(part.distillation_weight <= 1, f"{name}.distillation_weight must be in [0, 1]")
     for name in ("dropout", "drop_path"):
         check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
     if config.stage in ("all", "search"):
@@ -215,6 +242,13 @@ def _validate(config: Config) -> None:
             f" (share of the dense model); got {gmacs} and {ratio}",
         )
         check(ratio <= 1, f"search.target_ratio is a share of the dense model's MACs; got {ratio}")
+    if config.stage == "pretrain":
+        check(
+            config.pretrain.distillation == "none" or bool(config.teacher.checkpoint),
+            "pretrain.distillation needs teacher.checkpoint: a run that trains from scratch has no"
+            " dense model to learn from",
+        )
+        check(bool(config.model.variant), 'model.variant="" needs a checkpoint; pretrain has none')
     if config.stage == "finetune":
         check(
             config.finetune.start == "pretrained",

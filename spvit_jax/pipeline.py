@@ -5,26 +5,24 @@ command again goes on where it stopped, and what is finished is only read. Betwe
 are three things: a model, gate logits, an ``Architecture``.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spvit_jax.config import Config, ConfigError
+from spvit_jax import pretrained
+from spvit_jax.config import Config, ConfigError, Training
 from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.convert import load_dense, save_model
-from spvit_jax.convert.timm import save_timm
+from spvit_jax.convert import save_model, save_torch
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import steps_per_epoch
 from spvit_jax.data.sources import open_source
 from spvit_jax.measure import measure
-from spvit_jax.models import VARIANTS, ViT, ViTSpec
+from spvit_jax.models import MODELS, Classifier, RegNetSpec
 from spvit_jax.progress import Console
 from spvit_jax.report import Result, figure, table
 from spvit_jax.single_path import architecture as architectures
@@ -40,9 +38,9 @@ from spvit_jax.training.loop import Interrupted, Metrics, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
 from spvit_jax.training.sharding import data_mesh
 from spvit_jax.training.step import TrainState
+from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir
 
-PACKAGED = Path(__file__).parent / "models" / "packaged"
 RESULT = {  # the last file of each stage
     "all": "result.json",
     "finetune": "result.json",
@@ -100,7 +98,8 @@ class Run:
         self.console = console
         self.should_stop = should_stop
         train, test = (open_source(config.data, s) for s in _splits(config))
-        self.spec = _spec(config, len(test.class_names))
+        self.spec: Any = pretrained.dense_spec(config, len(test.class_names))
+        self.name = config.model.variant or Path(config.model.checkpoint).stem
         self.trainer = Trainer(
             config, workdir, data_mesh(), train, test, self.spec.image_size, console, should_stop
         )
@@ -157,10 +156,15 @@ class Run:
 
     def pretrain(self) -> None:
         """Trains the dense model from scratch; its weights go to ``pretrained.safetensors``."""
-        model = ViT(self.spec, rngs=nnx.Rngs(self.config.seed), **self._model_options())
-        self.stage("pretrain", f"{self.config.pretrain.epochs:g} epochs from scratch")
-        model, _ = self.trainer.fit("pretrain", model, self.config.pretrain)
-        self.workdir.write("pretrained.safetensors", lambda path: save_timm(path, model))
+        training = self.config.pretrain
+        network = MODELS[type(self.spec)]
+        model = network(
+            self.spec, rngs=nnx.Rngs(self.config.seed), **pretrained.options(self.config, self.spec)
+        )
+        self.stage("pretrain", f"{training.epochs:g} epochs from scratch")
+        teacher = self._teacher(training)
+        model, _ = self.trainer.fit("pretrain", model, training, teacher=teacher)
+        self.workdir.write("pretrained.safetensors", lambda path: save_torch(path, model, "dense"))
         self._top1("pretrained", model)
 
     @property
@@ -171,34 +175,31 @@ class Run:
             return round(search.target_gmacs * 1e9)
         return round(search.target_ratio * dense_macs(self.spec))
 
-    def _dense(self) -> ViT:
+    def _dense(self) -> Classifier:
         """The pretrained dense model."""
-        model = self.config.model
-        if not model.checkpoint:
-            raise ConfigError(
-                "model.checkpoint is empty: all stages but pretrain start from pretrained weights;"
-                " give a .pth or .safetensors file, or an https:// or hf-hub: address"
-            )
-        address = model.checkpoint
-        if address.startswith("packaged:"):
-            address = str(PACKAGED / f"{address.removeprefix('packaged:')}.safetensors")
-        dense, notes = load_dense(address, self.spec, **self._model_options())
-        macs, parameters = dense_macs(self.spec), count_parameters(dense)
-        self.console.stage("dense", f"{model.variant}: {parameters:,} parameters, {macs:,} MACs")
+        dense, notes = pretrained.load(self.config, self.spec)
+        facts = [f"{self.name}: {count_parameters(dense):,} parameters"]
+        if not isinstance(self.spec, RegNetSpec):
+            facts.append(f"{dense_macs(self.spec):,} MACs")
+        self.console.stage("dense", ", ".join(facts))
         for note in notes:
             self.console.say(note)
         return dense
 
-    def _model_options(self) -> dict[str, Any]:
-        model = self.config.model
-        return {
-            "dropout": model.dropout,
-            "drop_path": model.drop_path,
-            "dtype": None if model.dtype == "float32" else jnp.dtype(model.dtype),
-            "remat": model.remat,
-        }
+    def _teacher(self, training: Training) -> Callable[[], Teacher] | None:
+        """What loads the teacher of a training that distils."""
+        if training.distillation == "none":
+            return None
 
-    def _top1(self, name: str, model: ViT) -> float:
+        def load() -> Teacher:
+            teacher = pretrained.load_teacher(self.config, self.spec)
+            name = self.config.teacher.checkpoint or f"{self.name}, dense"
+            self.console.say(f"teacher   {name}: {training.distillation} distillation")
+            return teacher
+
+        return load
+
+    def _top1(self, name: str, model: Classifier) -> float:
         """Top-1 on the test split, a fraction; measured once, then read from ``NAME.json``."""
         file = self.workdir / f"{name}.json"
         if file.exists():
@@ -210,7 +211,7 @@ class Run:
         self.console.stage("evaluate", f"{name}: top-1 {top1:.2%} of {images:,} images")
         return top1
 
-    def _search(self, dense: ViT) -> tuple[ViT, Gates]:
+    def _search(self, dense: Classifier) -> tuple[Classifier, Gates]:
         """Trains weights and gates under the budget; the supernet and its gate logits."""
         search, target = self.config.search, self._target_macs
         logits = initial_logits(self.spec.blocks)
@@ -224,7 +225,8 @@ class Run:
             return search_metrics(self.spec, jax.device_get(state.gates), target)
 
         extra = Search(logits, search.gate_learning_rate, penalty, describe)
-        return self.trainer.fit("search", supernet(dense), search, extra)
+        teacher = self._teacher(search)
+        return self.trainer.fit("search", supernet(dense), search, search=extra, teacher=teacher)
 
     def _decide(self, logits: Gates) -> tuple[Architecture, Architecture]:
         """The architecture of the gate logits, as the config decides and by plain threshold."""
@@ -242,20 +244,22 @@ class Run:
         self.workdir.write("architecture.json", found.save)
         return found, threshold
 
-    def _compress(self, dense: ViT, start: ViT, found: Architecture, **known: Any) -> None:
+    def _compress(
+        self, dense: Classifier, start: Classifier, found: Architecture, **known: Any
+    ) -> None:
         """Prunes, fine-tunes, folds, evaluates and measures; ``known`` is of the ``Result``."""
         pruned = prune(start, found)
         decided_top1 = self._top1("decided", pruned)
         tuning = self.config.finetune
         self.stage("finetune", f"{tuning.epochs:g} epochs from the {tuning.start} weights")
-        pruned, _ = self.trainer.fit("finetune", pruned, tuning)
+        pruned, _ = self.trainer.fit("finetune", pruned, tuning, teacher=self._teacher(tuning))
         folded = fold(pruned, batch_norm=True)
         self.workdir.write(
             "pruned.safetensors", lambda path: save_model(path, folded, "deploy", found)
         )
         self._report(
             Result(
-                model=self.config.model.variant,
+                model=self.name,
                 ops=found.ops,
                 ffn_widths=found.widths,
                 dense_ffn_widths=tuple(block.hidden for block in self.spec.blocks),
@@ -274,7 +278,7 @@ class Run:
             )
         )
 
-    def _timings(self, dense: ViT, folded: ViT) -> dict[str, Any]:
+    def _timings(self, dense: Classifier, folded: Classifier) -> dict[str, Any]:
         self.stage("measure", f"latency, and throughput at {self.config.measure_batch}")
         return measure(
             {"dense": dense, "pruned": folded},
@@ -297,24 +301,6 @@ def _splits(config: Config) -> tuple[str, str]:
     return data.train_split if TRAININGS[config.stage] else data.test_split, data.test_split
 
 
-def _spec(config: Config, found: int) -> ViTSpec:
-    """The dense model's, for data of ``found`` classes."""
-    model = config.model
-    if model.variant not in VARIANTS:
-        raise ConfigError(
-            f"model.variant must be one of {', '.join(VARIANTS)}; got {model.variant!r}"
-        )
-    spec = VARIANTS[model.variant]
-    classes = model.classes or found
-    if classes < found:
-        raise ConfigError(f"model.classes={classes}, but the data has {found}; set it to 0")
-    size = model.image_size or spec.image_size
-    try:
-        return dataclasses.replace(spec, image_size=size, classes=classes)
-    except ValueError as error:
-        raise ConfigError(f"model.image_size={size}: {error}") from error
-
-
 def _check_batch(name: str, size: int) -> None:
     """Raises ``ConfigError`` unless the devices can share so many images."""
     if size % jax.device_count():
@@ -323,7 +309,7 @@ def _check_batch(name: str, size: int) -> None:
         )
 
 
-def search_metrics(spec: ViTSpec, logits: Gates, target: int) -> Metrics:
+def search_metrics(spec: Any, logits: Gates, target: int) -> Metrics:
     """What the trajectory shows: MACs under the plain threshold, and gate probabilities."""
     values = {"macs": float(cost(spec, decide(logits))), "target_macs": float(target)}
     for i, block in enumerate(logits):

@@ -21,7 +21,10 @@ SHARED: dict[str, Any] = {
 }
 
 
-def released_deit(
+REGNETY_160 = "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"  # DeiT's teacher
+
+
+def released(
     variant: str,
     *,
     model: str,
@@ -30,25 +33,30 @@ def released_deit(
     gate_learning_rate: float,
     budget_lambda: float,
     target_gmacs: float,
+    drop_path: float = 0.1,
+    clip_norm: float = 0.0,
+    final_learning_rate: float = 1e-5,
 ) -> Config:
-    """The recipe of the released SPViT-DeiT runs on ImageNet, as far as it exists here.
+    """The recipe of the released SPViT runs on ImageNet, as far as it exists here.
 
-    Not yet: random resized crops, RandAugment, colour jitter, mixup, cutmix, random erasing,
-    repeated augmentation and distillation.
+    Not yet: random resized crops, RandAugment, mixup, cutmix, random erasing and repeated
+    augmentation.
 
     Args:
-      variant: "", "tiny", or "stage=finetune" to fine-tune ``architecture`` without a search.
+      variant: ""; "stage=finetune" to fine-tune ``architecture`` without a search; "distill" to do
+        so with RegNetY-16GF as the teacher; or "tiny", which distils too.
       model: a row of ``spvit_jax.models.VARIANTS``.
       checkpoint: its pretrained weights.
       architecture: JSON of the published architecture.
       gate_learning_rate, budget_lambda, target_gmacs: those of its search.
+      drop_path, clip_norm, final_learning_rate: DeiT's unless given.
 
     Raises:
       ConfigError: another variant.
     """
-    check_variant(variant, "tiny", "stage=finetune")
+    check_variant(variant, "tiny", "stage=finetune", "distill")
     made = Config(
-        model=Model(variant=model, checkpoint=checkpoint, drop_path=0.1, dtype="bfloat16"),
+        model=Model(variant=model, checkpoint=checkpoint, drop_path=drop_path, dtype="bfloat16"),
         data=Data(
             source="tfds:imagenet2012",
             test_split="validation",
@@ -61,16 +69,25 @@ def released_deit(
             gate_learning_rate=gate_learning_rate,
             budget_lambda=budget_lambda,
             target_gmacs=target_gmacs,
+            clip_norm=clip_norm,
             **SHARED,
         ),
-        finetune=Finetune(epochs=130, schedule="cosine", final_learning_rate=1e-5, **SHARED),
+        finetune=Finetune(
+            epochs=130,
+            schedule="cosine",
+            final_learning_rate=final_learning_rate,
+            clip_norm=clip_norm,
+            **SHARED,
+        ),
     )
-    if variant == "tiny":
-        return tiny(made)
-    if variant == "stage=finetune":
+    if variant in ("distill", "tiny"):
+        made.teacher.checkpoint = REGNETY_160
+        made.finetune.distillation = "hard"
+        made.finetune.epochs = 200
+    if variant in ("distill", "stage=finetune"):
         made.stage = "finetune"
         made.finetune.architecture = os.fspath(architecture)
-    return made
+    return tiny(made) if variant == "tiny" else made
 
 
 def check_variant(variant: str, *known: str) -> None:
@@ -82,10 +99,12 @@ def check_variant(variant: str, *known: str) -> None:
 
 
 def tiny(config: Config) -> Config:
-    """``config`` in about a minute on a laptop: the packaged DeiT and images, ten steps a stage.
+    """``config`` in about a minute on a laptop: packaged models and images, ten steps a stage.
 
     Nothing is downloaded. What it finds is worthless; that it runs is the point.
     """
+    variant = "swin_fashion_mnist" if config.model.variant[:4] == "swin" else "deit_fashion_mnist"
+    teacher = "packaged:regnety_fashion_mnist" if config.teacher.checkpoint else ""
     small: dict[str, Any] = {
         "epochs": 1.0,
         "batch_size": 32,
@@ -96,11 +115,12 @@ def tiny(config: Config) -> Config:
         config,
         model=dataclasses.replace(
             config.model,
-            variant="deit_fashion_mnist",
-            checkpoint="packaged:deit_fashion_mnist",
+            variant=variant,
+            checkpoint=f"packaged:{variant}",
             image_size=0,
             classes=0,
         ),
+        teacher=dataclasses.replace(config.teacher, checkpoint=teacher),
         data=dataclasses.replace(
             config.data,
             source="packaged:fashion_mnist",

@@ -18,14 +18,23 @@ FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS_OF = {
     "quickstart": ("", "tiny"),
     "fashion_mnist": ("", "pretrain", "tiny"),
-    "deit_ti": ("", "stage=finetune", "tiny"),
-    "deit_s": ("", "stage=finetune", "tiny"),
-    "deit_b": ("", "stage=finetune", "tiny"),
+    "deit_ti": ("", "stage=finetune", "distill", "tiny"),
+    "deit_s": ("", "stage=finetune", "distill", "tiny"),
+    "deit_b": ("", "stage=finetune", "distill", "tiny"),
+    "swin_t": ("", "stage=finetune", "distill", "tiny"),
+    "swin_s": ("", "stage=finetune", "distill", "tiny"),
+    "swin_b": ("", "stage=finetune", "distill", "tiny"),
 }
-DEIT = {  # model, checkpoint, gate learning rate, lambda, target, published architecture
-    "deit_ti": ("tiny", "a1311bcf", 1e-3, 20.0, 1.0),
-    "deit_s": ("small", "cd65a155", 5e-4, 3.0, 3.2),
-    "deit_b": ("base", "b5f2ef4d", 1e-3, 0.08, 6.0),
+FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
+MICROSOFT = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
+# checkpoint, published architecture, gate learning rate, lambda, target, drop path
+RELEASED = {
+    "deit_ti": (f"{FACEBOOK}/deit_tiny_patch16_224-a1311bcf.pth", "deit_tiny", 1e-3, 20, 1, 0.1),
+    "deit_s": (f"{FACEBOOK}/deit_small_patch16_224-cd65a155.pth", "deit_small", 5e-4, 3, 3.2, 0.1),
+    "deit_b": (f"{FACEBOOK}/deit_base_patch16_224-b5f2ef4d.pth", "deit_base", 1e-3, 0.08, 6, 0.1),
+    "swin_t": (f"{MICROSOFT}/swin_tiny_patch4_window7_224.pth", "swin_tiny", 1e-3, 2.8, 3.2, 0.2),
+    "swin_s": (f"{MICROSOFT}/swin_small_patch4_window7_224.pth", "swin_small", 1e-3, 0.4, 5.5, 0.3),
+    "swin_b": (f"{MICROSOFT}/swin_base_patch4_window7_224.pth", "swin_base", 1e-3, 0.1, 10, 0.5),
 }
 EVERY = [(name, variant) for name, variants in VARIANTS_OF.items() for variant in variants]
 
@@ -107,38 +116,61 @@ def test_tiny_takes_any_config():
     assert made.model.image_size == 384  # a copy
 
 
-@pytest.mark.parametrize("name", DEIT)
+@pytest.mark.parametrize("name", RELEASED)
 def test_the_released_recipe(name):
-    size, digest, gate_rate, weight, target = DEIT[name]
+    checkpoint, _, gate_rate, weight, target, drop_path = RELEASED[name]
     made = load(name)
-    assert made.model.variant == f"deit_{size}_patch16_224"
-    assert made.model.checkpoint == (
-        f"https://dl.fbaipublicfiles.com/deit/deit_{size}_patch16_224-{digest}.pth"
-    )
+    swin = name.startswith("swin")
+    assert made.model.checkpoint == checkpoint
+    assert checkpoint.rpartition("/")[2].startswith(made.model.variant)
     search, finetune = made.search, made.finetune
     assert (search.gate_learning_rate, search.budget_lambda) == (gate_rate, weight)
     assert (search.target_gmacs, search.target_ratio, search.epochs) == (target, 0, 20)
     assert (search.schedule, finetune.schedule) == ("constant", "cosine")
-    assert (finetune.epochs, finetune.final_learning_rate) == (130, 1e-5)
+    assert (finetune.epochs, finetune.final_learning_rate) == (130, 5e-6 if swin else 1e-5)
     assert finetune.start == "pretrained"
     for part in (search, finetune):
         assert (part.batch_size, part.label_smoothing, part.weight_decay) == (1024, 0.1, 0.05)
         assert part.learning_rate == pytest.approx(1e-4)
-        assert part.warmup_epochs == part.clip_norm == part.ema_decay == 0
-    assert (made.model.drop_path, made.model.dtype) == (0.1, "bfloat16")
+        assert part.clip_norm == (5.0 if swin else 0.0)
+        assert part.warmup_epochs == part.ema_decay == 0
+        assert part.distillation == "none"
+    assert (made.model.drop_path, made.model.dtype) == (drop_path, "bfloat16")
     data = made.data
     assert (data.source, data.train_split) == ("tfds:imagenet2012", "train")
     assert (data.test_split, data.augment, data.crop_ratio) == ("validation", "flip", 0.875)
 
 
-@pytest.mark.parametrize("name", DEIT)
-def test_finetuning_starts_from_the_published_architecture(name):
-    made = load(name, "stage=finetune")
+@pytest.mark.parametrize("variant", ["stage=finetune", "distill"])
+@pytest.mark.parametrize("name", RELEASED)
+def test_finetuning_starts_from_the_published_architecture(name, variant):
+    made = load(name, variant)
     assert made.stage == "finetune"
     found = architectures.load(made.finetune.architecture)
-    assert Path(made.finetune.architecture).name == f"spvit_deit_{DEIT[name][0]}.json"
+    assert Path(made.finetune.architecture).name == f"spvit_{RELEASED[name][1]}.json"
     assert found.model == made.model.variant
     found.check(VARIANTS[made.model.variant])
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_distillation_is_the_released_one(name):
+    made = load(name, "distill")
+    assert made.teacher.checkpoint == f"{FACEBOOK}/regnety_160-a5fe301d.pth"
+    assert (made.teacher.dtype, made.teacher.mean, made.teacher.std) == ("bfloat16", (), ())
+    finetune = made.finetune
+    assert (finetune.distillation, finetune.distillation_weight) == ("hard", 0.5)
+    assert (finetune.epochs, made.search.distillation) == (200, "none")
+    plain = load(name, "stage=finetune")
+    made.teacher, made.finetune.distillation, made.finetune.epochs = plain.teacher, "none", 130
+    assert made == plain
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_tiny_prunes_the_family_and_distils(name):
+    made = load(name, "tiny")
+    assert made.model.variant == f"{name[:4]}_fashion_mnist"
+    assert made.teacher.checkpoint == "packaged:regnety_fashion_mnist"
+    assert made.finetune.distillation == "hard"
 
 
 def test_another_architecture_can_be_given():

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from spvit_jax.convert import load_model
+from spvit_jax.models import Swin
+from spvit_jax.report import Result
+from spvit_jax.training.metrics import read_metrics
+
 ROOT = Path(__file__).parents[1]
 SAME = (
     "architecture.json",
@@ -23,8 +28,8 @@ SAME = (
 )
 
 
-def start(workdir, environment=None):
-    command = [sys.executable, "-m", "spvit_jax.main", "--config=configs/quickstart.py:tiny"]
+def start(workdir, environment=None, config="quickstart"):
+    command = [sys.executable, "-m", "spvit_jax.main", f"--config=configs/{config}.py:tiny"]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}"],
         cwd=ROOT,
@@ -36,8 +41,8 @@ def start(workdir, environment=None):
     )
 
 
-def finish(workdir, environment=None):
-    process = start(workdir, environment)
+def finish(workdir, environment=None, config="quickstart"):
+    process = start(workdir, environment, config)
     output = process.communicate(timeout=500)[0]
     assert process.returncode == 0, output
     return output
@@ -68,6 +73,18 @@ def whole(tmp_path_factory):
     output = finish(workdir, {"JAX_ENABLE_COMPILATION_CACHE": "false"})
     assert "throughput, batch 8" in output and "pruned / dense" in output
     return workdir
+
+
+def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
+    output = finish(tmp_path, config="swin_t")
+    assert "packaged:regnety_fashion_mnist: hard distillation" in output
+    result = Result.from_json((tmp_path / "result.json").read_text())
+    assert result.model == "swin_fashion_mnist" and len(result.ops) == 6
+    assert result.pruned_macs <= result.target_macs < result.dense_macs
+    assert all("distillation" in row for row in read_metrics(tmp_path / "finetune"))
+    assert not any("distillation" in row for row in read_metrics(tmp_path / "search"))
+    model, form, found = load_model(tmp_path / "pruned.safetensors")
+    assert isinstance(model, Swin) and form == "deploy" and found.ops == result.ops
 
 
 def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(whole, tmp_path):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spvit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTED = sorted([*FILES, *ROOT.glob("configs/*.py")])
-COMMANDS = ("main.py", "convert/__main__.py", "data/package.py")  # what a shell starts
+COMMANDS = ("main.py", "prepare.py", "convert/__main__.py", "data/package.py")  # what a shell starts
 MAY_PRINT = (*COMMANDS, "progress.py")
 MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models": set(),
@@ -21,6 +21,8 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "config.py": set(),
     "recipes.py": {"config"},
     "measure.py": set(),
+    "prepare.py": {"data", "progress"},
+    "pretrained.py": {"config", "models", "convert", "training"},
     "progress.py": set(),
     "report.py": {"measure"},
     "workdir.py": {"config"},

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 from flax import nnx
@@ -16,12 +17,13 @@ from spvit_jax.data.pipeline import (
     train_batches,
 )
 from spvit_jax.data.sources import Source
-from spvit_jax.models import ViT
+from spvit_jax.models import Classifier
 from spvit_jax.progress import Console
 from spvit_jax.single_path.gates import Gates, decide
 from spvit_jax.training.checkpoint import Checkpoints
 from spvit_jax.training.loop import Interrupted, Loop, Metrics
 from spvit_jax.training.metrics import MetricWriter
+from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer, schedule
 from spvit_jax.training.sharding import batch_sharded, replicated
 from spvit_jax.training.step import (
@@ -31,8 +33,10 @@ from spvit_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
+from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir
 
+Model = TypeVar("Model", bound=Classifier)
 EvalStep = Callable[[nnx.State, nnx.State, Gates | None, dict], jax.Array]
 
 
@@ -60,11 +64,17 @@ class Trainer:
     should_stop: Callable[[], bool]
 
     def fit(
-        self, name: str, model: ViT, training: Training, search: Search | None = None
-    ) -> tuple[ViT, Gates]:
+        self,
+        name: str,
+        model: Model,
+        training: Training,
+        *,
+        search: Search | None = None,
+        teacher: Callable[[], Teacher] | None = None,
+    ) -> tuple[Model, Gates]:
         """Trains ``model`` as ``training`` says, in the folder ``name``.
 
-        A training that has ended is only read.
+        A training that has ended is only read, and then no ``teacher`` is asked for.
 
         Returns:
           The model and the gate logits at the end.
@@ -89,7 +99,8 @@ class Trainer:
         with Checkpoints(self.workdir / name, self.config.checkpoint_every) as checkpoints:
             state = checkpoints.restore(state, everywhere) or jax.device_put(state, everywhere)
             if int(state.step) < steps:
-                step = make_train_step(graph, optimiser, objective, self.mesh)
+                taught = teacher() if teacher else None
+                step = make_train_step(graph, optimiser, objective, self.mesh, taught)
                 evaluation = make_eval_step(graph, objective, self.mesh)
                 loop = self._loop(name, training, steps, per_epoch, evaluation, search)
                 state = self._run(loop, step, state, checkpoints)
@@ -97,9 +108,11 @@ class Trainer:
 
     def _objective(self, training: Training, search: Search | None = None) -> Objective:
         return Objective(
-            mean=self.config.data.mean,
-            std=self.config.data.std,
+            normalise=Normalise(self.config.data.mean, self.config.data.std),
             label_smoothing=training.label_smoothing,
+            distillation=training.distillation,
+            distillation_weight=training.distillation_weight,
+            distillation_temperature=training.distillation_temperature,
             penalty=search.penalty if search else None,
             accumulation=training.accumulation,
             ema_decay=training.ema_decay,
@@ -146,7 +159,7 @@ class Trainer:
         with MetricWriter(self.workdir / loop.name, start) as writer:
             return loop.run(state, step, on_devices, checkpoints, writer, self.console)
 
-    def top1(self, model: ViT) -> float:
+    def top1(self, model: Classifier) -> float:
         """Share of the test images that ``model`` classifies correctly.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Losses over logits."""
+"""Losses over logits, in nats."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ Array = jax.Array
 
 
 def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """Mean cross-entropy in nats of ``logits [batch, classes]`` and integer ``labels [batch]``.
+    """Mean cross-entropy of ``logits [batch, classes]`` and integer ``labels [batch]``.
 
     ``smoothing`` spreads that share of the target evenly over all classes, as torch does.
     """
@@ -16,6 +16,20 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing)).mean()
+
+
+def hard_distillation(student: Array, teacher: Array) -> Array:
+    """Cross-entropy with the class the teacher decides for (Touvron et al. 2021)."""
+    return cross_entropy(student, teacher.argmax(-1))
+
+
+def soft_distillation(student: Array, teacher: Array, temperature: float) -> Array:
+    """``T^2 KL(teacher || student)`` of both distributions at temperature T (Hinton et al. 2015).
+
+    The mean over images; DeiT's code divides by the number of classes as well.
+    """
+    expected, found = (jax.nn.log_softmax(x / temperature) for x in (teacher, student))
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(found, expected).mean()
 
 
 def correct(logits: Array, labels: Array) -> Array:

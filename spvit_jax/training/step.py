@@ -1,11 +1,12 @@
 """The training step and the evaluation step: pure functions of plain pytrees, jitted once.
 
 Pretraining, search and fine-tuning take the same step; they differ in the model, in whether
-there are gates, and in the penalty on them.
+there are gates and a teacher, and in the penalty on the gates.
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,11 +15,20 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from spvit_jax.models import mean_logits
 from spvit_jax.single_path.gates import Gates, sample
-from spvit_jax.training.losses import correct, cross_entropy
+from spvit_jax.training.losses import (
+    correct,
+    cross_entropy,
+    hard_distillation,
+    soft_distillation,
+)
+from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.sharding import batch_sharded, replicated
+from spvit_jax.training.teacher import Teacher
 
 Array = jax.Array
+Metrics = dict[str, Array]
 Batch = dict[str, Array]  # "image" uint8 [b, H, W, 3], "label" int32 [b]; evaluation: "mask" bool
 
 
@@ -38,19 +48,47 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a step minimises: cross-entropy on normalised images, plus a penalty on the gates."""
+    """What a step minimises.
 
-    mean: tuple[float, ...]  # of pixels in 0..1
-    std: tuple[float, ...]
+    Cross-entropy, or ``(1 - w)`` of it and ``w`` of the distillation loss, plus a penalty on the
+    gates. A student with a second head (a distilled DeiT) learns labels with the first and the
+    teacher with the second; one head learns both.
+    """
+
+    normalise: Normalise
     label_smoothing: float = 0.0
+    distillation: str = "none"  # "none", "hard" or "soft"
+    distillation_weight: float = 0.5  # w
+    distillation_temperature: float = 1.0  # of "soft"
     penalty: Callable[[Gates], Array] | None = None
     accumulation: int = 1
     ema_decay: float = 0.0
 
-    def normalise(self, images: Array) -> Array:
-        """uint8 pixels as the numbers the network expects, in JAX's default float."""
-        pixels = images.astype(float) / 255
-        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+    def __call__(self, heads: tuple[Array, ...], labels: Array, taught: Array | None) -> Metrics:
+        """The loss and its parts.
+
+        Args:
+          heads: the student's logits ``[batch, classes]``, of one head or two.
+          labels: ``[batch]``.
+          taught: the teacher's logits; None without distillation.
+        """
+        logits = mean_logits(heads)
+        accuracy = correct(logits, labels).mean()
+        if taught is None:
+            value = cross_entropy(logits, labels, self.label_smoothing)
+            return {"loss": value, "cross_entropy": value, "accuracy": accuracy}
+        value = cross_entropy(heads[0], labels, self.label_smoothing)
+        if self.distillation == "hard":
+            distilled = hard_distillation(heads[-1], taught)
+        else:
+            distilled = soft_distillation(heads[-1], taught, self.distillation_temperature)
+        weight = self.distillation_weight
+        return {
+            "loss": (1 - weight) * value + weight * distilled,
+            "cross_entropy": value,
+            "distillation": distilled,
+            "accuracy": accuracy,
+        }
 
 
 def init_state(
@@ -76,31 +114,41 @@ def init_state(
 
 
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, objective: Objective, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    mesh: Mesh,
+    teacher: Teacher | None = None,
+) -> partial:
     """The jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
 
-    Batch norm's statistics are those of the whole batch, wherever its rows live.
+    Batch norm's statistics are those of the whole batch, wherever its rows live. The teacher sees
+    the images the student sees, in the same program; it is needed where the objective distils.
     """
 
-    def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array) -> tuple[Array, tuple]:
+    def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array, frozen: Any) -> tuple:
         gates_key, drop_key = jax.random.split(key)
         gates = sample(trained["gates"], gates_key) if trained["gates"] else None
         model = nnx.merge(graph, trained["params"], stats, copy=True)
         drop_key = jax.random.fold_in(drop_key, batch["micro"])
-        logits = model(objective.normalise(batch["image"]), gates, key=drop_key, train=True)
-        value = cross_entropy(logits, batch["label"], objective.label_smoothing)
-        metrics = {"cross_entropy": value, "accuracy": correct(logits, batch["label"]).mean()}
+        heads = model.heads(objective.normalise(batch["image"]), gates, key=drop_key, train=True)
+        taught = teacher.logits(frozen, batch["image"]) if teacher else None
+        metrics = objective(heads, batch["label"], taught)
         if objective.penalty is not None:
             metrics["penalty"] = objective.penalty(trained["gates"])
-            value = value + metrics["penalty"]
-        return value, (nnx.state(model, nnx.BatchStat), {"loss": value, **metrics})
+            metrics["loss"] = metrics["loss"] + metrics["penalty"]
+        return metrics["loss"], (nnx.state(model, nnx.BatchStat), metrics)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(frozen: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         trained = {"params": state.params, "gates": state.gates}
         gradient, stats, metrics = _accumulate(
-            jax.grad(loss, has_aux=True), trained, state.stats, batch, key, objective.accumulation
+            partial(jax.grad(loss, has_aux=True), frozen=frozen),
+            trained,
+            state.stats,
+            batch,
+            key,
+            objective.accumulation,
         )
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
@@ -120,17 +168,18 @@ def make_train_step(
         return state, metrics
 
     everywhere = replicated(mesh)
-    return jax.jit(
+    program = jax.jit(
         step,
-        in_shardings=(everywhere, batch_sharded(mesh)),
+        in_shardings=(everywhere, everywhere, batch_sharded(mesh)),
         out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
+        donate_argnums=1,
     )
+    return partial(program, jax.device_put(teacher.state, everywhere) if teacher else None)
 
 
 def _accumulate(
     gradient: Callable, trained: dict, stats: nnx.State, batch: Batch, key: Array, count: int
-) -> tuple[Any, nnx.State, dict[str, Array]]:
+) -> tuple[Any, nnx.State, Metrics]:
     """Mean gradient and metrics over ``count`` micro-batches, each with its own batch norms."""
     if count == 1:
         result, (stats, metrics) = gradient(trained, stats, {**batch, "micro": 0}, key)

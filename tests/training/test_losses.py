@@ -2,9 +2,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spvit_jax.training.losses import correct, cross_entropy
+from spvit_jax.training.losses import (
+    correct,
+    cross_entropy,
+    hard_distillation,
+    soft_distillation,
+)
 
 LOGITS = np.random.default_rng(0).standard_normal((5, 4), dtype=np.float32) * 3
+TEACHER = np.random.default_rng(1).standard_normal((5, 4), dtype=np.float32) * 2
 LABELS = np.array([0, 3, 1, 1, 2], np.int32)
 
 
@@ -16,6 +22,22 @@ def test_cross_entropy_is_torchs(smoothing):
     )
     ours = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_hard_distillation_is_cross_entropy_with_the_teachers_decision():
+    found = hard_distillation(jnp.asarray(LOGITS), jnp.asarray(TEACHER))
+    chances = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    expected = -np.log(chances[np.arange(5), TEACHER.argmax(-1)]).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_distillation_is_torchs_divergence(temperature):
+    torch = pytest.importorskip("torch")
+    student, teacher = (torch.tensor(x / temperature).log_softmax(-1) for x in (LOGITS, TEACHER))
+    theirs = torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    ours = soft_distillation(jnp.asarray(LOGITS), jnp.asarray(TEACHER), temperature)
+    np.testing.assert_allclose(ours, theirs * temperature**2, rtol=1e-5)
 
 
 def test_correct_is_one_where_the_highest_logit_is_the_labels():

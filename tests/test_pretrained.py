@@ -1,0 +1,156 @@
+"""What a run starts from: specs that fit data and stage, and teachers that fit the student."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spvit_jax import pretrained
+from spvit_jax.config import Config, ConfigError, Model, from_config_dict
+from spvit_jax.convert import save_model, save_torch
+from spvit_jax.models import MODELS, VARIANTS, RegNetSpec, SwinSpec, ViTSpec
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.single_path.supernet import supernet
+
+VIT = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=8, image_size=16, classes=3)
+SWIN = SwinSpec(16, (2, 2), (2, 4), (32, 64), 2, 2, 8, 3)
+REGNET = RegNetSpec((8, 16), (1, 1), 8, classes=3)
+FOUND = Architecture(("conv3x3", "msa"), ((0, 3), (1,)))
+
+
+def build(spec):
+    return MODELS[type(spec)](spec, rngs=nnx.Rngs(0))
+
+
+def config(**model):
+    return Config(model=Model(**model))
+
+
+def teaching(path, **teacher):
+    made = Config()
+    made.teacher = dataclasses.replace(made.teacher, checkpoint=str(path), **teacher)
+    return made
+
+
+def test_a_variant_gets_the_classes_and_the_image_size():
+    spec = pretrained.dense_spec(config(variant="deit_tiny_patch16_224", image_size=384), 10)
+    expected = VARIANTS["deit_tiny_patch16_224"]
+    assert spec == dataclasses.replace(expected, image_size=384, classes=10)
+    assert pretrained.dense_spec(config(classes=12), 10).classes == 12
+
+
+def test_an_empty_variant_reads_the_checkpoint(tmp_path):
+    for name, spec, heads in (("vit", VIT, 2), ("swin", SWIN, 0)):
+        path = tmp_path / f"{name}.safetensors"
+        save_torch(path, build(spec), "dense")
+        made = config(variant="", checkpoint=str(path), heads=heads)
+        assert pretrained.dense_spec(made, 3) == spec
+        model, notes = pretrained.load(made, spec)
+        assert type(model) is MODELS[type(spec)] and notes == []
+
+
+@pytest.mark.parametrize(
+    ("made", "found", "message"),
+    [
+        (config(variant="deit_giant"), 3, r"one of deit_tiny_patch16_224, .*; got 'deit_giant'"),
+        (config(classes=2), 3, r"model.classes=2, but the data has 3"),
+        (config(image_size=100), 3, r"model.image_size=100: the patch size must divide"),
+        (
+            config(variant="swin_tiny_patch4_window7_224", image_size=256),
+            3,
+            r"model.image_size=256: windows of 7x7 .*choose a multiple of 224",
+        ),
+        (config(variant="regnety_160"), 3, r"a RegNetY has no attention to prune"),
+        (config(variant=""), 3, r"model.checkpoint is empty"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(made, found, message):
+    with pytest.raises(ConfigError, match=message):
+        pretrained.dense_spec(made, found)
+
+
+def test_a_regnet_may_be_trained_and_evaluated():
+    for stage in ("pretrain", "evaluate"):
+        made = config(variant="regnety_160")
+        made.stage = stage
+        spec = pretrained.dense_spec(made, 10)
+        assert pretrained.options(made, spec) == {"dtype": None}
+
+
+def logits(teacher, images):
+    return teacher.logits(teacher.state, images)
+
+
+@pytest.mark.parametrize("spec", [VIT, SWIN, REGNET], ids=["vit", "swin", "regnet"])
+def test_a_teacher_of_any_family_sees_the_students_images(spec, tmp_path):
+    student = dataclasses.replace(VIT, image_size=32)
+    path = tmp_path / "teacher.safetensors"
+    save_torch(path, build(spec), "dense")
+    made = teaching(path, heads=2 if spec is VIT else 0, dtype="float32")
+    images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
+    assert logits(pretrained.load_teacher(made, student), images).shape == (2, 3)
+
+
+def test_without_a_checkpoint_the_teacher_is_the_runs_own_dense_model(tmp_path):
+    path, model = tmp_path / "dense.safetensors", build(VIT)
+    save_torch(path, model, "dense")
+    made = config(checkpoint=str(path))
+    made.teacher.dtype = "float32"
+    made.data.mean, made.data.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    teacher = pretrained.load_teacher(made, VIT)
+    assert (teacher.normalise.mean, teacher.normalise.std) == (made.data.mean, made.data.std)
+    expected = model((images / 255 - made.data.mean) / made.data.std)
+    np.testing.assert_allclose(logits(teacher, jnp.asarray(images)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_model_teaches_at_its_own_size_only(tmp_path):
+    path = tmp_path / "pruned.safetensors"
+    save_model(path, fold(prune(build(VIT), FOUND), batch_norm=True), "deploy", FOUND)
+    made = teaching(path, mean=(0.5,) * 3, std=(0.5,) * 3)
+    teacher = pretrained.load_teacher(made, VIT)
+    assert teacher.normalise.mean == (0.5,) * 3
+    assert logits(teacher, jnp.zeros((1, 16, 16, 3), jnp.uint8)).shape == (1, 3)
+    with pytest.raises(ConfigError, match=r"a pruned model for images of 16 pixels.* sees 32"):
+        pretrained.load_teacher(made, dataclasses.replace(VIT, image_size=32))
+
+
+def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    save_model(path, supernet(build(VIT)), "supernet")
+    with pytest.raises(ConfigError, match=r"is a supernet; give a dense"):
+        pretrained.load_teacher(teaching(path), VIT)
+    with pytest.raises(ConfigError, match=r"knows 3 classes, the student 10"):
+        pretrained.load_teacher(teaching(path), dataclasses.replace(VIT, classes=10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune.distillation": "gentle"}, r"one of none, hard, soft; got 'gentle'"),
+        ({"finetune.distillation_weight": 1.5}, r"distillation_weight must be in \[0, 1\]"),
+        ({"search.distillation_temperature": 0.0}, r"temperature must be above 0"),
+        ({"teacher.mean": (0.5, 0.5, 0.5)}, r"three numbers each, std above 0, or none"),
+        ({"teacher.dtype": "float8"}, r"teacher.dtype must be one of"),
+        (
+            {"stage": "pretrain", "pretrain.distillation": "soft"},
+            r"pretrain.distillation needs teacher.checkpoint",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    made = Config()
+    made.search.target_ratio = 0.5
+    values = json.loads(json.dumps(dataclasses.asdict(made)))
+    for path, value in changes.items():
+        *groups, name = path.split(".")
+        part = values
+        for group in groups:
+            part = part[group]
+        part[name] = value
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(values)
