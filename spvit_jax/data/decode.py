@@ -1,0 +1,166 @@
+"""Images as RGB, decoded no earlier, and no larger, than a transform asks for.
+
+Everything follows what torchvision's and timm's loaders make of a file, since the published
+accuracies are of that: EXIF orientation is ignored, transparency is dropped (the colour under it
+stays), the first frame stands for an animation, CMYK is converted without a colour profile. The
+one departure: 16-bit grey is scaled to 8 bits, where theirs clips almost all of it to white.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from spvit_jax.data.errors import DataError
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
+BICUBIC = Image.Resampling.BICUBIC
+REDUCTIONS = (8, 4, 2)  # scales 1/n that libjpeg decodes to at a part of the cost
+DAMAGE = (  # what Pillow's readers raise on files that are not what they say
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An image of which only the header has been read; each method decodes what it needs.
+
+    Methods return RGB Pillow images and raise DataError where the pixels cannot be decoded.
+    """
+
+    name: str
+    size: tuple[int, int]  # width, height
+    source: bytes | Image.Image = dataclasses.field(repr=False)  # an encoded file, or RGB pixels
+
+    def full(self) -> Image.Image:
+        """The whole image."""
+        return self._decoded(1)
+
+    def crop_resized(self, box: Box, size: tuple[int, int]) -> Image.Image:
+        """What is in ``box``, resized (bicubic, antialiased) to ``size`` (width, height).
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves the box no smaller
+        than ``size``: several times cheaper, and a slightly different image, so it is for
+        training. Elsewhere this is torchvision's ``resized_crop``, to the bit.
+        """
+        left, top, right, bottom = box
+        reduction = reduction_for((right - left, bottom - top), size)
+        if isinstance(self.source, Image.Image) or reduction == 1:
+            return self.full().crop(box).resize(size, BICUBIC)
+        image = self._decoded(reduction)
+        if image.size == self.size:  # not a JPEG
+            return image.crop(box).resize(size, BICUBIC)
+        part = (left / reduction, top / reduction, right / reduction, bottom / reduction)
+        return image.resize(size, BICUBIC, box=part)
+
+    def resized_short(self, size: int) -> Image.Image:
+        """The whole image scaled (bicubic) so that its short side is ``size`` pixels.
+
+        The long side is rounded down, as torchvision does; an image that fits is not resampled.
+        """
+        target = _short_side_to(self.size, size)
+        return self.full() if target == self.size else self.full().resize(target, BICUBIC)
+
+    def centre(self, short: int, size: int) -> Image.Image:
+        """The middle ``size`` x ``size`` pixels of ``resized_short(short)``, for evaluation.
+
+        Never decoded at a reduced scale, which would move accuracies; but only the pixels that
+        the crop keeps are resampled, which gives the same ones up to a rounding (at most 1).
+
+        Raises:
+          ValueError: ``size`` is more than ``short``.
+        """
+        if size > short:
+            raise ValueError(f"a crop of {size} pixels is more than the {short} of the short side")
+        target = _short_side_to(self.size, short)
+        left, top = (round((side - size) / 2) for side in target)
+        box = (left, top, left + size, top + size)
+        if target == self.size:
+            return self.full().crop(box)
+        across, down = (whole / side for whole, side in zip(self.size, target, strict=True))
+        part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        return self.full().resize((size, size), BICUBIC, box=part)
+
+    def _decoded(self, reduction: int) -> Image.Image:
+        if isinstance(self.source, Image.Image):
+            return self.source
+        with _as_data_error(self.name):
+            image = Image.open(io.BytesIO(self.source))
+            if reduction > 1:
+                width, height = self.size
+                image.draft(None, (width // reduction, height // reduction))
+            return _rgb(image)
+
+
+def open_image(image: bytes | str | os.PathLike[str], name: str) -> Opened:
+    """Reads an encoded image (its bytes or its path) up to its header, no pixels yet.
+
+    Raises:
+      DataError: unreadable, empty, not an image Pillow knows, or of more than 178,956,970 pixels
+        (a decompression bomb); says ``name``.
+    """
+    with _as_data_error(name):
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        if not data:
+            raise DataError(f"cannot decode the image {name}: it has 0 bytes; replace it")
+        return Opened(name, Image.open(io.BytesIO(data)).size, data)
+
+
+def from_array(image: np.ndarray, name: str = "array") -> Opened:
+    """An image that is already decoded, uint8 [h, w, 3] RGB, behind the same methods."""
+    decoded = Image.fromarray(image)
+    return Opened(name, decoded.size, decoded)
+
+
+def reduction_for(box: tuple[int, int], size: tuple[int, int]) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves a box of that size at least ``size``."""
+    fitting = (n for n in REDUCTIONS if box[0] >= n * size[0] and box[1] >= n * size[1])
+    return next(fitting, 1)
+
+
+@contextlib.contextmanager
+def _as_data_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"cannot decode the image {name}: its bytes are of no image format known to Pillow;"
+            " replace it"
+        ) from error
+    except DAMAGE as error:
+        raise DataError(f"cannot decode the image {name}: {error}; replace it") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """All of ``image`` decoded and converted; a float or wider integer image is refused."""
+    image.load()
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of an unknown range; save it with 8 bits a channel")
+    if image.mode.startswith("I"):
+        return _from_16_bits(np.asarray(image)).convert("RGB")
+    image.info.pop("transparency", None)  # only warns in the conversion, which drops it anyway
+    return image.convert("RGB")
+
+
+def _from_16_bits(pixels: np.ndarray) -> Image.Image:
+    """The high byte, which is what Pillow takes of 16-bit colour."""
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("its pixels are wider than 16 bits; save it with 8 or 16 bits a channel")
+    return Image.fromarray((pixels // 256).astype(np.uint8))
+
+
+def _short_side_to(size: tuple[int, int], short: int) -> tuple[int, int]:
+    width, height = size
+    return (short * width // min(size), short * height // min(size))
