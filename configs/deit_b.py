@@ -5,9 +5,10 @@
 Meant for 8 GPUs or TPU cores (the released run used 8, 128 images each). Fewer need
 ``--config.search.accumulation=8 --config.finetune.accumulation=8``, which takes the 1024 images
 of a step in micro-batches. ``:tiny`` takes about a minute on a laptop, most of it compiling.
-The images come from TFDS, prepared once by ``tfds build imagenet2012 --file_format=array_record``,
-or from ``--config.data.source=folder:PATH --config.data.test_split=val``. The weights, a .pth, are
-downloaded; reading them needs the ``torch`` extra.
+The images come from TFDS's imagenet2012 as ArrayRecord, which ``python -m spvit_jax.prepare``
+makes of the original tars, or from ``--config.data.source=folder:PATH
+--config.data.test_split=val``. The weights, a .pth, are downloaded; reading them needs the
+``torch`` extra. ``:stage=evaluate`` measures them, or any ``--config.model.checkpoint``.
 
     python -m spvit_jax.main --config=configs/deit_b.py:stage=finetune --workdir=/tmp/spvit_deit_b
 
@@ -19,9 +20,6 @@ and ``--config.search.budget_lambda=0.06``.
     python -m spvit_jax.main --config=configs/deit_b.py:distill --workdir=/tmp/distilled_deit_b
 
 does that for 200 epochs with the RegNetY-16GF that taught DeiT, by hard distillation.
-
-Not yet: random resized crop, RandAugment, mixup, cutmix, random erasing and repeated augmentation.
-An image is resized, cropped at random and flipped, so the released accuracy is not to be expected.
 
 Different on purpose: the decision is projected to 6.0 GMACs, where the released model has 8.39
 (``--config.search.decision=threshold`` decides as it did); the search takes all of its 20 epochs,
@@ -37,7 +35,7 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="deit_base_patch16_224",

@@ -12,7 +12,8 @@ The images come from TFDS, prepared once by
     tfds build fashion_mnist --file_format=array_record
 
 or, with ``--config.data.source=idx:FOLDER``, from the four original files.
-``:tiny`` takes seconds, on the images packaged with the project.
+``:tiny`` takes about a minute, on the images packaged with the project. ``:stage=evaluate``
+measures the pretrained model, or another ``--config.model.checkpoint``.
 """
 
 import ml_collections
@@ -21,8 +22,8 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "pretrain" or "tiny"."""
-    recipes.check_variant(variant, "pretrain", "tiny")
+    """``variant`` is "", "pretrain", "stage=evaluate" or "tiny"."""
+    recipes.check_variant(variant, "pretrain", "stage=evaluate", "tiny")
     made = config.Config(
         model=config.Model(
             variant="deit_fashion_mnist",
@@ -54,6 +55,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ),
         log_every=10,
     )
+    if variant == "stage=evaluate":
+        made.stage = "evaluate"
     if variant == "pretrain":
         made.stage = "pretrain"
         made.model.checkpoint = ""

@@ -4,7 +4,8 @@
 
 Everything it needs is packaged: a DeiT pretrained on Fashion-MNIST's 60,000 training images (see
 the README for how), 10,000 of those images to search and fine-tune on, 2,000 test images.
-``:tiny`` takes seconds.
+``:tiny`` takes about a minute, most of it compiling; ``:stage=evaluate`` measures the pretrained
+model, or another ``--config.model.checkpoint``, such as the pruned.safetensors of a run.
 """
 
 import ml_collections
@@ -13,8 +14,8 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "" or "tiny"."""
-    recipes.check_variant(variant, "tiny")
+    """``variant`` is "", "tiny" or "stage=evaluate"."""
+    recipes.check_variant(variant, "tiny", "stage=evaluate")
     made = config.Config(
         model=config.Model(
             variant="deit_fashion_mnist",
@@ -50,4 +51,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         measure_batch=64,
         measure_seconds=5.0,
     )
+    if variant == "stage=evaluate":
+        made.stage = "evaluate"
     return config.to_config_dict(recipes.tiny(made) if variant == "tiny" else made)

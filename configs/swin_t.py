@@ -5,9 +5,10 @@
 Meant for 8 GPUs or TPU cores (the released run used 8, 128 images each). Fewer need
 ``--config.search.accumulation=8 --config.finetune.accumulation=8``, which takes the 1024 images
 of a step in micro-batches. ``:tiny`` takes about a minute on a laptop, most of it compiling.
-The images come from TFDS, prepared once by ``tfds build imagenet2012 --file_format=array_record``,
-or from ``--config.data.source=folder:PATH --config.data.test_split=val``. The weights, a .pth, are
-downloaded; reading them needs the ``torch`` extra.
+The images come from TFDS's imagenet2012 as ArrayRecord, which ``python -m spvit_jax.prepare``
+makes of the original tars, or from ``--config.data.source=folder:PATH
+--config.data.test_split=val``. The weights, a .pth, are downloaded; reading them needs the
+``torch`` extra. ``:stage=evaluate`` measures them, or any ``--config.model.checkpoint``.
 
     python -m spvit_jax.main --config=configs/swin_t.py:stage=finetune --workdir=/tmp/spvit_swin_t
 
@@ -17,9 +18,6 @@ search; another one takes its place with ``--config.finetune.architecture=FILE.j
     python -m spvit_jax.main --config=configs/swin_t.py:distill --workdir=/tmp/distilled_swin_t
 
 does that for 200 epochs with the RegNetY-16GF that taught DeiT, by hard distillation.
-
-Not yet: random resized crop, RandAugment, mixup, cutmix, random erasing and repeated augmentation.
-An image is resized, cropped at random and flipped, so the released accuracy is not to be expected.
 
 Different on purpose: a 3x3 convolution sees the whole unshifted map during search, as it does
 afterwards, where the released search kept it inside windows; a skip adds nothing, where released
@@ -36,7 +34,7 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="swin_tiny_patch4_window7_224",
@@ -49,5 +47,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         drop_path=0.2,
         clip_norm=5.0,
         final_learning_rate=5e-6,
+        repeats=1,
     )
     return config.to_config_dict(made)

@@ -23,7 +23,16 @@ POSITIVE = {  # numbers that may not be 0; none may be negative
     "log_every",
     "measure_batch",
     "measure_seconds",
+    "repeats",
 }
+AUGMENTATIONS = (  # all but the first three crop at a random place, size and aspect, and flip
+    "none",
+    "flip",  # left to right
+    "shift",  # that, and shifts by up to 2 pixels
+    "plain",
+    "three",  # DeiT III's 3-Augment
+    "recipe",  # RandAugment rand-m9-mstd0.5-inc1, as released
+)
 STAGES = ("all", "pretrain", "search", "finetune", "evaluate")
 
 
@@ -51,11 +60,19 @@ class Model:
 class Data:
     """Where images come from and how they become arrays."""
 
-    source: str = "packaged:fashion_mnist"  # packaged:NAME, folder:PATH, tfds:NAME or idx:PATH
+    source: str = "packaged:fashion_mnist"  # packaged:NAME, folder:PATH, tfds:NAME, inat:PATH or
+    # idx:PATH
     directory: str = ""  # tfds only: its data_dir
     train_split: str = "train"
     test_split: str = "test"
-    augment: str = "none"  # "none", "flip", or "shift" (flip, and shifts by up to 2 pixels)
+    augment: str = "none"  # one of AUGMENTATIONS
+    repeats: int = (
+        1  # views of an image in a row (repeated augmentation); an epoch keeps its length
+    )
+    mixup: float = 0.0  # alpha of the share of the image's own, in batches; 0: off
+    cutmix: float = 0.0  # likewise; where both are on, each batch takes one or the other
+    erasing: float = 0.0  # probability that a box of an image is filled with noise
+    on_error: str = "raise"  # an image that cannot be decoded ends the run; "skip": is left out
     crop_ratio: float = 0.875  # evaluation: the centre crop's share of the resized image
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -205,11 +222,13 @@ def _validate(config: Config) -> None:
     one_of("stage", config.stage, STAGES)
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
-    one_of("data.augment", config.data.augment, ("none", "flip", "shift"))
+    one_of("data.augment", config.data.augment, AUGMENTATIONS)
+    one_of("data.on_error", config.data.on_error, ("raise", "skip"))
+    check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
     one_of("search.decision", config.search.decision, ("project", "threshold"))
     one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))
     kind = config.data.source.partition(":")[0]
-    one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "idx"))
+    one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "inat", "idx"))
     check(
         len(config.data.mean) == len(config.data.std) == 3 and min(config.data.std) > 0,
         "data.mean and data.std need three numbers each, std above 0",

@@ -36,31 +36,33 @@ def released(
     drop_path: float = 0.1,
     clip_norm: float = 0.0,
     final_learning_rate: float = 1e-5,
+    repeats: int = 3,
 ) -> Config:
-    """The recipe of the released SPViT runs on ImageNet, as far as it exists here.
-
-    Not yet: random resized crops, RandAugment, mixup, cutmix, random erasing and repeated
-    augmentation.
+    """The recipe of the released SPViT runs on ImageNet.
 
     Args:
       variant: ""; "stage=finetune" to fine-tune ``architecture`` without a search; "distill" to do
-        so with RegNetY-16GF as the teacher; or "tiny", which distils too.
+        so with RegNetY-16GF as the teacher; "stage=evaluate"; or "tiny", which distils too.
       model: a row of ``spvit_jax.models.VARIANTS``.
       checkpoint: its pretrained weights.
       architecture: JSON of the published architecture.
       gate_learning_rate, budget_lambda, target_gmacs: those of its search.
-      drop_path, clip_norm, final_learning_rate: DeiT's unless given.
+      drop_path, clip_norm, final_learning_rate, repeats: DeiT's unless given.
 
     Raises:
       ConfigError: another variant.
     """
-    check_variant(variant, "tiny", "stage=finetune", "distill")
+    check_variant(variant, "tiny", "stage=finetune", "distill", "stage=evaluate")
     made = Config(
         model=Model(variant=model, checkpoint=checkpoint, drop_path=drop_path, dtype="bfloat16"),
         data=Data(
             source="tfds:imagenet2012",
             test_split="validation",
-            augment="flip",
+            augment="recipe",
+            repeats=repeats,
+            mixup=0.8,
+            cutmix=1.0,
+            erasing=0.25,
             workers=8,
             eval_batch_size=BATCH,
         ),
@@ -87,6 +89,8 @@ def released(
     if variant in ("distill", "stage=finetune"):
         made.stage = "finetune"
         made.finetune.architecture = os.fspath(architecture)
+    if variant == "stage=evaluate":
+        made.stage = "evaluate"
     return tiny(made) if variant == "tiny" else made
 
 

@@ -92,7 +92,11 @@ def test_a_group_is_not_a_value():
         ("model.dropout", 1.0, r"^model\.dropout must be in \[0, 1\)"),
         ("model.drop_path", 2.0, r"^model\.drop_path must be in \[0, 1\)"),
         ("data.augment", "mixup", r"^data\.augment must be one of none, flip, shift"),
-        ("data.source", "imagenet", r"^data\.source .*packaged, folder, tfds, idx; got 'imagenet'"),
+        (
+            "data.source",
+            "imagenet",
+            r"^data\.source .*packaged, folder, tfds, inat, idx; got 'imagenet'",
+        ),
         ("data.mean", [0.5], r"^data\.mean and data\.std need three numbers"),
         ("data.std", [0.5, 0.5, 0.0], r"^data\.mean and data\.std .*above 0"),
         ("data.crop_ratio", 1.2, r"^data\.crop_ratio must be in \(0, 1\]"),

@@ -16,14 +16,14 @@ from spvit_jax.single_path.cost import dense_macs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS_OF = {
-    "quickstart": ("", "tiny"),
-    "fashion_mnist": ("", "pretrain", "tiny"),
-    "deit_ti": ("", "stage=finetune", "distill", "tiny"),
-    "deit_s": ("", "stage=finetune", "distill", "tiny"),
-    "deit_b": ("", "stage=finetune", "distill", "tiny"),
-    "swin_t": ("", "stage=finetune", "distill", "tiny"),
-    "swin_s": ("", "stage=finetune", "distill", "tiny"),
-    "swin_b": ("", "stage=finetune", "distill", "tiny"),
+    "quickstart": ("", "stage=evaluate", "tiny"),
+    "fashion_mnist": ("", "pretrain", "stage=evaluate", "tiny"),
+    "deit_ti": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
+    "deit_s": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
+    "deit_b": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
+    "swin_t": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
+    "swin_s": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
+    "swin_b": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
 }
 FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
 MICROSOFT = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
@@ -138,7 +138,9 @@ def test_the_released_recipe(name):
     assert (made.model.drop_path, made.model.dtype) == (drop_path, "bfloat16")
     data = made.data
     assert (data.source, data.train_split) == ("tfds:imagenet2012", "train")
-    assert (data.test_split, data.augment, data.crop_ratio) == ("validation", "flip", 0.875)
+    assert (data.test_split, data.augment, data.crop_ratio) == ("validation", "recipe", 0.875)
+    assert (data.mixup, data.cutmix, data.erasing) == (0.8, 1.0, 0.25)
+    assert data.repeats == (1 if swin else 3) and data.on_error == "raise"
 
 
 @pytest.mark.parametrize("variant", ["stage=finetune", "distill"])
@@ -163,6 +165,11 @@ def test_distillation_is_the_released_one(name):
     plain = load(name, "stage=finetune")
     made.teacher, made.finetune.distillation, made.finetune.epochs = plain.teacher, "none", 130
     assert made == plain
+
+
+@pytest.mark.parametrize("name", VARIANTS_OF)
+def test_a_stage_after_the_colon_is_that_stage(name):
+    assert load(name, "stage=evaluate").stage == "evaluate"
 
 
 @pytest.mark.parametrize("name", RELEASED)

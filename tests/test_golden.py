@@ -37,7 +37,7 @@ from spvit_jax.models import SwinSpec
 from spvit_jax.single_path.budget import budget_loss
 from spvit_jax.single_path.gates import BlockGates, decide, sample
 from spvit_jax.single_path.prune import count_parameters, fold
-from spvit_jax.training.losses import cross_entropy
+from spvit_jax.training.losses import cross_entropy, smooth_targets
 from spvit_jax.training.optim import optimizer
 
 FOLDER = Path(os.environ.get("SPVIT_GOLDEN") or Path(__file__).parent / "golden")
@@ -186,7 +186,7 @@ def check_finetune(golden, tolerance, path):
     def loss(params):
         model = nnx.merge(graph, params, stats, copy=True)
         logits = model(golden.images(), train=True)
-        return cross_entropy(logits, golden["labels"]), logits
+        return cross_entropy(logits, smooth_targets(golden["labels"], logits.shape[-1])), logits
 
     (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     close(value, golden.meta["train_cross_entropy"], tolerance, "cross-entropy")
@@ -234,7 +234,10 @@ def search_step(golden, images, labels, uniforms):
         def loss(trained, stats, images, labels, uniforms):
             model = nnx.merge(graph, trained["params"], stats, copy=True)
             logits = model(images, sample(trained["gates"], uniforms=uniforms), train=True)
-            losses = cross_entropy(logits, labels), penalty(golden, trained["gates"])
+            losses = (
+                cross_entropy(logits, smooth_targets(labels, logits.shape[-1])),
+                penalty(golden, trained["gates"]),
+            )
             return sum(losses), (losses, logits, nnx.state(model, nnx.BatchStat))
 
         golden.compiled = jax.jit(jax.grad(loss, has_aux=True))

@@ -7,6 +7,7 @@ workers, threads or processes may have changed meanwhile.
 import collections
 import dataclasses
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -17,15 +18,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from spvit_jax.config import Data
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import Source
 from spvit_jax.data.transforms import eval_transform, train_transform
 
 Batch = dict[str, np.ndarray]
+SKIPS = 100  # images that may be damaged in a row
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Whole batches in one pass over ``source``.
+    """Whole batches in one pass over ``source``; what is left over waits for another epoch.
 
     Raises:
       DataError: there is not one.
@@ -39,78 +42,83 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def train_batches(
-    source: Source,
-    *,
-    batch_size: int,
-    image_size: int,
-    augment: str,
-    seed: int,
-    start_step: int,
-    workers: int = 0,
+    source: Source, data: Data, *, batch_size: int, image_size: int, seed: int, start_step: int
 ) -> Iterator[Batch]:
     """Endless shuffled batches, from ``start_step`` on: this process's share of each.
 
-    Epochs follow each other without a gap, each in its own order: every image comes once before
-    any comes again, and where ``batch_size`` does not divide their number a batch holds the end
-    of one epoch and the beginning of the next. Processes share a global batch row by row, so its
-    set of images, and their augmentation, does not depend on how many processes there are.
+    Each epoch has its own order and only whole batches. Processes share a global batch row by
+    row, so its set of images, and their augmentation, does not depend on how many processes there
+    are; nor does it on ``data.workers``. Grain's worker processes read absl flags, which must have
+    been parsed (``absl.app.run`` does that).
 
     Args:
+      data: augmentation, repeats, workers, and what to do about damaged images.
       batch_size: images a step over all processes.
       image_size: side in pixels.
-      augment: see ``transforms.train_transform``.
       seed: of order and augmentation, 0 to 2**32 - 1.
       start_step: batches to leave out at the start, which costs nothing.
-      workers: decoding processes; 0: threads of this one. The batches are the same. Grain's
-        processes read absl flags, which must have been parsed (``absl.app.run`` does that).
 
     Yields:
       ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b]}`` with b the
       ``batch_size`` divided by the number of processes.
 
     Raises:
-      DataError: fewer images than a batch, or a batch that processes cannot share.
+      DataError: fewer images than a batch, a batch that processes cannot share, or a damaged image
+        with ``data.on_error`` "raise".
     """
-    steps_per_epoch(source, batch_size)
+    epoch = steps_per_epoch(source, batch_size) * batch_size
     share = _share(batch_size)
-    images = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat(None)
-        .random_map(_TrainView(image_size, augment))
+    order = Order(len(source), epoch, data.repeats, seed)
+    views = (
+        grain.MapDataset.source(order).seed(seed).random_map(_TrainView(source, image_size, data))
     )
-    mine = images[jax.process_index() :: jax.process_count()]
-    return _iterate(mine.batch(share, drop_remainder=True)[start_step:], workers)
+    mine = views[jax.process_index() :: jax.process_count()]
+    return _iterate(mine.batch(share, drop_remainder=True)[start_step:], data.workers)
 
 
-def eval_batches(
-    source: Source, *, batch_size: int, image_size: int, crop_ratio: float, workers: int = 0
-) -> Iterator[Batch]:
-    """Every image once, in order: this process's share of each batch.
+def eval_batches(source: Source, data: Data, *, image_size: int) -> Iterator[Batch]:
+    """Every image once, in order: this process's share of each batch of ``data.eval_batch_size``.
 
     The last batch is filled up with black images that ``mask`` excludes, so every batch has one
-    shape and every process the same number of batches.
-
-    Args:
-      batch_size: images a batch over all processes.
-      image_size: side in pixels.
-      crop_ratio: see ``transforms.eval_transform``.
-      workers: as in ``train_batches``.
+    shape and every process the same number of batches. With ``data.on_error`` "skip" it excludes
+    damaged images as well.
 
     Yields:
       ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b], "mask": bool [b]}``.
 
     Raises:
-      DataError: a batch that processes cannot share.
+      DataError: a batch that processes cannot share, or a damaged image.
     """
-    share = _share(batch_size)
-    batches = -(-len(source) // batch_size)
-    images = grain.MapDataset.range(batches * batch_size).map(
-        _EvalView(source, image_size, crop_ratio)
+    share = _share(data.eval_batch_size)
+    batches = -(-len(source) // data.eval_batch_size)
+    images = grain.MapDataset.range(batches * data.eval_batch_size).map(
+        _EvalView(source, image_size, data)
     )
     mine = images[jax.process_index() :: jax.process_count()]
-    return _iterate(mine.batch(share, drop_remainder=True), workers)
+    return _iterate(mine.batch(share, drop_remainder=True), data.workers)
+
+
+class Order:
+    """The index of the image at each place of an endless training; random access, picklable.
+
+    Epoch e is the first ``epoch`` places of permutation e of all images, each image ``repeats``
+    times in a row: of the permutation, then, only ``1 / repeats`` (Hoffer et al. 2020).
+    """
+
+    def __init__(self, images: int, epoch: int, repeats: int, seed: int):
+        self.images = images
+        self.epoch = epoch
+        self.repeats = repeats
+        self.permutations = grain.MapDataset.range(images).seed(seed).shuffle().repeat(None)
+
+    def __len__(self) -> int:
+        """More places than any training has steps."""
+        return 2**62
+
+    def __getitem__(self, place: int) -> int:
+        """The index of the image at ``place``."""
+        epoch, within = divmod(place, self.epoch)
+        return int(self.permutations[epoch * self.images + within // self.repeats])
 
 
 def to_device(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
@@ -144,31 +152,57 @@ def prefetch(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainView(grain.transforms.RandomMap):
-    image_size: int
-    augment: str
+    """A view of an image; of the next one that can be decoded, where damage is to be skipped."""
 
-    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        image = train_transform(
-            element["image"], rng, image_size=self.image_size, augment=self.augment
-        )
-        return {"image": image, "label": np.int32(element["label"])}
+    source: Source
+    image_size: int
+    data: Data
+    damaged: set[str] = dataclasses.field(default_factory=set)
+
+    def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
+        for index in range(element, element + SKIPS):
+            try:
+                found = self.source[index % len(self.source)]
+                image = train_transform(
+                    found["image"], rng, image_size=self.image_size, augment=self.data.augment
+                )
+                return {"image": image, "label": np.int32(found["label"])}
+            except DataError as error:
+                if self.data.on_error == "raise":
+                    raise
+                _warn(error, self.damaged)
+        raise DataError(f"{SKIPS} damaged images in a row, up to number {index}: check the data")
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvalView(grain.transforms.Map):
     source: Source
     image_size: int
-    crop_ratio: float
+    data: Data
+    damaged: set[str] = dataclasses.field(default_factory=set)
 
     def map(self, element: int) -> dict[str, Any]:
+        blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
         if element >= len(self.source):
-            image = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-            return {"image": image, "label": np.int32(0), "mask": np.False_}
-        found = self.source[element]
-        image = eval_transform(
-            found["image"], image_size=self.image_size, crop_ratio=self.crop_ratio
-        )
-        return {"image": image, "label": np.int32(found["label"]), "mask": np.True_}
+            return {"image": blank, "label": np.int32(0), "mask": np.False_}
+        try:
+            found = self.source[element]
+            image = eval_transform(
+                found["image"], image_size=self.image_size, crop_ratio=self.data.crop_ratio
+            )
+            return {"image": image, "label": np.int32(found["label"]), "mask": np.True_}
+        except DataError as error:
+            if self.data.on_error == "raise":
+                raise
+            _warn(error, self.damaged)
+            return {"image": blank, "label": np.int32(0), "mask": np.False_}
+
+
+def _warn(error: DataError, known: set[str]) -> None:
+    """One warning for each damaged image, with how many there have been."""
+    if str(error) not in known:
+        known.add(str(error))
+        logging.getLogger(__name__).warning("left out image %d: %s", len(known), error)
 
 
 def _share(batch_size: int) -> int:

@@ -1,18 +1,20 @@
-"""Sources: random access to decoded RGB images and their labels, whatever they are stored in."""
+"""Sources: random access to images and their labels, whatever they are stored in.
+
+An image comes ``Opened``: its header has been read, its pixels are decoded by whoever asks.
+"""
 
 import dataclasses
 import hashlib
-import io
 import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from spvit_jax import config
-from spvit_jax.data import idx, package, splits
+from spvit_jax.data import idx, inat, package, splits
+from spvit_jax.data.decode import from_array, open_image
 from spvit_jax.data.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -30,7 +32,7 @@ class Source(Protocol):
         """Number of images."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"image": uint8 [h, w, 3] RGB, "label": int}``; h and w may differ by image."""
+        """``{"image": Opened, "label": int}``; images may differ in size."""
 
 
 def open_source(data: config.Data, split: str) -> Source:
@@ -49,26 +51,13 @@ def open_source(data: config.Data, split: str) -> Source:
     if kind == "folder":
         reference = splits.parse(data.train_split).split_name
         return FolderSource.open(Path(name).expanduser(), split, reference)
+    if kind == "inat":
+        return _open_inat(Path(name).expanduser(), split)
     if kind == "tfds":
         return TfdsSource.open(name, split, data.directory)
     raise DataError(
-        f"data.source={data.source!r} must begin with packaged:, idx:, folder: or tfds:"
+        f"data.source={data.source!r} must begin with packaged:, idx:, inat:, folder: or tfds:"
     )
-
-
-def decode(image: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
-    """An encoded image (its bytes or its path) as RGB, uint8 [h, w, 3].
-
-    Grey is replicated, transparency dropped, CMYK and palettes converted, orientation tags ignored.
-
-    Raises:
-      DataError: not an image Pillow can read to the end; names it as ``name``.
-    """
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot decode the image {name}: {error}; replace it") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +75,7 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image, its grey in all three channels."""
         image = np.repeat(self.images[index][:, :, np.newaxis], 3, axis=2)
-        return {"image": image, "label": int(self.labels[index])}
+        return {"image": from_array(image), "label": int(self.labels[index])}
 
 
 def _open_packaged(name: str, split: str) -> ArraySource:
@@ -118,7 +107,7 @@ def _part(split: str, parts: tuple[str, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files in a folder for each class, decoded when asked for."""
+    """Image files in a folder for each class."""
 
     root: Path
     files: tuple[tuple[str, int], ...]  # path below ``root``, label
@@ -144,18 +133,28 @@ class FolderSource:
             if not found:
                 raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
             files += [(path, label) for path in found]
-        files.sort(key=lambda file: hashlib.sha256(file[0].encode()).digest())
-        start, stop = splits.bounds(split, len(files))
-        return cls(root, tuple(files[start:stop]), names)
+        return cls(root, _mixed(files, split), names)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image, decoded."""
+        """One image file, read."""
         path, label = self.files[index]
-        return {"image": decode(self.root / path, str(self.root / path)), "label": label}
+        return {"image": open_image(self.root / path, str(self.root / path)), "label": label}
+
+
+def _mixed(files: list[tuple[str, int]], split: str) -> tuple[tuple[str, int], ...]:
+    """The part of the files that ``split`` asks for, of an order that mixes the classes."""
+    files = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
+    start, stop = splits.bounds(split, len(files))
+    return tuple(files[start:stop])
+
+
+def _open_inat(folder: Path, split: str) -> FolderSource:
+    files, names = inat.list_split(folder, splits.parse(split).split_name)
+    return FolderSource(folder, _mixed(files, split), names)
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
@@ -191,7 +190,7 @@ def _image_files(root: Path, name: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A TFDS image classification set stored as ArrayRecord, decoded by Pillow when asked for."""
+    """A TFDS image classification set stored as ArrayRecord."""
 
     records: Any  # tfds ArrayRecordDataSource with the image left encoded
     image_key: str
@@ -223,9 +222,11 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image, decoded."""
-        record = self.records[index]
-        image = decode(record[self.image_key], f"{index} of {self.records!r}")
+        """One image, as it was stored."""
+        record, name = self.records[index], f"{index} of {self.records!r}"
+        if record.get(self.image_key) is None or record.get(self.label_key) is None:
+            raise DataError(f"cannot read the image {name}: its file is damaged; prepare it again")
+        image = open_image(record[self.image_key], name)
         return {"image": image, "label": int(record[self.label_key])}
 
 
@@ -242,30 +243,36 @@ def _classification_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, s
 
 
 def _prepared_builder(name: str, directory: str) -> Any:
-    where = f" --data_dir={directory}" if directory else ""
-    command = (
-        "in an environment with tensorflow and importlib_resources (only preparing needs them), run"
-        f"\n  tfds build {name} --file_format=array_record{where}"
-    )
+    where = directory or "DATA_DIR"
+    command = "python -m spvit_jax.prepare FOLDER " + where
     if name.partition("/")[0].partition(":")[0] == "imagenet2012":
         command += (
-            "\nafter putting ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from"
-            " https://image-net.org, into downloads/manual of that data directory; or use"
-            " data.source=folder:PATH with one folder a class"
+            "\nwhere FOLDER holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
+            " ILSVRC2012_devkit_t12.tar.gz, from https://image-net.org, or one folder a class in"
+            " train and val; data.source=folder:FOLDER reads such folders as they are"
+        )
+    else:
+        command += (
+            f"\nwhere FOLDER holds train/CLASS/*.jpg; or, for a set that TFDS downloads, in an"
+            " environment with tensorflow and importlib_resources (only preparing needs them)\n"
+            f"  tfds build {name} --file_format=array_record --data_dir={where}"
         )
     try:
         builder = tfds.builder(name, data_dir=directory or None)
     except tfds.core.DatasetNotFoundError as error:
         raise DataError(
             f"TFDS knows no set {name!r} and finds none prepared in"
-            f" {directory or 'its default data directory'}; see https://tensorflow.org/datasets"
+            f" {directory or 'its default data directory'}; see https://tensorflow.org/datasets,"
+            f" or make one of your images:\n  {command}"
         ) from error
     if not builder.is_prepared():
-        raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; {command}")
+        raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; run\n  {command}")
     formats = {form.value for form in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise DataError(
             f"tfds:{name} in {builder.data_path} is stored as {', '.join(sorted(formats))}; random"
-            f" access needs array_record: in another or emptied data_dir, {command}"
+            " access needs array_record. In an environment with tensorflow (only this needs it),"
+            f" run\n  tfds convert_format --dataset_version_dir={builder.data_path}"
+            " --out_file_format=array_record"
         )
     return builder

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spvit_jax.config import Config, Training
+from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import (
     eval_batches,
     prefetch,
@@ -21,23 +22,17 @@ from spvit_jax.models import Classifier
 from spvit_jax.progress import Console
 from spvit_jax.single_path.gates import Gates, decide
 from spvit_jax.training.checkpoint import Checkpoints
+from spvit_jax.training.evaluate import EvalStep, Evaluation, make_eval_step, no_totals
 from spvit_jax.training.loop import Interrupted, Loop, Metrics
 from spvit_jax.training.metrics import MetricWriter
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer, schedule
 from spvit_jax.training.sharding import batch_sharded, replicated
-from spvit_jax.training.step import (
-    Objective,
-    TrainState,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from spvit_jax.training.step import Objective, TrainState, init_state, make_train_step
 from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir
 
 Model = TypeVar("Model", bound=Classifier)
-EvalStep = Callable[[nnx.State, nnx.State, Gates | None, dict], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +96,21 @@ class Trainer:
             if int(state.step) < steps:
                 taught = teacher() if teacher else None
                 step = make_train_step(graph, optimiser, objective, self.mesh, taught)
-                evaluation = make_eval_step(graph, objective, self.mesh)
-                loop = self._loop(name, training, steps, per_epoch, evaluation, search)
+                loop = self._loop(name, training, steps, per_epoch, model, search)
                 state = self._run(loop, step, state, checkpoints)
         return nnx.merge(graph, _weights(state), state.stats, copy=True), state.gates
 
-    def _objective(self, training: Training, search: Search | None = None) -> Objective:
+    @property
+    def _normalise(self) -> Normalise:
+        return Normalise(self.config.data.mean, self.config.data.std)
+
+    def _objective(self, training: Training, search: Search | None) -> Objective:
+        data = self.config.data
         return Objective(
-            normalise=Normalise(self.config.data.mean, self.config.data.std),
+            normalise=self._normalise,
+            erasing=data.erasing,
+            mixup=data.mixup,
+            cutmix=data.cutmix,
             label_smoothing=training.label_smoothing,
             distillation=training.distillation,
             distillation_weight=training.distillation_weight,
@@ -124,12 +126,15 @@ class Trainer:
         training: Training,
         steps: int,
         per_epoch: int,
-        evaluation: EvalStep,
+        model: Classifier,
         search: Search | None,
     ) -> Loop:
+        step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh)
+        classes = model.spec.classes
+
         def evaluate(state: TrainState) -> Metrics:
             gates = decide(state.gates) if state.gates else None
-            return {"top1": self._accuracy(evaluation, _weights(state), state.stats, gates)}
+            return {"top1": self._evaluate(step, classes, _weights(state), state.stats, gates).top1}
 
         return Loop(
             name=name,
@@ -145,51 +150,63 @@ class Trainer:
     def _run(
         self, loop: Loop, step: Callable, state: TrainState, checkpoints: Checkpoints
     ) -> TrainState:
-        data, start = self.config.data, int(state.step)
+        start = int(state.step)
         batches = train_batches(
             self.train,
+            self.config.data,
             batch_size=loop.batch_size,
             image_size=self.image_size,
-            augment=data.augment,
             seed=self.config.seed,
             start_step=start,
-            workers=data.workers,
         )
         on_devices = prefetch(batches, batch_sharded(self.mesh))
         with MetricWriter(self.workdir / loop.name, start) as writer:
             return loop.run(state, step, on_devices, checkpoints, writer, self.console)
 
     def top1(self, model: Classifier) -> float:
-        """Share of the test images that ``model`` classifies correctly.
+        """Share of the test images that ``model`` classifies correctly; see ``evaluate``."""
+        return self.evaluate(model).top1
+
+    def evaluate(self, model: Classifier) -> Evaluation:
+        """What ``model`` makes of the test images: each of them, once, on all devices.
 
         Raises:
           Interrupted: ``should_stop`` said so.
+          DataError: an image cannot be decoded, or with ``data.on_error`` "skip" none can.
         """
-        objective = self._objective(self.config.finetune)
-        evaluation = make_eval_step(nnx.graphdef(model), objective, self.mesh)
+        step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh)
         params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-        return self._accuracy(evaluation, params, stats, None, self.should_stop)
+        size = self.config.data.eval_batch_size
+        batches = -(-len(self.test) // size)
+        with self.console.bar(batches, 0, "evaluate", images=size) as bar:
 
-    def _accuracy(
+            def after_batch() -> None:
+                if self.should_stop():
+                    raise Interrupted("stopped during an evaluation, which begins again")
+                bar.update()
+
+            return self._evaluate(step, model.spec.classes, params, stats, None, after_batch)
+
+    def _evaluate(
         self,
         step: EvalStep,
+        classes: int,
         params: nnx.State,
         stats: nnx.State,
         gates: Gates | None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> float:
-        data, counts = self.config.data, []
-        for batch in eval_batches(
-            self.test,
-            batch_size=data.eval_batch_size,
-            image_size=self.image_size,
-            crop_ratio=data.crop_ratio,
-            workers=data.workers,
-        ):
-            if should_stop():
-                raise Interrupted("stopped during an evaluation, which begins again")
-            counts.append(step(params, stats, gates, to_device(batch, batch_sharded(self.mesh))))
-        return sum(int(count) for count in counts) / len(self.test)
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
+        totals, rows = no_totals(classes, self.mesh), batch_sharded(self.mesh)
+        for batch in eval_batches(self.test, self.config.data, image_size=self.image_size):
+            totals = step(totals, params, stats, gates, to_device(batch, rows))
+            after_batch()
+        found = Evaluation.of(totals, len(self.test))
+        if not found.images:
+            raise DataError(
+                f"none of the {len(self.test):,} test images can be decoded; see the warnings, and"
+                " check data.source"
+            )
+        return found
 
 
 def _weights(state: TrainState) -> nnx.State:

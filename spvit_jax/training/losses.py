@@ -7,20 +7,23 @@ import optax
 Array = jax.Array
 
 
-def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """Mean cross-entropy of ``logits [batch, classes]`` and integer ``labels [batch]``.
+def smooth_targets(labels: Array, classes: int, smoothing: float = 0.0) -> Array:
+    """Probabilities ``[batch, classes]`` of integer ``labels [batch]``, in JAX's default float.
 
-    ``smoothing`` spreads that share of the target evenly over all classes, as torch does.
+    ``smoothing`` spreads that share of each evenly over all classes, as torch does.
     """
-    if smoothing == 0:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing)).mean()
+    return optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=float), smoothing)
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """Mean cross-entropy of ``logits`` and probabilities ``targets``, both ``[batch, classes]``."""
+    return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def hard_distillation(student: Array, teacher: Array) -> Array:
     """Cross-entropy with the class the teacher decides for (Touvron et al. 2021)."""
-    return cross_entropy(student, teacher.argmax(-1))
+    decided = teacher.argmax(-1)
+    return optax.softmax_cross_entropy_with_integer_labels(student, decided).mean()
 
 
 def soft_distillation(student: Array, teacher: Array, temperature: float) -> Array:

@@ -17,3 +17,10 @@ class Normalise:
         """uint8 ``[batch, height, width, 3]`` normalised, in JAX's default float."""
         pixels = images.astype(float) / 255
         return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def convert(self, images: jax.Array, other: "Normalise") -> jax.Array:
+        """``images`` as ``other`` normalised them, normalised this way instead."""
+        if self == other:
+            return images
+        pixels = images * jnp.asarray(other.std) + jnp.asarray(other.mean)
+        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)

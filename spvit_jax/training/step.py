@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of plain pytrees, jitted once.
+"""The training step: a pure function of plain pytrees, jitted once.
 
 Pretraining, search and fine-tuning take the same step; they differ in the model, in whether
 there are gates and a teacher, and in the penalty on the gates.
@@ -21,8 +21,10 @@ from spvit_jax.training.losses import (
     correct,
     cross_entropy,
     hard_distillation,
+    smooth_targets,
     soft_distillation,
 )
+from spvit_jax.training.mixup import mixup_cutmix, random_erasing
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.sharding import batch_sharded, replicated
 from spvit_jax.training.teacher import Teacher
@@ -52,10 +54,14 @@ class Objective:
 
     Cross-entropy, or ``(1 - w)`` of it and ``w`` of the distillation loss, plus a penalty on the
     gates. A student with a second head (a distilled DeiT) learns labels with the first and the
-    teacher with the second; one head learns both.
+    teacher with the second; one head learns both. Where images are mixed, accuracy is counted
+    against the label with the larger share.
     """
 
     normalise: Normalise
+    erasing: float = 0.0  # probability, of each image
+    mixup: float = 0.0  # alphas; 0: off
+    cutmix: float = 0.0
     label_smoothing: float = 0.0
     distillation: str = "none"  # "none", "hard" or "soft"
     distillation_weight: float = 0.5  # w
@@ -64,20 +70,41 @@ class Objective:
     accumulation: int = 1
     ema_decay: float = 0.0
 
-    def __call__(self, heads: tuple[Array, ...], labels: Array, taught: Array | None) -> Metrics:
+    def batch(self, images: Array, labels: Array, classes: int, key: Array) -> tuple[Array, Array]:
+        """What the network sees of uint8 images, and its targets ``[batch, classes]``.
+
+        ``key`` draws erasing, mixup and cutmix; with none of them there is nothing to draw.
+        """
+        erase_key, mix_key = jax.random.split(key)
+        x = self.normalise(images)
+        if self.erasing > 0:
+            x = random_erasing(x, erase_key, self.erasing)
+        if self.mixup == self.cutmix == 0:
+            return x, smooth_targets(labels, classes, self.label_smoothing)
+        return mixup_cutmix(
+            x,
+            labels,
+            mix_key,
+            classes,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            smoothing=self.label_smoothing,
+        )
+
+    def __call__(self, heads: tuple[Array, ...], targets: Array, taught: Array | None) -> Metrics:
         """The loss and its parts.
 
         Args:
           heads: the student's logits ``[batch, classes]``, of one head or two.
-          labels: ``[batch]``.
+          targets: probabilities ``[batch, classes]``.
           taught: the teacher's logits; None without distillation.
         """
         logits = mean_logits(heads)
-        accuracy = correct(logits, labels).mean()
+        accuracy = correct(logits, targets.argmax(-1)).mean()
         if taught is None:
-            value = cross_entropy(logits, labels, self.label_smoothing)
+            value = cross_entropy(logits, targets)
             return {"loss": value, "cross_entropy": value, "accuracy": accuracy}
-        value = cross_entropy(heads[0], labels, self.label_smoothing)
+        value = cross_entropy(heads[0], targets)
         if self.distillation == "hard":
             distilled = hard_distillation(heads[-1], taught)
         else:
@@ -123,17 +150,19 @@ def make_train_step(
     """The jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
 
     Batch norm's statistics are those of the whole batch, wherever its rows live. The teacher sees
-    the images the student sees, in the same program; it is needed where the objective distils.
+    the images the student sees, mixed and erased alike, in the same program.
     """
 
     def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array, frozen: Any) -> tuple:
-        gates_key, drop_key = jax.random.split(key)
+        gates_key, drop_key, batch_key = jax.random.split(key, 3)
         gates = sample(trained["gates"], gates_key) if trained["gates"] else None
         model = nnx.merge(graph, trained["params"], stats, copy=True)
-        drop_key = jax.random.fold_in(drop_key, batch["micro"])
-        heads = model.heads(objective.normalise(batch["image"]), gates, key=drop_key, train=True)
-        taught = teacher.logits(frozen, batch["image"]) if teacher else None
-        metrics = objective(heads, batch["label"], taught)
+        drop_key, batch_key = (jax.random.fold_in(k, batch["micro"]) for k in (drop_key, batch_key))
+        classes = model.spec.classes
+        images, targets = objective.batch(batch["image"], batch["label"], classes, batch_key)
+        heads = model.heads(images, gates, key=drop_key, train=True)
+        taught = teacher.logits(frozen, images, objective.normalise) if teacher else None
+        metrics = objective(heads, targets, taught)
         if objective.penalty is not None:
             metrics["penalty"] = objective.penalty(trained["gates"])
             metrics["loss"] = metrics["loss"] + metrics["penalty"]
@@ -196,21 +225,3 @@ def _accumulate(
     stats, results = jax.lax.scan(body, stats, micros)
     result, metrics = jax.tree.map(lambda x: x.mean(0), results)
     return result, stats, metrics
-
-
-def make_eval_step(
-    graph: nnx.GraphDef, objective: Objective, mesh: Mesh
-) -> Callable[[nnx.State, nnx.State, Gates | None, Batch], Array]:
-    """The jitted count of correct predictions among the rows whose mask is set."""
-
-    def step(params: nnx.State, stats: nnx.State, gates: Gates | None, batch: Batch) -> Array:
-        model = nnx.merge(graph, params, stats, copy=True)
-        logits = model(objective.normalise(batch["image"]), gates)
-        return (correct(logits, batch["label"]) * batch["mask"]).sum()
-
-    everywhere = replicated(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(everywhere, everywhere, everywhere, batch_sharded(mesh)),
-        out_shardings=everywhere,
-    )

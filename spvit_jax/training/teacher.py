@@ -24,9 +24,9 @@ class Teacher:
     state: nnx.State
     normalise: Normalise
 
-    def logits(self, state: nnx.State, images: Array) -> Array:
-        """``[batch, classes]`` for uint8 images, with the arrays given as ``state``."""
-        return nnx.merge(self.graph, state, copy=True)(self.normalise(images))
+    def logits(self, state: nnx.State, images: Array, normalise: Normalise) -> Array:
+        """``[batch, classes]`` for images the student's way, with the arrays given as ``state``."""
+        return nnx.merge(self.graph, state, copy=True)(self.normalise.convert(images, normalise))
 
 
 def freeze(model: Classifier, normalise: Normalise) -> Teacher:

@@ -23,15 +23,21 @@ def numbered(count, side=8):
     return ArraySource(images, np.arange(count), tuple(map(str, range(count))))
 
 
-def train(source, steps, start=0, batch=4, **arguments):
-    arguments = {"image_size": 8, "augment": "shift", "seed": 3} | arguments
-    batches = pipeline.train_batches(source, batch_size=batch, start_step=start, **arguments)
+def train(source, steps, start=0, batch=4, *, image_size=8, seed=3, **data):
+    batches = pipeline.train_batches(
+        source,
+        Data(**{"augment": "shift"} | data),
+        batch_size=batch,
+        image_size=image_size,
+        seed=seed,
+        start_step=start,
+    )
     return list(itertools.islice(batches, steps))
 
 
-def evaluate(source, batch, **arguments):
-    arguments = {"image_size": 8, "crop_ratio": 1.0} | arguments
-    return list(pipeline.eval_batches(source, batch_size=batch, **arguments))
+def evaluate(source, batch, *, image_size=8, **data):
+    data = Data(eval_batch_size=batch, **{"crop_ratio": 1.0} | data)
+    return list(pipeline.eval_batches(source, data, image_size=image_size))
 
 
 def pretend(monkeypatch, process, count):
@@ -59,11 +65,24 @@ def test_train_batches_have_shape_and_type():
     np.testing.assert_array_equal(batch["image"][:, 4, 4, 0], batch["label"] + 1)
 
 
-def test_every_epoch_is_complete_and_in_its_own_order():
-    epochs = labels(train(numbered(10), 10)).reshape(4, 10)  # a batch of 4 straddles two epochs
+def test_every_epoch_has_whole_batches_of_different_images_in_its_own_order():
+    epochs = labels(train(numbered(10), 40)).reshape(20, 8)  # two of ten images wait
     for epoch in epochs:
-        assert sorted(epoch) == list(range(10))
-    assert len({tuple(epoch) for epoch in epochs}) == 4
+        assert len(set(epoch)) == 8
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+    assert set(epochs.ravel()) == set(range(10))
+    whole = labels(train(numbered(10), 8, batch=5)).reshape(4, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in whole)
+
+
+def test_repeats_follow_each_other_and_an_epoch_keeps_its_length():
+    source = numbered(12)
+    once, thrice = (labels(train(source, 9, repeats=n)).reshape(3, 12) for n in (1, 3))
+    for epoch, order in zip(thrice, once, strict=True):
+        np.testing.assert_array_equal(epoch, np.repeat(order[:4], 3))
+    views = {batch["image"].tobytes() for batch in train(one_gradient(), 3, batch=1, repeats=3)}
+    assert len(views) > 1  # each repeat is another view
+    assert_same(train(source, 9, repeats=3)[4:], train(source, 5, start=4, repeats=3))
 
 
 def one_gradient():
@@ -161,6 +180,46 @@ def test_errors_of_a_source_reach_the_caller():
 
     with pytest.raises(DataError, match="cannot decode the image x"):
         train(Broken(), 1)
+
+
+class Damaged:
+    """``numbered(count)``, some of whose images cannot be decoded."""
+
+    def __init__(self, count, damaged):
+        self.whole, self.damaged = numbered(count), damaged
+        self.class_names = self.whole.class_names
+
+    def __len__(self):
+        return len(self.whole)
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise DataError(f"cannot decode the image {index}")
+        return self.whole[index]
+
+
+def test_skipped_images_give_way_to_the_next_and_are_warned_of_once(caplog):
+    source = Damaged(8, {2, 3, 7})
+    found = labels(train(source, 20, on_error="skip")).reshape(10, 8)
+    whole = labels(train(numbered(8), 20)).reshape(10, 8)
+    instead = {2: 4, 3: 4, 7: 0}
+    np.testing.assert_array_equal(found, np.vectorize(lambda i: instead.get(i, i))(whole))
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records].count("3") == 1
+    assert sorted(r.getMessage()[:16] for r in caplog.records) == [
+        f"left out image {n}" for n in (1, 2, 3)
+    ]
+    assert_same(train(source, 6, on_error="skip")[2:], train(source, 4, 2, on_error="skip"))
+    with pytest.raises(DataError, match=r"100 damaged images in a row"):
+        train(Damaged(4, range(4)), 1, on_error="skip")
+
+
+def test_skipped_images_are_masked_in_evaluation(caplog):
+    batches = evaluate(Damaged(10, {1, 9}), 4, on_error="skip")
+    counted = labels(batches)[np.concatenate([batch["mask"] for batch in batches])]
+    np.testing.assert_array_equal(counted, [0, 2, 3, 4, 5, 6, 7, 8])
+    assert len(caplog.records) == 2
+    with pytest.raises(DataError, match="cannot decode the image 1"):
+        evaluate(Damaged(10, {1, 9}), 4)
 
 
 def data_sharding():

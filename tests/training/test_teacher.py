@@ -120,7 +120,7 @@ def test_a_bfloat16_teacher_takes_half_the_memory_and_says_the_same():
     frozen = freeze(model, SAME)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(s)) for s in (nnx.state(model), frozen.state)]
     assert sizes[1] < 0.6 * sizes[0]
-    found = frozen.logits(frozen.state, BATCH["image"])
+    found = frozen.logits(frozen.state, SAME(BATCH["image"]), SAME)
     np.testing.assert_array_equal(found, model(SAME(BATCH["image"])))
 
 
@@ -129,6 +129,14 @@ def test_a_teacher_is_no_part_of_the_state_and_stays_as_it_is():
     before = jax.tree.map(np.asarray, nnx.state(teacher))
     descend(student, teacher, distillation="soft")
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(teacher))
+
+
+def test_what_another_normalised_is_normalised_anew():
+    one, other = Normalise((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), Normalise((0.5,) * 3, (0.2,) * 3)
+    found = other.convert(one(BATCH["image"]), one)
+    np.testing.assert_allclose(found, other(BATCH["image"]), rtol=1e-4, atol=1e-5)
+    same = one(BATCH["image"])
+    assert one.convert(same, Normalise(one.mean, one.std)) is same
 
 
 def test_pixels_are_normalised_in_the_default_float():
