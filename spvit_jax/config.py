@@ -65,6 +65,8 @@ class Data:
     directory: str = ""  # tfds only: its data_dir
     train_split: str = "train"
     test_split: str = "test"
+    val_share: float = 0.0  # folder:PATH of CLASS folders: share of each class that is split "val"
+    val_seed: int = 0  # which images these are
     augment: str = "none"  # one of AUGMENTATIONS
     repeats: int = (
         1  # views of an image in a row (repeated augmentation); an epoch keeps its length
@@ -224,6 +226,7 @@ def _validate(config: Config) -> None:
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
     one_of("data.augment", config.data.augment, AUGMENTATIONS)
     one_of("data.on_error", config.data.on_error, ("raise", "skip"))
+    check(config.data.val_share < 1, "data.val_share must be in [0, 1)")
     check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
     one_of("search.decision", config.search.decision, ("project", "threshold"))
     one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))

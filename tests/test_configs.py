@@ -17,6 +17,7 @@ from spvit_jax.single_path.cost import dense_macs
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS_OF = {
     "quickstart": ("", "stage=evaluate", "tiny"),
+    "own_data": ("", "stage=evaluate", "tiny"),
     "fashion_mnist": ("", "pretrain", "stage=evaluate", "tiny"),
     "deit_ti": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
     "deit_s": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
@@ -178,6 +179,15 @@ def test_tiny_prunes_the_family_and_distils(name):
     assert made.model.variant == f"{name[:4]}_fashion_mnist"
     assert made.teacher.checkpoint == "packaged:regnety_fashion_mnist"
     assert made.finetune.distillation == "hard"
+
+
+def test_own_data_takes_a_folder_and_holds_out_a_tenth_where_nothing_else_is(tmp_path):
+    (tmp_path / "cat").mkdir()
+    data = load("own_data", tmp_path).data
+    assert (data.source, data.test_split) == (f"folder:{tmp_path}", "val")
+    assert data.val_share == 0.1
+    (tmp_path / "val").mkdir()
+    assert load("own_data", tmp_path).data.val_share == 0
 
 
 def test_another_architecture_can_be_given():

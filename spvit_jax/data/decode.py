@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from spvit_jax.data.errors import DataError
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of files that are taken for images
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
 BICUBIC = Image.Resampling.BICUBIC
 REDUCTIONS = (8, 4, 2)  # scales 1/n that libjpeg decodes to at a part of the cost

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from spvit_jax.data.decode import EXTENSIONS
 from spvit_jax.data.errors import DataError
-from spvit_jax.data.sources import EXTENSIONS
 
 SPLITS = ("train", "val", "validation", "test")  # one of them makes a folder a folder of splits
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -78,11 +78,11 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
     Raises:
       DataError: not such a folder, a class without images, or splits with other classes.
     """
-    found = [name for name in _subfolders(folder) if not name.startswith(".")]
-    if any(name in SPLITS and not _holds_images(folder / name) for name in found):
+    if has_splits(folder):
+        found = _visible(folder)
         if val_share:
             raise DataError(
-                f"{folder} has splits already: {', '.join(found)}; leave out --val-share"
+                f"{folder} has splits already: {', '.join(found)}; leave out the share for val"
             )
         return _list_splits(folder, found)
     names = _class_names(folder)
@@ -93,6 +93,12 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
     if not val:
         raise DataError(f"{val_share:g} of each class of {folder} is no image; take a larger share")
     return Originals(names, {"train": in_order(train), "val": in_order(val)})
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether a folder holds splits, rather than classes."""
+    found = _visible(folder)
+    return any(name in SPLITS and not _holds_images(folder / name) for name in found)
 
 
 def in_order(originals: Iterable[Original]) -> list[Original]:
@@ -151,6 +157,10 @@ def _list_splits(folder: Path, found: list[str]) -> Originals:
     if reference is None:
         raise DataError(f"no class folders in {', '.join(str(folder / name) for name in found)}")
     return Originals(reference[1], splits, tuple(notes))
+
+
+def _visible(folder: Path) -> list[str]:
+    return [name for name in _subfolders(folder) if not name.startswith(".")]
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -13,11 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from spvit_jax import config
-from spvit_jax.data import idx, inat, package, splits
-from spvit_jax.data.decode import from_array, open_image
+from spvit_jax.data import idx, inat, originals, package, splits
+from spvit_jax.data.decode import EXTENSIONS, from_array, open_image
 from spvit_jax.data.errors import DataError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @runtime_checkable
@@ -49,8 +47,7 @@ def open_source(data: config.Data, split: str) -> Source:
     if kind == "idx":
         return _open_idx(Path(name).expanduser(), split)
     if kind == "folder":
-        reference = splits.parse(data.train_split).split_name
-        return FolderSource.open(Path(name).expanduser(), split, reference)
+        return FolderSource.open(Path(name).expanduser(), split, data)
     if kind == "inat":
         return _open_inat(Path(name).expanduser(), split)
     if kind == "tfds":
@@ -114,19 +111,23 @@ class FolderSource:
     class_names: tuple[str, ...]
 
     @classmethod
-    def open(cls, folder: Path, split: str, train_split: str) -> "FolderSource":
+    def open(cls, folder: Path, split: str, data: config.Data) -> "FolderSource":
         """Reads the names in ``folder/SPLIT/CLASS/...``; labels number the sorted class names.
 
         That is torchvision's numbering. The images stand in a fixed order that mixes the classes
-        (by the SHA-256 of their path), so that ``train[:90%]`` has all of them.
+        (by the SHA-256 of their path), so that ``train[:90%]`` has all of them. A folder of
+        ``CLASS/...`` alone is the split train, less the ``data.val_share`` of it that is val.
 
         Raises:
-          DataError: the folder, a class's images or a class of ``train_split`` is missing.
+          DataError: the folder, a class's images or a class of the training split is missing.
         """
-        root = folder / splits.parse(split).split_name
+        part, train = (splits.parse(name).split_name for name in (split, data.train_split))
+        root = folder / part
+        if folder.is_dir() and not root.is_dir() and not originals.has_splits(folder):
+            return cls._divided(folder, part, split, data)
         names = _class_folders(root)
-        if (folder / train_split).is_dir():
-            _check_same(root, names, _class_folders(folder / train_split))
+        if (folder / train).is_dir():
+            _check_same(root, names, _class_folders(folder / train))
         files = []
         for label, name in enumerate(names):
             found = _image_files(root, name)
@@ -134,6 +135,18 @@ class FolderSource:
                 raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
             files += [(path, label) for path in found]
         return cls(root, _mixed(files, split), names)
+
+    @classmethod
+    def _divided(cls, folder: Path, part: str, split: str, data: config.Data) -> "FolderSource":
+        found = originals.list_folder(folder, data.val_share, data.val_seed)
+        if part not in found.splits:
+            raise DataError(
+                f"{folder} is one folder of {len(found.class_names)} classes, without {part!r};"
+                " make folders train and val of it, or set data.val_share=0.1 and"
+                " data.test_split=val"
+            )
+        files = [(one.path, one.label) for one in found.splits[part]]
+        return cls(folder, _mixed(files, split), found.class_names)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -122,6 +122,23 @@ def test_folder_subsplits_are_disjoint_complete_and_mixed(folder):
     assert set(labels_of(first)) == set(labels_of(second)) == {0, 1}
 
 
+def test_one_folder_of_classes_is_divided_by_a_seed(folder):
+    def read(split, **options):
+        data = Data(source=f"folder:{folder / 'train'}", test_split="val", **options)
+        return open_source(data, split)
+
+    whole = read("train")
+    assert set(whole.files) == set(open_source(Data(source=f"folder:{folder}"), "train").files)
+    with pytest.raises(DataError, match="one folder of 2 classes, without 'val'.*data.val_share"):
+        read("val")
+    train, val = (read(split, val_share=0.3) for split in ("train", "val"))
+    assert sorted(train.files + val.files) == sorted(whole.files)
+    assert [label for _, label in val.files].count(0) == 2 == len(val) // 2
+    assert read("val", val_share=0.3).files == val.files
+    assert any(read("val", val_share=0.3, val_seed=n).files != val.files for n in (1, 2, 3))
+    assert read("train[:50%]", val_share=0.3).files == train.files[: len(train) // 2]
+
+
 def test_folder_without_images_says_what_goes_where(tmp_path):
     with pytest.raises(DataError) as raised:
         open_source(Data(source=f"folder:{tmp_path}/imagenet"), "train")
