@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             augment="flip",
             **recipes.FASHION_MNIST,
         ),
+        teacher=config.Teacher(dtype="float32"),  # the dense model itself, on CPU
         search=config.Search(
             epochs=3,
             batch_size=128,
@@ -52,6 +53,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             final_learning_rate=1e-5,
             start="searched",
             label_smoothing=0.1,
+            distillation="soft",
+            distillation_weight=0.9,
+            distillation_temperature=2.0,
         ),
         log_every=10,
     )

@@ -3,7 +3,8 @@
     python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
 
 Everything it needs is packaged: a DeiT pretrained on Fashion-MNIST's 60,000 training images (see
-the README for how), 10,000 of those images to search and fine-tune on, 2,000 test images.
+the README for how), 10,000 of those images to search and fine-tune on, 2,000 test images. The dense
+model teaches the pruned one.
 ``:tiny`` takes about a minute, most of it compiling; ``:stage=evaluate`` measures the pretrained
 model, or another ``--config.model.checkpoint``, such as the pruned.safetensors of a run.
 """
@@ -28,6 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             augment="flip",
             **recipes.FASHION_MNIST,
         ),
+        teacher=config.Teacher(dtype="float32"),  # the dense model itself, on CPU
         search=config.Search(
             epochs=3,
             batch_size=64,
@@ -45,6 +47,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             final_learning_rate=1e-5,
             start="searched",
             label_smoothing=0.1,
+            distillation="soft",
+            distillation_weight=0.9,
+            distillation_temperature=2.0,
         ),
         checkpoint_every=100,
         log_every=10,
