@@ -168,9 +168,7 @@ class _TrainView(grain.transforms.RandomMap):
                 )
                 return {"image": image, "label": np.int32(found["label"])}
             except DataError as error:
-                if self.data.on_error == "raise":
-                    raise
-                _warn(error, self.damaged)
+                _skip_or_raise(error, self.data, self.damaged)
         raise DataError(f"{SKIPS} damaged images in a row, up to number {index}: check the data")
 
 
@@ -192,14 +190,14 @@ class _EvalView(grain.transforms.Map):
             )
             return {"image": image, "label": np.int32(found["label"]), "mask": np.True_}
         except DataError as error:
-            if self.data.on_error == "raise":
-                raise
-            _warn(error, self.damaged)
+            _skip_or_raise(error, self.data, self.damaged)
             return {"image": blank, "label": np.int32(0), "mask": np.False_}
 
 
-def _warn(error: DataError, known: set[str]) -> None:
-    """One warning for each damaged image, with how many there have been."""
+def _skip_or_raise(error: DataError, data: Data, known: set[str]) -> None:
+    """One warning for each damaged image, with how many there have been; or the error."""
+    if data.on_error == "raise":
+        raise DataError(f"{error}, or leave out such images with data.on_error=skip") from error
     if str(error) not in known:
         known.add(str(error))
         logging.getLogger(__name__).warning("left out image %d: %s", len(known), error)
