@@ -5,6 +5,7 @@ command again goes on where it stopped, and what is finished is only read. Betwe
 are three things: a model, gate logits, an ``Architecture``.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spvit_jax import pretrained
+from spvit_jax import evaluation, pretrained
 from spvit_jax.config import Config, ConfigError, Training
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.convert import save_model, save_torch
+from spvit_jax.convert.native import About
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import steps_per_epoch
 from spvit_jax.data.sources import open_source
@@ -46,7 +48,7 @@ RESULT = {  # the last file of each stage
     "finetune": "result.json",
     "search": "architecture.json",
     "pretrain": "pretrained.json",
-    "evaluate": "dense.json",
+    "evaluate": "evaluation.json",
 }
 TRAININGS = {  # the groups of the config that a stage trains by
     "all": ("search", "finetune"),
@@ -81,6 +83,8 @@ def run(config: Config, workdir: Path, console: Console, should_stop: Callable[[
         console.stage("finished", f"before this run; nothing is left to do, see {result}")
         if result.name == "result.json":
             console.say(table(Result.from_json(result.read_text())))
+        if result.name == "evaluation.json":
+            console.say(evaluation.summary(evaluation.Report.from_json(result.read_text())))
         return
     stages = Run(config, files, console, should_stop)
     getattr(stages, config.stage)()
@@ -151,8 +155,27 @@ class Run:
         )
 
     def evaluate(self) -> None:
-        """Top-1 of the dense model."""
-        self._top1("dense", self._dense())
+        """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
+        config, names = self.config, self.trainer.test.class_names
+        source, notes = pretrained.load_trained(config, self.spec)
+        about = pretrained.read_about_any(pretrained.address(config.model.checkpoint))
+        notes += pretrained.check_about(about, config, names)
+        parameters, file = count_parameters(source.model), config.model.checkpoint
+        self.console.stage("model", f"{file}: {source.form}, {parameters:,} parameters")
+        for note in notes:
+            self.console.say(note)
+        data = f"{config.data.source}, {config.data.test_split}"
+        self.stage("evaluate", f"{len(self.trainer.test):,} images of {data}")
+        trainer = dataclasses.replace(self.trainer, image_size=source.model.spec.image_size)
+        counts = trainer.evaluate(source.model)
+        model = Path(file).stem
+        found = evaluation.report(counts, names, model=model, form=source.form, data=data)
+        title = f"{model}: top-1 {counts.top1:.2%} of {counts.images:,} images"
+        write = self.workdir.write
+        write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
+        write("evaluation.txt", lambda path: path.write_text(evaluation.table(found) + "\n"))
+        self.workdir.write_json("evaluation.json", dataclasses.asdict(found))
+        self.console.say(evaluation.summary(found))
 
     def pretrain(self) -> None:
         """Trains the dense model from scratch; its weights go to ``pretrained.safetensors``."""
@@ -203,11 +226,12 @@ class Run:
         """Top-1 on the test split, a fraction; measured once, then read from ``NAME.json``."""
         file = self.workdir / f"{name}.json"
         if file.exists():
-            top1 = json.loads(file.read_text())["top1"]
+            found = json.loads(file.read_text())
         else:
-            top1 = self.trainer.top1(model)
-            self.workdir.write_json(file.name, {"top1": top1})
-        images = len(self.trainer.test)
+            counts = self.trainer.evaluate(model)
+            found = {"top1": counts.top1, "top5": counts.top5, "images": counts.images}
+            self.workdir.write_json(file.name, found)
+        top1, images = found["top1"], found.get("images", len(self.trainer.test))
         self.console.stage("evaluate", f"{name}: top-1 {top1:.2%} of {images:,} images")
         return top1
 
@@ -254,8 +278,11 @@ class Run:
         self.stage("finetune", f"{tuning.epochs:g} epochs from the {tuning.start} weights")
         pruned, _ = self.trainer.fit("finetune", pruned, tuning, teacher=self._teacher(tuning))
         folded = fold(pruned, batch_norm=True)
+        data = self.config.data
+        about = About(self.trainer.test.class_names, data.mean, data.std, data.crop_ratio)
         self.workdir.write(
-            "pruned.safetensors", lambda path: save_model(path, folded, "deploy", found)
+            "pruned.safetensors",
+            lambda path: save_model(path, folded, "deploy", found, about=about),
         )
         self._report(
             Result(

@@ -1,4 +1,4 @@
-"""The networks a run starts from: its dense model, and the teacher it distils from."""
+"""The networks a run starts from: its dense model, the teacher, and the one it only evaluates."""
 
 import dataclasses
 from pathlib import Path
@@ -7,8 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.convert import load_dense, load_released, read_spec
-from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec
+from spvit_jax.convert import CheckpointError, Released, load_dense, load_released, read_spec
+from spvit_jax.convert.fetch import fetch
+from spvit_jax.convert.native import About, is_native, read_about
+from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
+from spvit_jax.single_path.prune import prune
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
 
@@ -82,6 +85,116 @@ def load(config: Config, spec: Spec) -> tuple[Classifier, list[str]]:
     return load_dense(address(config.model.checkpoint), spec, **options(config, spec))
 
 
+def load_trained(config: Config, spec: Spec) -> tuple[Released, list[str]]:
+    """The model in model.checkpoint as an evaluation needs it: trained, of whatever form it is.
+
+    Args:
+      spec: the dense model's, by ``dense_spec``: its classes are those that are expected.
+
+    Returns:
+      The model, dense or pruned, and a sentence on each thing the user should know of it.
+
+    Raises:
+      ConfigError: its head is of other classes, or it is not the variant or the size asked for.
+      convert.CheckpointError: not a checkpoint that converts.
+    """
+    model, dtype = config.model, _dtype(config.model.dtype)
+    where = address(model.checkpoint)
+    heads = model.heads or _heads(VARIANTS[model.variant] if model.variant else None)
+    source, notes = decided(load_released(where, heads=heads, dtype=dtype))
+    found = source.model.spec
+    _check_trained(config, found, spec.classes)
+    if source.form == "dense":
+        wanted = dataclasses.replace(spec, classes=found.classes)
+        if wanted != found:
+            dense, changes = load_dense(where, wanted, dtype=dtype)
+            source, notes = source._replace(model=dense), notes + changes
+        return source, notes
+    _check_pruned(config, found, spec)
+    if model.variant:
+        notes.append(f"model.checkpoint is a pruned model ({source.form} form), evaluated as it is")
+    return source, notes
+
+
+def _check_trained(config: Config, found: Spec, wanted: int) -> None:
+    """Raises ConfigError unless the head of a model is one of ``wanted`` classes."""
+    if found.classes != wanted:
+        said = "model.classes asks for" if config.model.classes else "the data has"
+        raise ConfigError(
+            f"model.checkpoint={config.model.checkpoint} knows {found.classes} classes, {said}"
+            f" {wanted}; evaluate a model trained on this data (stage=finetune makes one), or,"
+            f" where the data's classes are the model's first ones, set"
+            f" model.classes={found.classes}"
+        )
+
+
+def _check_pruned(config: Config, found: Spec, wanted: Spec) -> None:
+    """Raises ConfigError unless a pruned model comes from the variant and size asked for."""
+    model = config.model
+    if model.image_size not in (0, found.image_size):
+        raise ConfigError(
+            f"model.checkpoint={model.checkpoint} is a pruned model for images of"
+            f" {found.image_size} pixels; set model.image_size to that, not {model.image_size}"
+        )
+    shapes = [[block.width for block in getattr(s, "blocks", ())] for s in (found, wanted)]
+    if type(found) is not type(wanted) or shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"model.checkpoint={model.checkpoint} is no pruned {model.variant}: it has blocks of"
+            f" {shapes[0]} features; set model.variant to the one it comes from, or to nothing"
+        )
+
+
+def decided(source: Released) -> tuple[Released, list[str]]:
+    """A supernet pruned as its gates decide, and a sentence on that; others as they are.
+
+    Raises:
+      CheckpointError: a supernet that does not say what its gates decide.
+    """
+    if source.form != "supernet":
+        return source, []
+    if source.architecture is None:
+        raise CheckpointError(
+            "a supernet without gate logits computes nothing by itself; give a dense, fine-tuned or"
+            " folded model"
+        )
+    pruned = prune(source.model, source.architecture)
+    ops = " ".join(source.architecture.ops)
+    note = f"the checkpoint is a supernet, pruned as its gates decide: {ops}"
+    return source._replace(model=pruned, form="shared", gate_logits=None), [note]
+
+
+def read_about_any(where: str) -> About:
+    """What the checkpoint at an address says its model was trained on; only files of ours do."""
+    path = fetch(where)
+    return read_about(path) if is_native(path) else About()
+
+
+def check_about(about: About, config: Config, class_names: tuple[str, ...]) -> list[str]:
+    """A sentence on each thing that a model was trained on and the config has otherwise.
+
+    Raises:
+      ConfigError: the model has the data's classes in another order.
+    """
+    names, notes = about.class_names, []
+    if names != class_names and sorted(names) == sorted(class_names):
+        place = next(i for i, name in enumerate(names) if name != class_names[i])
+        raise ConfigError(
+            f"model.checkpoint={config.model.checkpoint} has the data's classes in another order:"
+            f" number {place} is {names[place]!r}, the data's {class_names[place]!r}; evaluate it"
+            " on data in its own order"
+        )
+    if names and names[: len(class_names)] != class_names:
+        notes.append(
+            f"the model's classes have other names than the data's: {names[0]!r}, …, not"
+            f" {class_names[0]!r}, …"
+        )
+    for name in ("mean", "std", "crop_ratio"):
+        trained, now = getattr(about, name), getattr(config.data, name)
+        if trained and trained != now:
+            notes.append(f"the model was trained with data.{name}={trained}, now it is {now}")
+    return notes
+
+
 def load_teacher(config: Config, student: Spec) -> Teacher:
     """The teacher of ``config``, for the images and classes of ``student``.
 
@@ -116,6 +229,13 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
             )
         model, _ = load_dense(where, resized(spec, size, "the teacher at image size"), dtype=dtype)
     return freeze(model, normalise)
+
+
+def _heads(spec: Spec | None) -> int | None:
+    """What a checkpoint of a variant may leave unsaid: its heads, a Swin's in the first stage."""
+    if spec is None or isinstance(spec, RegNetSpec):
+        return None
+    return spec.heads[0] if isinstance(spec, SwinSpec) else spec.heads
 
 
 def _dtype(name: str) -> jnp.dtype | None:

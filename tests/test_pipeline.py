@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -6,19 +7,23 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
-from spvit_jax import pipeline
+from spvit_jax import pipeline, pretrained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
-from spvit_jax.convert import load_dense, load_model
-from spvit_jax.models import VARIANTS
+from spvit_jax.convert import load_dense, load_model, save_model
+from spvit_jax.convert.native import About, read_about
+from spvit_jax.models import VARIANTS, ViT
 from spvit_jax.progress import Console
 from spvit_jax.report import Result
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.prune import prune
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
 
+WIDER = dataclasses.replace(VARIANTS["deit_fashion_mnist"], classes=13)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SAME = (  # what an interrupted run ends with byte for byte
     "architecture.json",
@@ -75,6 +80,9 @@ def test_a_whole_run_leaves_all_it_should(whole):
 def test_the_saved_model_is_the_one_that_was_measured(whole):
     model, form, found = load_model(whole / "pruned.safetensors")
     assert form == "deploy" and found == architectures.load(whole / "architecture.json")
+    about, data = read_about(whole / "pruned.safetensors"), tiny().data
+    assert about.class_names[:2] == ("T-shirt/top", "Trouser") and len(about.class_names) == 10
+    assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
     again = pipeline.Run(
         tiny(), pipeline.Workdir(whole), Console(silent=True), lambda: False
     ).trainer.top1(model)
@@ -167,7 +175,8 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     assert "blocks.0.attn.qkv.weight" in names and "cls_token" in names
     trained = json.loads((tmp_path / "pretrained.json").read_text())["top1"]
     run(tiny(stage="evaluate", model__checkpoint=str(file)), tmp_path / "evaluate")
-    assert json.loads((tmp_path / "evaluate" / "dense.json").read_text())["top1"] == trained
+    evaluated = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    assert evaluated["top1"] == trained
     model, notes = load_dense(str(file), VARIANTS["deit_fashion_mnist"])
     assert not notes and np.isfinite(model.head.kernel[...]).all()
 
@@ -218,6 +227,79 @@ def test_a_damaged_config_json_is_named(tmp_path):
     run_config.write_text('{"stage": "al')
     with pytest.raises(ConfigError, match=r"config\.json is damaged"):
         run(tiny(), tmp_path)
+
+
+EVALUATIONS = {  # variant, checkpoint, form, top-1 on 128 images at least
+    "dense": ("deit_fashion_mnist", "packaged:deit_fashion_mnist", "dense", 0.8),
+    "dense, shapes read": ("", "packaged:deit_fashion_mnist", "dense", 0.8),
+    "regnet": ("regnety_fashion_mnist", "packaged:regnety_fashion_mnist", "dense", 0.8),
+    "pruned": ("", "pruned.safetensors", "deploy", 0.0),
+    "pruned, variant given": ("deit_fashion_mnist", "pruned.safetensors", "deploy", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_any_checkpoint_is_evaluated(whole, tmp_path, capsys, name):
+    variant, checkpoint, form, least = EVALUATIONS[name]
+    if form == "deploy":
+        checkpoint = str(whole / checkpoint)
+    changes = {"model__variant": variant, "model__checkpoint": checkpoint, "model__heads": 4}
+    config = tiny(stage="evaluate", **changes)
+    pipeline.run(config, tmp_path, Console(), lambda: False)
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["images"], found["left_out"], found["form"]) == (128, 0, form)
+    assert least <= found["top1"] <= found["top5"] <= 1
+    rows = found["classes"]
+    assert [row["name"] for row in rows[:2]] == ["T-shirt/top", "Trouser"] and len(rows) == 10
+    assert sum(row["images"] for row in rows) == 128
+    right = sum(row["images"] * (row["accuracy"] or 0) for row in rows)
+    assert right == pytest.approx(128 * found["top1"])
+    if form == "deploy":
+        assert found["top1"] == json.loads((whole / "pruned.json").read_text())["top1"]
+    elif "deit" in checkpoint:
+        assert found["top1"] == json.loads((whole / "dense.json").read_text())["top1"]
+    assert ("evaluated as it is" in printed) == (name == "pruned, variant given")
+    assert (tmp_path / "confusion.png").stat().st_size > 10_000
+    text = (tmp_path / "evaluation.txt").read_text()
+    worst = text.partition("\n\nEvery class")[0]
+    assert f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%} of 128 images" in worst
+    assert worst in printed and worst.count("\n") == 9
+    pipeline.run(config, tmp_path, Console(), lambda: False)
+    assert worst in capsys.readouterr().out
+
+
+def test_an_interrupted_evaluation_begins_again(tmp_path):
+    asked = iter([False, False, True])
+    with pytest.raises(Interrupted, match="begins again"):
+        run(tiny(stage="evaluate"), tmp_path, lambda: next(asked))
+    assert not (tmp_path / "evaluation.json").exists()
+    run(tiny(stage="evaluate"), tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["images"] == 128
+
+
+def test_an_evaluation_heeds_what_the_model_file_says(tmp_path, capsys):
+    large = dataclasses.replace(VARIANTS["deit_fashion_mnist"], image_size=56)
+    found = architectures.Architecture(("skip",) * 6, ((0,),) * 6)
+    model, about = prune(ViT(large, rngs=nnx.Rngs(0)), found), About(crop_ratio=0.5)
+    save_model(tmp_path / "large.safetensors", model, "shared", found, about=about)
+    config = tiny(stage="evaluate", model__checkpoint=str(tmp_path / "large.safetensors"))
+    pipeline.run(config, tmp_path / "work", Console(), lambda: False)
+    assert "trained with data.crop_ratio=0.5, now it is 1.0" in capsys.readouterr().out
+    found = json.loads((tmp_path / "work" / "evaluation.json").read_text())
+    assert (found["form"], found["images"]) == ("shared", 128)
+
+
+def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
+    dense, _ = load_dense(pretrained.address("packaged:deit_fashion_mnist"), WIDER)
+    save_model(tmp_path / "wider.safetensors", dense, "dense")
+    changes = {"stage": "evaluate", "model__checkpoint": str(tmp_path / "wider.safetensors")}
+    for variant in ("", "deit_fashion_mnist"):
+        with pytest.raises(ConfigError, match=r"knows 13 classes, the data has 10.*classes=13"):
+            run(tiny(model__variant=variant, **changes), tmp_path / f"refused {variant}")
+        work = tmp_path / f"wider {variant}"
+        run(tiny(model__variant=variant, model__classes=13, **changes), work)
+        assert len(json.loads((work / "evaluation.json").read_text())["classes"]) == 10
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -10,9 +10,11 @@ from flax import nnx
 
 from spvit_jax import pretrained
 from spvit_jax.config import Config, ConfigError, Model, from_config_dict
-from spvit_jax.convert import save_model, save_torch
+from spvit_jax.convert import CheckpointError, Released, save_model, save_torch
+from spvit_jax.convert.native import About
 from spvit_jax.models import MODELS, VARIANTS, RegNetSpec, SwinSpec, ViTSpec
-from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.architecture import Architecture, from_gates
+from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.single_path.supernet import supernet
 
@@ -82,7 +84,7 @@ def test_a_regnet_may_be_trained_and_evaluated():
 
 
 def logits(teacher, images):
-    return teacher.logits(teacher.state, images)
+    return teacher.logits(teacher.state, teacher.normalise(images), teacher.normalise)
 
 
 @pytest.mark.parametrize("spec", [VIT, SWIN, REGNET], ids=["vit", "swin", "regnet"])
@@ -154,3 +156,103 @@ def test_settings_that_cannot_work_are_refused(changes, message):
         part[name] = value
     with pytest.raises(ConfigError, match=message):
         from_config_dict(values)
+
+
+def evaluated(path, found=3, **model):
+    """``load_trained`` for data of ``found`` classes."""
+    made = config(checkpoint=str(path), **model)
+    made.stage = "evaluate"
+    return pretrained.load_trained(made, pretrained.dense_spec(made, found))
+
+
+@pytest.mark.parametrize("spec", [VIT, SWIN, REGNET], ids=["vit", "swin", "regnet"])
+def test_any_dense_model_is_evaluated(tmp_path, spec):
+    path, model = tmp_path / "dense.safetensors", build(spec)
+    for save in (save_torch, save_model):
+        save(path, model, "dense")
+        source, notes = evaluated(path, variant="", heads=2 * (spec is not REGNET))
+        assert (source.form, notes) == ("dense", [])
+        side = spec.image_size if spec is not REGNET else 16  # which takes any
+        images = np.random.default_rng(0).standard_normal((2, side, side, 3))
+        np.testing.assert_allclose(source.model(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_dense_model_is_evaluated_at_another_size(tmp_path, monkeypatch):
+    path = tmp_path / "dense.safetensors"
+    save_torch(path, build(VIT), "dense")
+    monkeypatch.setitem(pretrained.VARIANTS, "mine", VIT)  # says the heads
+    source, notes = evaluated(path, variant="mine", image_size=32)
+    assert source.model.spec == dataclasses.replace(VIT, image_size=32)
+    assert len(notes) == 1 and "4x4" in notes[0]
+
+
+def test_a_pruned_model_is_evaluated_in_the_form_it_is_in(tmp_path, monkeypatch):
+    path = tmp_path / "pruned.safetensors"
+    model = fold(prune(build(VIT), FOUND), batch_norm=True)
+    save_model(path, model, "deploy", FOUND)
+    monkeypatch.setitem(pretrained.VARIANTS, "mine", VIT)
+    monkeypatch.setitem(pretrained.VARIANTS, "other", dataclasses.replace(VIT, width=32))
+    assert evaluated(path, variant="")[1] == []
+    source, notes = evaluated(path, variant="mine")
+    assert source.form == "deploy" and "(deploy form), evaluated as it is" in notes[0]
+    with pytest.raises(ConfigError, match=r"images of 16 pixels.*not 32"):
+        evaluated(path, variant="", image_size=32)
+    for variant in ("other", "swin_tiny_patch4_window7_224"):
+        with pytest.raises(ConfigError, match=rf"no pruned {variant}: .*\[16, 16\] features"):
+            evaluated(path, variant=variant)
+
+
+def test_a_released_supernet_is_evaluated_as_its_gates_decide(tmp_path):
+    network, images = supernet(build(VIT)), jnp.ones((1, 16, 16, 3))
+    path, logits = tmp_path / "search.safetensors", initial_logits(VIT.blocks)
+    logits = (logits[0]._replace(kernel=jnp.asarray([1.0, 1.0, -1.0])), logits[1])
+    expected = network(images, decide(logits))
+    source, notes = pretrained.decided(
+        Released(network, "supernet", from_gates(decide(logits)), logits)
+    )
+    assert (source.form, source.gate_logits) == ("shared", None)
+    assert "conv3x3 msa" in notes[0]
+    np.testing.assert_allclose(source.model(images), expected, rtol=1e-5, atol=1e-6)
+    save_model(path, network, "supernet")  # our own file has no gate logits
+    with pytest.raises(CheckpointError, match="a supernet without gate logits"):
+        evaluated(path, variant="")
+
+
+def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
+    for form, model in (("dense", build(VIT)), ("shared", prune(build(VIT), FOUND))):
+        path = tmp_path / f"{form}.safetensors"
+        save_model(path, model, form, FOUND)
+        with pytest.raises(ConfigError, match=r"knows 3 classes, the data has 2.*classes=3"):
+            evaluated(path, 2, variant="")
+        with pytest.raises(ConfigError, match=r"knows 3 classes, the data has 4"):
+            evaluated(path, 4, variant="")
+        with pytest.raises(ConfigError, match=r"knows 3 classes, model.classes asks for 5"):
+            evaluated(path, 4, variant="", classes=5)
+        assert evaluated(path, variant="")[0].model.spec.classes == 3
+
+
+def test_what_a_model_was_trained_on_is_compared():
+    made = Config()
+    names, data = ("a", "b", "c"), made.data
+    check = pretrained.check_about
+    assert check(About(), made, names) == []
+    assert check(About(names, data.mean, data.std, data.crop_ratio), made, names) == []
+    assert check(About((*names, "d")), made, names) == []
+    (note,) = check(About(("x", "b", "c")), made, names)
+    assert "'x', …, not 'a', …" in note
+    notes = check(About((), (0.5,) * 3, (0.5,) * 3, 1.0), made, names)
+    assert [note.partition("=")[0].rpartition(".")[2] for note in notes] == [
+        "mean",
+        "std",
+        "crop_ratio",
+    ]
+    with pytest.raises(ConfigError, match=r"another order: number 1 is 'c', the data's 'b'"):
+        check(About(("a", "c", "b")), made, names)
+
+
+def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
+    path, about = tmp_path / "m.safetensors", About(("a", "b", "c"))
+    save_model(path, build(VIT), "dense", about=about)
+    assert pretrained.read_about_any(str(path)) == about
+    save_torch(path, build(VIT), "dense")
+    assert pretrained.read_about_any(str(path)) == About()

@@ -9,7 +9,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spvit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTED = sorted([*FILES, *ROOT.glob("configs/*.py")])
-COMMANDS = ("main.py", "prepare.py", "convert/__main__.py", "data/package.py")  # what a shell starts
+COMMANDS = (  # what a shell starts
+    "main.py",
+    "predict.py",
+    "prepare.py",
+    "convert/__main__.py",
+    "data/package.py",
+)
 MAY_PRINT = (*COMMANDS, "progress.py")
 MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models": set(),
@@ -19,10 +25,12 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "training": {"config", "models", "single_path", "data", "progress", "workdir"},
     "export": {"models", "single_path", "convert"},
     "config.py": set(),
+    "evaluation.py": {"training"},
     "recipes.py": {"config"},
     "measure.py": set(),
+    "predict.py": {"config", "convert", "data", "models", "pretrained", "training"},
     "prepare.py": {"data", "progress"},
-    "pretrained.py": {"config", "models", "convert", "training"},
+    "pretrained.py": {"config", "models", "single_path", "convert", "training"},
     "progress.py": set(),
     "report.py": {"measure"},
     "workdir.py": {"config"},

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -203,3 +204,56 @@ def test_arrays_that_do_not_fit_are_all_named(models, tmp_path):
         "wrong shape head.bias",
     ):
         assert part in str(error.value)
+
+
+ABOUT = native.About(("cat", "hund", "猫"), (0.1, 0.2, 0.3), (0.4, 0.5, 1.0), 0.875)
+
+
+@pytest.mark.parametrize("about", [ABOUT, native.About(), native.About(crop_ratio=1.0)])
+def test_what_it_was_trained_on_is_kept(models, tmp_path, about):
+    path = tmp_path / "m.safetensors"
+    save_model(path, models["folded"], "folded", ARCHITECTURE, about=about)
+    assert native.read_about(path) == about
+    model, form, found = load_model(path)
+    assert (model.spec, form, found) == (SPEC, "folded", ARCHITECTURE)
+
+
+def test_a_file_that_does_not_say_what_it_was_trained_on(models, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, models["dense"], "dense")
+    with safetensors.safe_open(path, "np") as file:
+        assert "about" not in json.loads(file.metadata()[native.HEADER])  # as files always were
+    assert native.read_about(path) == native.About()
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="missing, damaged"):
+        native.read_about(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("class_names", ("a", 1), "tuple of strings"),
+        ("class_names", "cat", "tuple of strings"),
+        ("class_names", tuple("abcdefgh"), "8 names, the model 7 classes"),
+        ("mean", (0.1, 0.2), "three numbers"),
+        ("mean", (0.1, 0.2, True), "three numbers"),
+        ("mean", (0.1, 0.2, float("nan")), "three numbers"),
+        ("mean", (), "go together"),
+        ("std", (0.1, 0.2, 0.0), "above 0"),
+        ("crop_ratio", 0.0, "crop_ratio must be in"),
+        ("crop_ratio", "half", "crop_ratio must be in"),
+        ("colour", "red", "colour"),
+    ],
+)
+def test_what_no_model_was_trained_on(models, tmp_path, field, value, said):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises((ValueError, TypeError), match=said):
+        about = dataclasses.replace(ABOUT, **{field: value})
+        save_model(path, models["dense"], "dense", about=about)
+    assert not path.exists()
+    save_model(path, models["dense"], "dense", about=ABOUT)
+    rewrite(path, lambda h: h["about"].update({field: value}))
+    with pytest.raises(CheckpointError, match=said) as error:
+        native.read_about(path)
+    assert str(error.value).count(str(path)) == 1
+    assert load_model(path).form == "dense"  # which does not need it

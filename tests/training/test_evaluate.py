@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from PIL import Image
 
 from spvit_jax.config import Config
 from spvit_jax.data import pipeline
@@ -145,10 +146,17 @@ def test_shares_by_hand():
 
 
 def test_a_supernet_is_evaluated_under_its_gates():
-    network, gates = supernet(ViT(SPEC, rngs=nnx.Rngs(0))), decide(initial_logits(SPEC.blocks))
+    network, logits = supernet(ViT(SPEC, rngs=nnx.Rngs(0))), initial_logits(SPEC.blocks)
+    rng = np.random.default_rng(0)
+    noisy = jax.tree.map(
+        lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), nnx.state(network, nnx.Param)
+    )
+    nnx.update(network, noisy)
+    gates, others = decide(logits), decide(jax.tree.map(jnp.negative, logits))
     step = make_eval_step(nnx.graphdef(network), SAME, data_mesh())
-    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), np.uint8)
+    images = rng.integers(0, 256, (16, 28, 28, 3), np.uint8)
     predicted = network(SAME(jnp.asarray(images)), gates).argmax(-1)
+    assert (predicted != network(SAME(jnp.asarray(images)), others).argmax(-1)).sum() > 4
     right, mask = np.arange(16) % 3 == 0, np.arange(16) < 9
     label = np.where(right, predicted, (predicted + 1) % 12).astype(np.int32)
     batch = to_device({"image": images, "label": label, "mask": mask}, batch_sharded(data_mesh()))
@@ -175,6 +183,22 @@ def test_damaged_images_are_left_out_of_the_denominator(tmp_path, monkeypatch):
     monkeypatch.setattr("spvit_jax.training.fit.eval_batches", none)
     with pytest.raises(DataError, match="none of the 21 test images can be decoded"):
         made.evaluate(model)
+
+
+def test_a_damaged_file_is_skipped_or_ends_the_evaluation(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        file = tmp_path / "data" / "val" / f"class {number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:100])
+    where = {"source": f"folder:{tmp_path / 'data'}", "train_split": "val", "test_split": "val"}
+    model = ViT(SPEC, rngs=nnx.Rngs(0))
+    found = trainer(tmp_path, on_error="skip", **where).evaluate(model)
+    assert (found.images, found.left_out) == (9, 1)
+    np.testing.assert_array_equal(found.class_images[:2], [5, 4])
+    with pytest.raises(DataError, match=r"9\.png"):
+        trainer(tmp_path, **where).evaluate(model)
 
 
 def test_an_evaluation_stops_when_it_is_told_to(tmp_path):

@@ -1,0 +1,294 @@
+"""``python -m spvit_jax.predict CHECKPOINT IMAGE…``: what a model sees in images."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spvit_jax.convert.native import About
+    from spvit_jax.training.normalise import Normalise
+
+DESCRIPTION = """\
+Prints, for each image, the classes that a model gives the highest probabilities.
+
+CHECKPOINT is anything that converts: a path, https://… or hf-hub:ORG/NAME of a DeiT, ViT, Swin or
+RegNetY, of a released SPViT, or a model file of this package such as a run's pruned.safetensors;
+packaged:NAME is one that ships with it. Of an IMAGE that is a folder, all .jpg .jpeg .png .webp and
+.bmp files at any depth."""
+EPILOG = """\
+A run's pruned.safetensors knows its class names, mean, std and crop ratio. Other files do not:
+give --names, and what the model was trained with where that is not ImageNet's usual
+--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --crop-ratio 0.875. FILE of --names is one of
+  a text file with a name a line, in the order of the classes
+  JSON, a list of names
+  JSON, {"0": "tench", …} or, as ImageNet's class index often is, {"0": ["n01440764", "tench"], …}
+
+An image that cannot be read is named on stderr, the others are predicted, and the exit code is 2.
+
+examples:
+  python -m spvit_jax.predict /tmp/spvit/pruned.safetensors photo.jpg
+  python -m spvit_jax.predict hf-hub:timm/deit_tiny_patch16_224.fb_in1k photos/ --names names.txt
+  python -m spvit_jax.predict pruned.safetensors photos/ --top 1 --json > found.jsonl
+With --json each image is a line:
+  {"image": "photo.jpg", "top": [{"class": 0, "name": "tench", "probability": 0.98}, …]}"""
+MEAN, STD, CROP_RATIO = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875  # ImageNet's
+BATCH = 32  # images at once
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 2 after a message on stderr."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.mean is None) != (options.std is None):
+        parser.error("--mean and --std go together")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
+    # Imported late: --help does not wait for it.
+    from spvit_jax.config import ConfigError
+    from spvit_jax.convert import CheckpointError
+    from spvit_jax.data.errors import DataError
+
+    try:
+        return 2 if _predict(options) else 0
+    except (CheckpointError, ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _predict(options: argparse.Namespace) -> int:
+    """Prints the classes of every image; the number of those that could not be read."""
+    from spvit_jax.training.normalise import Normalise
+
+    files = image_files(options.images)
+    model, about = _load(options)
+    names = class_names(options.names, about.class_names, model.spec.classes)
+    normalise = Normalise(
+        tuple(options.mean or about.mean or MEAN), tuple(options.std or about.std or STD)
+    )
+    size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or CROP_RATIO
+    batch = min(BATCH, len(files))
+    classify = _classifier(model, normalise, min(options.top, model.spec.classes))
+    show = _as_json if options.json else _as_text
+    bad = 0
+    for found, images, errors in _batches(files, batch, size, round(size / ratio)):
+        for error in errors:
+            print(f"error: {error}", file=sys.stderr)
+        bad += len(errors)
+        if found:
+            for file, labels, shares in zip(found, *classify(images), strict=False):
+                top = [(int(i), names[i], float(p)) for i, p in zip(labels, shares, strict=True)]
+                print(show(file, top), flush=True)
+    if bad:
+        print(f"error: {bad:,} of {len(files):,} images could not be read", file=sys.stderr)
+    return bad
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
+    """The model, of whatever form it is found in, and what its file says of its training."""
+    from spvit_jax import pretrained
+    from spvit_jax.config import ConfigError
+    from spvit_jax.convert import load_dense, load_released
+
+    where, size = pretrained.address(options.checkpoint), options.image_size
+    source, notes = pretrained.decided(load_released(where, heads=options.heads))
+    model, spec = source.model, source.model.spec
+    if size and size != spec.image_size:
+        if source.form != "dense":
+            raise ConfigError(
+                f"--image-size {size}: a pruned model keeps its own size, {spec.image_size}"
+            )
+        model, changes = load_dense(where, pretrained.resized(spec, size, "--image-size"))
+        notes += changes
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return model, pretrained.read_about_any(where)
+
+
+def _classifier(model: Any, normalise: "Normalise", top: int) -> Callable[["np.ndarray"], tuple]:
+    """A compiled function of uint8 ``[b, h, w, 3]``: labels and probabilities, ``[b, top]``."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def classify(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = nnx.merge(graph, state, copy=True)(normalise(images))
+        shares, labels = jax.lax.top_k(jax.nn.softmax(logits), top)
+        return labels, shares
+
+    return lambda images: tuple(map(np.asarray, classify(state, jnp.asarray(images))))
+
+
+def _batches(
+    files: Sequence[str], batch: int, size: int, short: int
+) -> Iterator[tuple[list[str], "np.ndarray", list[str]]]:
+    """For each ``batch`` of files: those that can be read, their pixels, and what is wrong else.
+
+    The pixels are of a whole batch, black where there is no image, so that one program does.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from spvit_jax.data.decode import open_image
+    from spvit_jax.data.errors import DataError
+
+    def read(file: str) -> "np.ndarray | str":
+        try:
+            return np.asarray(open_image(file, file).centre(short, size))
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), batch):
+            some = files[start : start + batch]
+            read_ones = list(zip(some, pool.map(read, some), strict=True))
+            good = [(file, one) for file, one in read_ones if not isinstance(one, str)]
+            images = np.zeros((batch, size, size, 3), np.uint8)
+            for row, (_, pixels) in zip(images, good, strict=False):
+                row[:] = pixels
+            yield [f for f, _ in good], images, [one for _, one in read_ones if type(one) is str]
+
+
+def _as_text(file: str, top: list[tuple[int, str, float]]) -> str:
+    return "\n".join([file, *(f"  {100 * share:6.2f} %  {name}" for _, name, share in top)])
+
+
+def _as_json(file: str, top: list[tuple[int, str, float]]) -> str:
+    classes = [{"class": i, "name": name, "probability": share} for i, name, share in top]
+    return json.dumps({"image": file, "top": classes})
+
+
+def image_files(paths: Sequence[str]) -> list[str]:
+    """The paths, with the image files in it for each folder, sorted.
+
+    Raises:
+      DataError: a folder has none.
+    """
+    from spvit_jax.data.errors import DataError
+    from spvit_jax.data.sources import EXTENSIONS
+
+    files = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        inside = (file for file in Path(path).rglob("*") if file.suffix.lower() in EXTENSIONS)
+        found = sorted(str(file) for file in inside if file.is_file())
+        if not found:
+            raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {path}")
+        files += found
+    return files
+
+
+def class_names(file: str | None, known: Sequence[str], classes: int) -> list[str]:
+    """A name for each of ``classes``: those in ``file``, else those ``known``, else numbers.
+
+    Raises:
+      DataError: ``file`` is none of what ``EPILOG`` says, or is of another number of classes.
+    """
+    from spvit_jax.data.errors import DataError
+
+    if file is None:
+        return [*known, *(f"class {i}" for i in range(len(known), classes))]
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+        names = _json_names(text) if text.lstrip()[:1] in ("[", "{") else text.split("\n")
+    except ValueError as error:
+        raise DataError(
+            f"--names {file}: {error}; expected a name a line in UTF-8, a JSON list, or JSON"
+            ' {"0": "name", …}'
+        ) from error
+    names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(f"--names {file}: name {names.index('') + 1} is empty; write one")
+    if len(names) != classes:
+        raise DataError(f"--names {file} has {len(names)} names, the model {classes} classes")
+    return names
+
+
+def _json_names(text: str) -> list[str]:
+    """Names of a JSON list, or of an object from class numbers to names or [id, name]."""
+    values = json.loads(text)
+    if isinstance(values, dict):
+        numbered = {int(number): name for number, name in values.items()}
+        if sorted(numbered) != list(range(len(values))):
+            raise ValueError(f"its numbers are not 0 to {len(values) - 1}, each once")
+        values = [numbered[i] for i in range(len(values))]
+    names = [name[-1] if isinstance(name, list) and name else name for name in values]
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"number {i} is {name!r}, not a name")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spvit_jax.predict",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="the model")
+    add("images", metavar="IMAGE", nargs="+", help="an image file, or a folder of them")
+    add("--top", type=_count, default=5, metavar="N", help="classes an image (default: 5)")
+    add("--names", metavar="FILE", help="the names of the classes (default: the model file's)")
+    three: dict[str, Any] = {"nargs": 3, "metavar": ("R", "G", "B")}
+    add("--mean", type=float, **three, help="of pixels in 0..1 (default: the model file's)")
+    add("--std", type=_above_0, **three, help="likewise")
+    add(
+        "--crop-ratio",
+        type=_share,
+        metavar="SHARE",
+        help="of the image's short side that the central crop keeps (default: the model file's)",
+    )
+    add(
+        "--image-size",
+        type=_count,
+        metavar="N",
+        help="pixels a side (default: the model's own; a RegNetY's file does not say it, and gets"
+        " 224)",
+    )
+    add(
+        "--heads",
+        type=_count,
+        metavar="N",
+        help="attention heads of a ViT, where nothing in it tells (default: 64 features each)",
+    )
+    add("--json", action="store_true", help="print a JSON object a line")
+    return parser
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def _above_0(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in 0 to 1, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

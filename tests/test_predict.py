@@ -1,0 +1,231 @@
+"""``python -m spvit_jax.predict``: classes of images, from any checkpoint, with any names."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from spvit_jax import predict
+from spvit_jax.convert import save_model, save_torch
+from spvit_jax.convert.native import About
+from spvit_jax.data.decode import open_image
+from spvit_jax.data.errors import DataError
+from spvit_jax.models import RegNet, RegNetSpec, ViT, ViTSpec
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.training.normalise import Normalise
+
+SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=8, image_size=16, classes=3)
+FOUND = Architecture(("conv3x3", "msa"), ((0, 3), (1,)))
+NAMES = ("cat", "dog", "owl")
+OWN = About(NAMES, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), 0.5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = ViT(SPEC, rngs=nnx.Rngs(0))
+    made.head.kernel[...] = 5 * made.head.kernel[...]  # decided opinions
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images at several depths and of several sizes, and what is none."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "more").mkdir()
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("b.png", "a.JPG", "more/c.webp")):
+        pixels = rng.integers(0, 256, (20 + 9 * i, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def expected(model, file, normalise=None, ratio=0.5):
+    """Probabilities of an image's classes."""
+    normalise = normalise or Normalise(OWN.mean, OWN.std)
+    image = np.asarray(open_image(str(file), "").centre(round(16 / ratio), 16))
+    logits = np.asarray(model(normalise(image[None])))[0].astype(float)
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+def run(capsys, *arguments):
+    """The exit code, the JSON lines, and stderr."""
+    code = predict.main([*map(str, arguments), "--json"])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+
+def check(line, shares, names=NAMES):
+    order = np.argsort(-shares)
+    assert [one["class"] for one in line["top"]] == list(order)
+    assert [one["name"] for one in line["top"]] == [names[i] for i in order]
+    found = [one["probability"] for one in line["top"]]
+    np.testing.assert_allclose(found, shares[order], rtol=1e-4)
+
+
+def test_as_a_command(model, folder, tmp_path):
+    save_model(tmp_path / "m.safetensors", model, "dense", about=OWN)
+    command = [sys.executable, "-m", "spvit_jax.predict", tmp_path / "m.safetensors", folder]
+    (folder / "more" / "bad.png").write_bytes(b"nothing")
+    try:
+        found = subprocess.run([*command, "--top", "2"], capture_output=True, text=True)
+    finally:
+        (folder / "more" / "bad.png").unlink()
+    assert found.returncode == 2
+    assert found.stderr.count("bad.png") == 1 and "1 of 4 images" in found.stderr
+    assert "Traceback" not in found.stderr
+    lines = found.stdout.splitlines()
+    assert lines[::3] == [str(folder / name) for name in ("a.JPG", "b.png", "more/c.webp")]
+    shares = expected(model, folder / "b.png")
+    best, second = np.argsort(-shares)[:2]
+    assert lines[4] == f"  {100 * shares[best]:6.2f} %  {NAMES[best]}"
+    assert lines[5] == f"  {100 * shares[second]:6.2f} %  {NAMES[second]}"
+
+
+def test_help_is_quick_and_has_examples():
+    modules = "import sys, spvit_jax.predict as p\ntry: p.main(['--help'])\nexcept SystemExit: pass"
+    code = f"{modules}\nassert not {{'jax', 'numpy'}} & set(sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    for part in ("CHECKPOINT", "IMAGE", "--names", "n01440764", "examples:"):
+        assert part in found.stdout
+
+
+@pytest.mark.parametrize("form", ["dense", "deploy"])
+def test_a_model_file_says_names_and_normalisation(model, folder, tmp_path, capsys, form):
+    path = tmp_path / "m.safetensors"
+    found = model if form == "dense" else fold(prune(model, FOUND), batch_norm=True)
+    save_model(path, found, form, FOUND, about=OWN)
+    code, lines, err = run(capsys, path, folder / "b.png", folder / "a.JPG")
+    assert (code, err) == (0, "")
+    assert [line["image"] for line in lines] == [str(folder / n) for n in ("b.png", "a.JPG")]
+    check(lines[0], expected(found, folder / "b.png"))
+    check(lines[1], expected(found, folder / "a.JPG"))
+
+
+def test_a_checkpoint_that_says_nothing(model, folder, tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    save_torch(path, model, "dense")
+    numbers = ("class 0", "class 1", "class 2")
+    _, (line,), _ = run(capsys, path, folder / "b.png", "--heads", 2)
+    imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    check(line, expected(model, folder / "b.png", imagenet, 0.875), numbers)
+    given = ("--mean", 0.4, 0.5, 0.6, "--std", 0.1, 0.2, 0.3, "--crop-ratio", 0.5, "--heads", 2)
+    _, (line,), _ = run(capsys, path, folder / "b.png", *given)
+    check(line, expected(model, folder / "b.png"), numbers)
+
+
+def test_a_regnet_at_the_size_it_is_told(folder, tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    model = RegNet(RegNetSpec((8, 16), (1, 1), 8, classes=3), rngs=nnx.Rngs(0))
+    save_torch(path, model, "dense")
+    _, (line,), err = run(capsys, path, folder / "b.png", "--image-size", 16)
+    imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    shares = expected(model, folder / "b.png", imagenet, 0.875)
+    check(line, shares, [f"class {i}" for i in range(3)])
+    assert err == ""
+
+
+def test_more_images_than_a_batch(model, folder, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_model(path, model, "dense", about=OWN)
+    monkeypatch.setattr(predict, "BATCH", 2)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes((folder / "b.png").read_bytes()[:200])
+    good = [folder / name for name in ("a.JPG", "b.png", "more/c.webp")]
+    code, lines, err = run(capsys, path, tmp_path / "no.png", good[0], good[1], bad, good[2])
+    assert code == 2
+    assert [line["image"] for line in lines] == list(map(str, good))
+    for line, file in zip(lines, good, strict=True):
+        check(line, expected(model, file))
+    assert str(bad) in err and "no.png" in err and "2 of 5 images could not be read" in err
+    code, lines, _ = run(capsys, path, bad, bad, bad)
+    assert (code, lines) == (2, [])
+
+
+def test_names_from_a_file_come_first(model, folder, tmp_path, capsys):
+    path, names = tmp_path / "m.safetensors", tmp_path / "names.txt"
+    save_model(path, model, "dense", about=OWN)
+    names.write_text("Katze\nHund\nEule\n")
+    _, (line,), _ = run(capsys, path, folder / "b.png", "--names", names)
+    check(line, expected(model, folder / "b.png"), ("Katze", "Hund", "Eule"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tench\ngreat white shark\nhen",
+        "\ufefftench\r\ngreat white shark\r\nhen\r\n\r\n",
+        '["tench", "great white shark", "hen"]',
+        ' {"2": "hen", "0": "tench", "1": "great white shark"}',
+        '{"0": ["n1", "tench"], "1": ["n2", "great white shark"], "2": ["n3", "hen"]}',
+    ],
+)
+def test_names_in_every_format(tmp_path, text):
+    file = tmp_path / "names"
+    file.write_text(text, newline="", encoding="utf-8")
+    assert predict.class_names(str(file), (), 3) == ["tench", "great white shark", "hen"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"tench\nhen", "has 2 names, the model 3 classes"),
+        (b"", "has 0 names"),
+        (b"tench\n\nhen", "name 2 is empty"),
+        (b'["a", "b"', "Expecting"),
+        (b'["a", "b", 3]', "number 2 is 3, not a name"),
+        (b'["a", "b", []]', r"number 2 is \[\], not a name"),
+        (b'{"0": "a", "1": "b", "3": "c"}', "its numbers are not 0 to 2"),
+        (b'{"a": "0"}', "invalid literal"),
+        (b"\xff\xfe\x00", "expected a name a line in UTF-8"),
+    ],
+)
+def test_names_that_are_none(tmp_path, text, said):
+    file = tmp_path / "names"
+    file.write_bytes(text)
+    with pytest.raises(DataError, match=said) as error:
+        predict.class_names(str(file), (), 3)
+    assert f"--names {file}" in str(error.value)
+
+
+def test_a_model_that_knows_more_classes_than_it_has_names_for():
+    assert predict.class_names(None, ("a", "b"), 4) == ["a", "b", "class 2", "class 3"]
+
+
+def test_what_cannot_work_is_said_and_nothing_is_printed(model, folder, tmp_path, capsys):
+    path, empty = tmp_path / "m.safetensors", tmp_path / "empty"
+    save_model(path, fold(prune(model, FOUND)), "folded", FOUND, about=OWN)
+    empty.mkdir()
+    for arguments, said in (
+        ([tmp_path / "none.safetensors", folder], "no file at"),
+        ([folder / "notes.txt", folder], "notes.txt"),
+        ([path, folder, empty], "no image (.jpg"),
+        ([path, folder, "--names", tmp_path / "none.txt"], "none.txt"),
+        ([path, folder, "--image-size", 32], "a pruned model keeps its own size, 16"),
+    ):
+        code, lines, err = run(capsys, *arguments)
+        assert (code, lines) == (2, []) and err.startswith("error: ") and "Traceback" not in err
+        assert said in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--top", "0"],
+        ["--crop-ratio", "1.5"],
+        ["--mean", "0", "0", "0"],
+        ["--mean", "0", "0", "0", "--std", "1", "1", "0"],
+        ["--image-size", "big"],
+    ],
+)
+def test_flags_that_make_no_sense(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["model", "image", *arguments])
+    assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
