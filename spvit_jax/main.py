@@ -15,11 +15,11 @@ finished it prints the result again.
   all        search, finetune and the report (if nothing else is said)
   search     ends with architecture.json
   finetune   prunes to --config.finetune.architecture=FILE.json and fine-tunes
-  evaluate   top-1 of the pretrained model
+  evaluate   measures --config.model.checkpoint, dense or pruned: top-1, top-5, each class
   pretrain   trains the dense model from scratch
 
 Examples, each in a --workdir of its own:
-  --config=configs/quickstart.py:tiny                          the whole pipeline in seconds
+  --config=configs/quickstart.py:tiny                          the whole pipeline in a minute
   --config=configs/quickstart.py --config.search.target_ratio=0.7
   --config=configs/deit_s.py:stage=finetune                    a published architecture
 

@@ -17,9 +17,8 @@ from flax import nnx
 
 from spvit_jax import evaluation, pretrained
 from spvit_jax.config import Config, ConfigError, Training
+from spvit_jax.convert import About, about_of, save_model, save_torch
 from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.convert import save_model, save_torch
-from spvit_jax.convert.native import About
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import steps_per_epoch
 from spvit_jax.data.sources import open_source
@@ -158,7 +157,7 @@ class Run:
         """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
         config, names = self.config, self.trainer.test.class_names
         source, notes = pretrained.load_trained(config, self.spec)
-        about = pretrained.read_about_any(pretrained.address(config.model.checkpoint))
+        about = about_of(pretrained.address(config.model.checkpoint))
         notes += pretrained.check_about(about, config, names)
         parameters, file = count_parameters(source.model), config.model.checkpoint
         self.console.stage("model", f"{file}: {source.form}, {parameters:,} parameters")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from spvit_jax.convert.native import About
+    from spvit_jax.convert import About
     from spvit_jax.training.normalise import Normalise
 
 DESCRIPTION = """\
@@ -94,7 +94,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     """The model, of whatever form it is found in, and what its file says of its training."""
     from spvit_jax import pretrained
     from spvit_jax.config import ConfigError
-    from spvit_jax.convert import load_dense, load_released
+    from spvit_jax.convert import about_of, load_dense, load_released
 
     where, size = pretrained.address(options.checkpoint), options.image_size
     source, notes = pretrained.decided(load_released(where, heads=options.heads))
@@ -108,7 +108,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
         notes += changes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return model, pretrained.read_about_any(where)
+    return model, about_of(where)
 
 
 def _classifier(model: Any, normalise: "Normalise", top: int) -> Callable[["np.ndarray"], tuple]:
@@ -175,8 +175,8 @@ def image_files(paths: Sequence[str]) -> list[str]:
     Raises:
       DataError: a folder has none.
     """
+    from spvit_jax.data.decode import EXTENSIONS
     from spvit_jax.data.errors import DataError
-    from spvit_jax.data.sources import EXTENSIONS
 
     files = []
     for path in paths:

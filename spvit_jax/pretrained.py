@@ -7,9 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.convert import CheckpointError, Released, load_dense, load_released, read_spec
-from spvit_jax.convert.fetch import fetch
-from spvit_jax.convert.native import About, is_native, read_about
+from spvit_jax.convert import (
+    About,
+    CheckpointError,
+    Released,
+    load_dense,
+    load_released,
+    read_spec,
+)
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
 from spvit_jax.single_path.prune import prune
 from spvit_jax.training.normalise import Normalise
@@ -161,12 +166,6 @@ def decided(source: Released) -> tuple[Released, list[str]]:
     ops = " ".join(source.architecture.ops)
     note = f"the checkpoint is a supernet, pruned as its gates decide: {ops}"
     return source._replace(model=pruned, form="shared", gate_logits=None), [note]
-
-
-def read_about_any(where: str) -> About:
-    """What the checkpoint at an address says its model was trained on; only files of ours do."""
-    path = fetch(where)
-    return read_about(path) if is_native(path) else About()
 
 
 def check_about(about: About, config: Config, class_names: tuple[str, ...]) -> list[str]:

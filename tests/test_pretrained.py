@@ -10,7 +10,7 @@ from flax import nnx
 
 from spvit_jax import pretrained
 from spvit_jax.config import Config, ConfigError, Model, from_config_dict
-from spvit_jax.convert import CheckpointError, Released, save_model, save_torch
+from spvit_jax.convert import CheckpointError, Released, about_of, save_model, save_torch
 from spvit_jax.convert.native import About
 from spvit_jax.models import MODELS, VARIANTS, RegNetSpec, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import Architecture, from_gates
@@ -253,6 +253,6 @@ def test_what_a_model_was_trained_on_is_compared():
 def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
     path, about = tmp_path / "m.safetensors", About(("a", "b", "c"))
     save_model(path, build(VIT), "dense", about=about)
-    assert pretrained.read_about_any(str(path)) == about
+    assert about_of(str(path)) == about
     save_torch(path, build(VIT), "dense")
-    assert pretrained.read_about_any(str(path)) == About()
+    assert about_of(str(path)) == About()

@@ -13,6 +13,7 @@ from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.forms import FORMS, build, fill
 from spvit_jax.convert.load import (
     Released,
+    about_of,
     dense_from_state,
     load_dense,
     load_folded,
@@ -20,14 +21,16 @@ from spvit_jax.convert.load import (
     read_spec,
     released_from_state,
 )
-from spvit_jax.convert.native import Loaded, load_model, save_model
+from spvit_jax.convert.native import About, Loaded, load_model, save_model
 from spvit_jax.convert.to_torch import save_torch, state_for_torch
 
 __all__ = [
     "FORMS",
+    "About",
     "CheckpointError",
     "Loaded",
     "Released",
+    "about_of",
     "build",
     "dense_from_state",
     "fill",

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.load import Released, folded, load_released
+from spvit_jax.convert.load import Released, about_of, folded, load_released
 from spvit_jax.convert.native import save_model
 from spvit_jax.convert.to_torch import save_torch
 from spvit_jax.single_path.cost import dense_macs
@@ -49,8 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(source))
         if options.fold:
             source = folded(source, batch_norm=options.batch_norm)
-        save = save_torch if options.to_torch else save_model
-        save(options.target, source.model, source.form, source.architecture)
+        model = source.model, source.form, source.architecture
+        if options.to_torch:
+            save_torch(options.target, *model)
+        else:
+            save_model(options.target, *model, about=about_of(options.source))
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.families import FAMILIES, Family, ignored, recognise, revert_model
 from spvit_jax.convert.fetch import fetch
-from spvit_jax.convert.native import is_native, load_model, load_spec
+from spvit_jax.convert.native import About, is_native, load_model, load_spec, read_about
 from spvit_jax.convert.tables import apply
 from spvit_jax.models import Spec
 from spvit_jax.single_path.architecture import Architecture, from_gates
@@ -118,6 +118,12 @@ def read_spec(address: str, heads: int | None = None) -> Spec:
         return family.spec_from_state(state, heads)
     except CheckpointError as error:
         raise _named(error, path) from error
+
+
+def about_of(address: str) -> About:
+    """What the checkpoint at ``address`` says its model was trained on; only files of ours do."""
+    path = fetch(address)
+    return read_about(path) if is_native(path) else About()
 
 
 def dense_from_state(state: State, spec: Spec, **options: Any) -> tuple[Any, list[str]]:

@@ -6,9 +6,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from spvit_jax.data.decode import EXTENSIONS
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.originals import Original, Originals, checked_names, in_order
-from spvit_jax.data.sources import EXTENSIONS
 
 TRAIN = "ILSVRC2012_img_train.tar"  # of a tar a class, n01440764.tar
 VALIDATION = "ILSVRC2012_img_val.tar"  # of images, ILSVRC2012_val_00000001.JPEG

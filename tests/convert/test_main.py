@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spvit_jax.convert import forms, load_model, load_released, released_from_state
+from spvit_jax.convert import (
+    About,
+    about_of,
+    forms,
+    load_model,
+    load_released,
+    released_from_state,
+    save_model,
+)
 from spvit_jax.convert.__main__ import main
 from spvit_jax.single_path.prune import fold
 
@@ -134,3 +142,11 @@ def test_from_the_shell(tmp_path):
     alone = subprocess.run([*command, "a", "b", "--batch-norm"], capture_output=True, text=True)
     assert alone.returncode == 2
     assert "--batch-norm goes with --fold" in alone.stderr
+
+
+def test_what_a_model_was_trained_on_stays_with_it(released, tmp_path):
+    shared = released_from_state(released("deit_a_finetune"))
+    about = About(("a", "b"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9)
+    save_model(tmp_path / "shared", shared.model, "shared", shared.architecture, about=about)
+    assert main([str(tmp_path / "shared"), str(tmp_path / "folded"), "--fold"]) == 0
+    assert about_of(str(tmp_path / "folded")) == about
