@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib import cbook
 from PIL import Image
 
 from spvit_jax.config import AUGMENTATIONS
 from spvit_jax.data import transforms
-from spvit_jax.data.decode import from_array
+from spvit_jax.data.decode import from_array, open_image
 
 
 @pytest.fixture
@@ -101,6 +102,39 @@ def test_every_augmentation_of_the_config_is_one(image, augment):
     made = transforms.train_transform(from_array(image), rng, image_size=16, augment=augment)
     assert made.shape == (16, 16, 3) and made.dtype == np.uint8
     assert set(AUGMENTATIONS) == {*transforms.SIMPLE, *transforms.PRESETS}
+
+
+@pytest.fixture
+def photo():
+    """A real JPEG of 512x600, public domain, that Matplotlib ships."""
+    return cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_views_of_a_photograph_differ_and_are_of_it(photo, augment):
+    opened, whole = open_image(str(photo), "photo"), np.asarray(Image.open(photo).convert("RGB"))
+    views = [
+        transforms.train_transform(
+            opened, np.random.default_rng(seed), image_size=96, augment=augment
+        )
+        for seed in range(24)
+    ]
+    assert all(view.shape == (96, 96, 3) for view in views)
+    assert len({view.tobytes() for view in views}) > 12
+    assert abs(np.mean(views) - whole.mean()) < 40
+
+
+def test_a_photograph_is_evaluated_as_torchvision_would(photo):
+    width, height = Image.open(photo).size
+    resized = Image.open(photo).convert("RGB")
+    target = (110 * width // min(width, height), 110 * height // min(width, height))
+    resized = resized.resize(target, Image.Resampling.BICUBIC)
+    left, top = (round((side - 96) / 2) for side in target)
+    expected = np.asarray(resized).astype(int)[top : top + 96, left : left + 96]
+    found = transforms.eval_transform(
+        open_image(str(photo), "photo"), image_size=96, crop_ratio=0.875
+    )
+    assert np.abs(found - expected).max() <= 1
 
 
 def test_unknown_augmentation_is_named(image):
