@@ -72,7 +72,7 @@ def test_evaluate_through_the_shell_with_workers_and_again(tmp_path):
     arguments = (TINY, f"--workdir={tmp_path}", "--config.stage=evaluate")
     first = main(*arguments, "--config.data.workers=1")
     assert first.returncode == 0, first.stderr
-    assert "dense: top-1 " in first.stdout and "of 128 images" in first.stdout
+    assert "128 images of packaged:fashion_mnist" in first.stdout and "top-1" in first.stdout
     again = main(*arguments, "--config.data.workers=1")
     assert again.returncode == 0 and "nothing is left to do" in again.stdout
     other = main(*arguments)
