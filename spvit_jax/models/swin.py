@@ -218,29 +218,17 @@ class Swin(Transformer):
     MIXER = WindowAttention
     EPSILON = 1e-5
 
-    def __init__(
-        self,
-        spec: SwinSpec,
-        *,
-        dropout: float = 0.0,
-        drop_path: float = 0.0,
-        dtype: jnp.dtype | None = None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            spec, dropout=dropout, drop_path=drop_path, dtype=dtype, remat=remat, rngs=rngs
-        )
+    def _embedding(self, rngs: nnx.Rngs) -> None:
+        self.embed_norm = self.layer_norm(self.spec.width, rngs)
+
+    def _ending(self, rngs: nnx.Rngs) -> None:
+        spec, last = self.spec, self.spec.blocks[-1].width
         self.merges = nnx.List(
             self._merging(spec.width << stage, spec.grid(stage), rngs)
             for stage in range(len(spec.depths) - 1)
         )
-        last = spec.blocks[-1].width
         self.norm = self.layer_norm(last, rngs)
-        self.head = Dense(last, spec.classes, dtype=dtype, rngs=rngs)
-
-    def _embedding(self, rngs: nnx.Rngs) -> None:
-        self.embed_norm = self.layer_norm(self.spec.width, rngs)
+        self.head = Dense(last, spec.classes, dtype=self.dtype, rngs=rngs)
 
     def _merging(self, width: int, grid: int, rngs: nnx.Rngs) -> PatchMerging:
         return PatchMerging(self.layer_norm(4 * width, rngs), width, grid, self.dtype, rngs)

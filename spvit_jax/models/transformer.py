@@ -76,9 +76,13 @@ class Transformer(Classifier):
             self._block(geometry, drop_path * i / last, rngs)
             for i, geometry in enumerate(spec.blocks)
         )
+        self._ending(rngs)
 
     def _embedding(self, rngs: nnx.Rngs) -> None:
         """Makes what an embedding needs besides ``patch_embed``."""
+
+    def _ending(self, rngs: nnx.Rngs) -> None:
+        """Makes what comes between and after the blocks."""
 
     def layer_norm(self, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
         """A layer norm over ``width`` features, with the exact variance."""

@@ -91,30 +91,19 @@ VARIANTS = {
 class ViT(Transformer):
     """A vision transformer over class tokens and patches."""
 
-    def __init__(
-        self,
-        spec: ViTSpec,
-        *,
-        dropout: float = 0.0,
-        drop_path: float = 0.0,
-        dtype: jnp.dtype | None = None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            spec, dropout=dropout, drop_path=drop_path, dtype=dtype, remat=remat, rngs=rngs
-        )
-        self.norm = self.layer_norm(spec.width, rngs)
-        self.head = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
-        if spec.distilled:
-            self.head_dist = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
-
     def _embedding(self, rngs: nnx.Rngs) -> None:
         width, prefix = self.spec.width, self.spec.prefix
         if prefix:
             self.tokens = nnx.Param(TOKEN_INIT(rngs.params(), (prefix, width)))
         positions = (self.spec.blocks[0].tokens, width)
         self.pos_embed = nnx.Param(POSITION_INIT(rngs.params(), positions))
+
+    def _ending(self, rngs: nnx.Rngs) -> None:
+        width, classes = self.spec.width, self.spec.classes
+        self.norm = self.layer_norm(width, rngs)
+        self.head = Dense(width, classes, dtype=self.dtype, rngs=rngs)
+        if self.spec.distilled:
+            self.head_dist = Dense(width, classes, dtype=self.dtype, rngs=rngs)
 
     def embed(self, images: Array) -> Array:
         """Images ``[batch, S*p, S*p, 3]`` as tokens ``[batch, prefix + S*S, width]``."""
