@@ -11,8 +11,8 @@ another model is ``--config.model.variant=swin_tiny_patch4_window7_224`` with it
 Meant for one GPU or a TPU board; a laptop will take long (``--config.model.variant=
 deit_tiny_patch16_224`` and its checkpoint help). The new head is learnt during the search, so
 fine-tuning goes on from the searched weights. Epochs and rates are for some thousands of images
-and are a place to start: nobody has tuned them. ``search.budget_lambda`` is for DeiT-S; the
-released ones are about 50 / (dense GMACs)^2, so another size of model wants another.
+and are a place to start: nobody has tuned them. ``search.budget_lambda`` is DeiT-S's; the
+released ones are 24 to 64 / (dense GMACs)^2, so another size of model wants another.
 ``:stage=evaluate`` measures ``--config.model.checkpoint`` on
 ``--config.data.source=folder:PATH``; ``:tiny`` takes about a minute on packaged images.
 """

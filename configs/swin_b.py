@@ -1,29 +1,13 @@
 """Swin-B on ImageNet with the released recipe: from 15.4 GMACs towards 10.
 
     python -m spvit_jax.main --config=configs/swin_b.py --workdir=/tmp/swin_b
-
-Meant for 8 GPUs or TPU cores (the released run used 8, 128 images each). Fewer need
-``--config.search.accumulation=8 --config.finetune.accumulation=8``, which takes the 1024 images
-of a step in micro-batches. ``:tiny`` takes about a minute on a laptop, most of it compiling.
-The images come from TFDS's imagenet2012 as ArrayRecord, which ``python -m spvit_jax.prepare``
-makes of the original tars, or from ``--config.data.source=folder:PATH
---config.data.test_split=val``. The weights, a .pth, are downloaded; reading them needs the
-``torch`` extra. ``:stage=evaluate`` measures them, or any ``--config.model.checkpoint``.
-
     python -m spvit_jax.main --config=configs/swin_b.py:stage=finetune --workdir=/tmp/spvit_swin_b
-
-fine-tunes the published architecture, configs/architectures/spvit_swin_base.json, without a
-search; another one takes its place with ``--config.finetune.architecture=FILE.json``.
-
     python -m spvit_jax.main --config=configs/swin_b.py:distill --workdir=/tmp/distilled_swin_b
 
-does that for 200 epochs with the RegNetY-16GF that taught DeiT, by hard distillation.
-
-Different on purpose: a 3x3 convolution sees the whole unshifted map during search, as it does
-afterwards, where the released search kept it inside windows; a skip adds nothing, where released
-ones add norm1(x); the decision is projected to 10.0 GMACs, where the released model has 11.39
-(``--config.search.decision=threshold`` decides as it did); the search takes all of its 20 epochs;
-batch norm sees the global batch, not one device's; the computation is in bfloat16.
+The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
+configs/architectures/spvit_swin_base.json. ``:tiny`` takes about a minute on a laptop. What they
+need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
+released search used 8 GPUs, 128 images each; its model has 11.39 GMACs.
 """
 
 from pathlib import Path

@@ -1,4 +1,23 @@
-"""Settings that several files of ``configs/`` share: the released recipe, and ``tiny``."""
+"""Settings that several files of ``configs/`` share: the released recipe, and ``tiny``.
+
+The ImageNet configs are meant for 4 to 8 GPUs or TPU cores. Fewer need
+``--config.search.accumulation=8 --config.finetune.accumulation=8``, which takes the 1024 images of
+a step in micro-batches. The images come from TFDS's imagenet2012 as ArrayRecord, which
+``python -m spvit_jax.prepare`` makes of the original tars, or from
+``--config.data.source=folder:PATH --config.data.test_split=val``. Weights, a .pth, are downloaded;
+reading them needs the ``torch`` extra.
+
+``:stage=finetune`` fine-tunes the published architecture without a search, another one with
+``--config.finetune.architecture=FILE.json``; ``:distill`` does it for 200 epochs with the
+RegNetY-16GF that taught DeiT, by hard distillation; ``:stage=evaluate`` measures the weights, or
+any ``--config.model.checkpoint``.
+
+They differ from the released runs on purpose: the decision is projected to the target
+(``--config.search.decision=threshold`` decides as released, above it); the search takes all of its
+20 epochs, where the published architectures were taken after 10 to 20; batch norm sees the global
+batch, not one device's; the computation is in bfloat16. In Swin a 3x3 convolution sees the whole
+unshifted map during search too, and a skip adds nothing, where released ones add norm1(x).
+"""
 
 import dataclasses
 import os

@@ -85,8 +85,8 @@ def test_the_saved_model_is_the_one_that_was_measured(whole):
     assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
     again = pipeline.Run(
         tiny(), pipeline.Workdir(whole), Console(silent=True), lambda: False
-    ).trainer.top1(model)
-    assert again == json.loads((whole / "pruned.json").read_text())["top1"]
+    ).trainer.evaluate(model)
+    assert again.top1 == json.loads((whole / "pruned.json").read_text())["top1"]
 
 
 def test_config_and_versions_are_saved(whole):

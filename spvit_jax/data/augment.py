@@ -15,7 +15,6 @@ AREA = (0.08, 1.0)  # share of the image that a random crop has
 ASPECT = (3 / 4, 4 / 3)  # its width over its height
 TRIES = 10
 JITTER = 0.3  # of three_augment
-PADDING = 4  # pixels, of three_augment's simple crop
 
 
 def recipe_transform(opened: Opened, rng: np.random.Generator, *, image_size: int) -> np.ndarray:
@@ -41,18 +40,13 @@ def plain(opened: Opened, rng: np.random.Generator, *, image_size: int) -> np.nd
     return np.array(_cropped_and_flipped(opened, rng, image_size))
 
 
-def three_augment(
-    opened: Opened, rng: np.random.Generator, *, image_size: int, simple_crop: bool = False
-) -> np.ndarray:
+def three_augment(opened: Opened, rng: np.random.Generator, *, image_size: int) -> np.ndarray:
     """3-Augment of DeiT III: one of grey, solarised and blurred, then colour jitter 0.3.
 
     Touvron et al., https://arxiv.org/abs/2204.07118, section 3.2 and its released code. Before
-    it, a random resized crop and a flip; with ``simple_crop`` (the paper's for ImageNet-21k) the
-    short side is resized to ``image_size``, and after padding 4 pixels of reflection all around
-    a square is cropped anywhere. Arguments and result otherwise as ``recipe_transform``.
+    it, a random resized crop and a flip. Arguments and result otherwise as ``recipe_transform``.
     """
-    crop = _simply_cropped if simple_crop else _resized_crop
-    image = _flipped(crop(opened, rng, image_size), rng)
+    image = _cropped_and_flipped(opened, rng, image_size)
     choice = rng.integers(3)
     if choice == 0:
         image = ImageOps.grayscale(image).convert("RGB")
@@ -97,19 +91,5 @@ def colour_jitter(image: Image.Image, rng: np.random.Generator, amount: float) -
 
 
 def _cropped_and_flipped(opened: Opened, rng: np.random.Generator, side: int) -> Image.Image:
-    return _flipped(_resized_crop(opened, rng, side), rng)
-
-
-def _resized_crop(opened: Opened, rng: np.random.Generator, side: int) -> Image.Image:
-    return opened.crop_resized(random_crop_box(opened.size, rng), (side, side))
-
-
-def _simply_cropped(opened: Opened, rng: np.random.Generator, side: int) -> Image.Image:
-    image = np.asarray(opened.resized_short(side))
-    image = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    top, left = rng.integers(np.subtract(image.shape[:2], side) + 1)
-    return Image.fromarray(image[top : top + side, left : left + side])
-
-
-def _flipped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    image = opened.crop_resized(random_crop_box(opened.size, rng), (side, side))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image

@@ -34,7 +34,7 @@ class RegNetSpec:
             )
 
 
-# Tables 2 and 3 of the paper's appendix, and its model zoo: the first number of a name is 100 MF.
+# Widths, depths and groups as timm has them; the number of a name is in 100 million MACs.
 VARIANTS = {
     "regnety_002": RegNetSpec((24, 56, 152, 368), (1, 1, 4, 7), 8),
     "regnety_004": RegNetSpec((48, 104, 208, 440), (1, 3, 6, 6), 8),

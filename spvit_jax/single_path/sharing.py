@@ -78,7 +78,7 @@ def mix_values(values: Array, mixture: Array) -> tuple[Array, Array]:
 
     Mixing the heads' values and shifting them is the same as convolving with the mixed kernels.
     Written as multiply-adds with a derivative of its own: XLA's for the equivalent einsum
-    transposes activations, which took 18.6 ms against 1.0 (DeiT-Ti, batch 8, two CPU cores).
+    transposes activations, which is slow on CPU.
 
     Args:
       values: ``[b, S, S, D]``, the value projection of the patch tokens.
@@ -145,8 +145,8 @@ sum_shifted.defvjp(_sum_forward, _sum_backward)
 def conv3x3(x: Array, kernel: Array, grid: int) -> Array:
     """``x [b, S*S, D]`` convolved with ``kernel [D, 9, d]``, zero padding 1: ``[b, S*S, d]``.
 
-    One matrix product for all taps, then shifts: as many MACs as XLA's convolution, and on CPU
-    1.8 times its speed, 1.5 times with the gradient (DeiT-B, batch 8, two cores).
+    One matrix product for all taps, then shifts: as many MACs as XLA's convolution, whose gradient
+    above all is slow on CPU.
     """
     taps = dense(x, kernel.reshape(kernel.shape[0], -1))
     return sum_shifted(taps.reshape(x.shape[0], grid, grid, TAPS, -1)).reshape(

@@ -163,10 +163,6 @@ class Trainer:
         with MetricWriter(self.workdir / loop.name, start) as writer:
             return loop.run(state, step, on_devices, checkpoints, writer, self.console)
 
-    def top1(self, model: Classifier) -> float:
-        """Share of the test images that ``model`` classifies correctly; see ``evaluate``."""
-        return self.evaluate(model).top1
-
     def evaluate(self, model: Classifier) -> Evaluation:
         """What ``model`` makes of the test images: each of them, once, on all devices.
 

@@ -17,9 +17,6 @@ PRESETS = {
     "recipe": augment.recipe_transform,
     "plain": augment.plain,
     "three": augment.three_augment,
-    "three, simple crop": lambda *rest, **named: augment.three_augment(
-        *rest, simple_crop=True, **named
-    ),
 }
 
 
@@ -194,25 +191,6 @@ def test_three_augment_jitters_last(monkeypatch):
     )
     augment.three_augment(from_array(noise(20, 20)), np.random.default_rng(0), image_size=16)
     assert seen == [0.3]
-
-
-def test_the_simple_crop_moves_by_up_to_four_reflected_pixels(monkeypatch):
-    monkeypatch.setattr(augment, "JITTER", 0.0)
-    image = noise(12, 12)
-    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
-    expected = {
-        np.asarray(ImageOps.grayscale(Image.fromarray(side))).tobytes()
-        for top in range(9)
-        for left in range(9)
-        for crop in [padded[top : top + 12, left : left + 12]]
-        for side in (crop, crop[:, ::-1])
-    }
-    rng, found = np.random.default_rng(0), set()
-    for _ in range(2500):
-        made = augment.three_augment(from_array(image), rng, image_size=12, simple_crop=True)
-        if np.ptp(made, axis=2).max() == 0:  # grey
-            found.add(np.ascontiguousarray(made[..., 0]).tobytes())
-    assert len(expected) == 162 and found <= expected and len(found) > 150
 
 
 def test_jitter_is_three_uniform_factors_in_random_order(monkeypatch):

@@ -38,7 +38,7 @@ SPEC = SwinSpec(
 SHIFTED = Geometry(width=12, heads=2, hidden=0, grid=6, window=3, shift=1)
 PLAIN = dataclasses.replace(SHIFTED, shift=0)
 
-SIZES = {  # parameters and MACs, as published
+SIZES = {  # parameters as timm counts them, MACs as published at window 7 and 224
     "swin_tiny_patch4_window7_224": (28_288_354, 4_494_405_120),
     "swin_small_patch4_window7_224": (49_606_258, 8_746_520_064),
     "swin_base_patch4_window7_224": (87_768_224, 15_438_473_216),
