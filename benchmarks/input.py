@@ -206,7 +206,10 @@ def our_batches(folder: Path, size: int, workers: int) -> Iterator[Any]:
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes copy the flags of this one
     data = Data(source=f"folder:{folder}", augment="recipe", workers=workers)
     source = open_source(data, "train")
-    return train_batches(source, data, batch_size=size, image_size=SIDE, seed=0, start_step=0)
+    rows = np.arange(size)
+    return train_batches(
+        source, data, batch_size=size, rows=rows, image_size=SIDE, seed=0, start_step=0
+    )
 
 
 def timm_batches(folder: Path, size: int, workers: int) -> Iterator[Any]:

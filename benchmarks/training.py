@@ -28,7 +28,7 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
     from spvit_jax.single_path.supernet import supernet
     from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
-    from spvit_jax.training.sharding import data_mesh
+    from spvit_jax.training.sharding import make_mesh
     from spvit_jax.training.step import Objective, init_state, make_train_step
 
     spec = VARIANTS[model_name]
@@ -46,7 +46,7 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
     size = (batch, spec.image_size, spec.image_size, 3)
     images = jax.random.randint(key, size, 0, 256).astype("uint8")
     data = {"image": images, "label": jax.random.randint(key, (batch,), 0, spec.classes)}
-    step = make_train_step(nnx.graphdef(model), adamw, objective, data_mesh())
+    step = make_train_step(nnx.graphdef(model), adamw, objective, make_mesh(), state)
     begin = time.perf_counter()
     lowered = step.func.lower(None, state, data)
     traced = time.perf_counter()

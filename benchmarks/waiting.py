@@ -15,10 +15,10 @@ def print_waiting(loader: Iterator[Any], batch: int, name: str, steps: int = 10)
     import jax
 
     from spvit_jax.data.pipeline import prefetch
-    from spvit_jax.training.sharding import batch_sharded, data_mesh
+    from spvit_jax.training.sharding import batch_sharded, make_mesh
 
     step, state = training_step()
-    batches = prefetch(loader, batch_sharded(data_mesh()))
+    batches = prefetch(loader, batch_sharded(make_mesh()))
     state, _ = jax.block_until_ready(step(state, next(batches)))  # compiles
     start = time.perf_counter()
     state, metrics = step(state, next(batches))
@@ -49,12 +49,12 @@ def training_step() -> tuple[Callable[..., Any], Any]:
     from spvit_jax.models.vit import VARIANTS
     from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
-    from spvit_jax.training.sharding import data_mesh, replicated
+    from spvit_jax.training.sharding import make_mesh, replicated
     from spvit_jax.training.step import Objective, init_state, make_train_step
 
-    mesh, adamw = data_mesh(), optimizer(Training(), lambda step: 1e-4)
+    mesh, adamw = make_mesh(), optimizer(Training(), lambda step: 1e-4)
     model = ViT(VARIANTS["deit_tiny_patch16_224"], rngs=nnx.Rngs(0))
     normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     recipe = Objective(normalise, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
     state = jax.device_put(init_state(model, adamw, gates=(), seed=0), replicated(mesh))
-    return make_train_step(nnx.graphdef(model), adamw, recipe, mesh), state
+    return make_train_step(nnx.graphdef(model), adamw, recipe, mesh, state), state

@@ -134,6 +134,14 @@ class Finetune(Training):
 
 
 @dataclasses.dataclass
+class Sharding:
+    """How a run is spread over devices; no choice changes its results."""
+
+    fsdp: int = 1  # devices that share one copy of weights, optimiser and average; 0: all of them.
+    # All devices divided by it is the number of copies
+
+
+@dataclasses.dataclass
 class Config:
     """A whole run: dense model, search, decision, pruning, fine-tuning, folding, measurement."""
 
@@ -145,6 +153,7 @@ class Config:
     pretrain: Training = dataclasses.field(default_factory=Training)
     search: Search = dataclasses.field(default_factory=Search)
     finetune: Finetune = dataclasses.field(default_factory=Finetune)
+    sharding: Sharding = dataclasses.field(default_factory=Sharding)
     checkpoint_every: int = 1000  # steps between checkpoints
     eval_every: float = 1.0  # epochs between evaluations on the test split; 0: at the end only
     log_every: int = 50  # steps between TensorBoard points

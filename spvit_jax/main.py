@@ -9,7 +9,9 @@ finished it prints the result again.
   --config=FILE.py           what to do: one of configs/, or a file of your own
   --config=FILE.py:VARIANT   one of the variants that the file's first lines name, such as tiny
   --config.GROUP.FIELD=...   changes one field; spvit_jax/config.py says what each means
-  --workdir=FOLDER           where checkpoints, metrics (TensorBoard reads them) and results go
+  --workdir=FOLDER           where checkpoints, metrics (TensorBoard reads them) and results go;
+                             also gs://BUCKET/FOLDER
+  --profile=FOLDER           writes a jax.profiler trace of five steps of each training there
 
 --config.stage is one of
   all        search, finetune and the report (if nothing else is said)
@@ -23,7 +25,15 @@ Examples, each in a --workdir of its own:
   --config=configs/quickstart.py --config.search.target_ratio=0.7
   --config=configs/deit_s.py:stage=finetune                    a published architecture
 
-Ctrl-C or SIGTERM ends the step, saves it and exits with 130 or 143; a second one exits at once.
+Several hosts run the same command, with a --workdir that all of them see. On TPU pods and under
+SLURM they find each other; elsewhere each is told --coordinator=HOST:PORT (of process 0),
+--processes=N and --process=I. --config.sharding.fsdp=8 divides the weights among 8 devices. How
+many devices and hosts there are may change between one start and the next.
+
+Ctrl-C or SIGTERM, to any of the processes, ends the step, saves it and exits with 130 or 143 on
+all of them; a second one exits at once. Exit codes: 0 finished; 2 bad input, which the message
+explains; 130 and 143 stopped and saved; others: a crash or a lost host. But for 2 the same command
+goes on from the last checkpoint.
 """
 
 import dataclasses
@@ -31,7 +41,7 @@ import difflib
 import os
 import signal
 import sys
-from pathlib import Path
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
@@ -43,6 +53,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A Python file, FILE.py or FILE.py:VARIANT"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
+_PROFILE = flags.DEFINE_string("profile", "", "Folder for a jax.profiler trace")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0")
+_PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes take part")
+_PROCESS = flags.DEFINE_integer("process", -1, "The number of this one, from 0")
 _HELP = {"-h", "-help", "--help", "--helpshort"}
 
 
@@ -50,26 +64,47 @@ def main(arguments: list[str]) -> int:
     """Exit code: 0 finished, 2 bad input, 128 + the signal where one stopped the run."""
     logging.set_verbosity(logging.WARNING)
     received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: _stop(number, received))
+    _catch_signals(received)
     # Imported late: mistyped flags and --help do not wait for it, and signals do.
     import jax
+
+    from spvit_jax import hosts
+
+    try:
+        hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except hosts.HostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _catch_signals(received)  # again: joining the others takes SIGTERM
 
     from spvit_jax import pipeline
     from spvit_jax.progress import Console
 
+    name = f"process {jax.process_index()}: " if jax.process_index() else ""
     try:
-        workdir = Path(str(_WORKDIR.value)).expanduser()
+        workdir = os.path.expanduser(str(_WORKDIR.value))
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
-        pipeline.run(from_config_dict(_CONFIG.value), workdir, Console(), lambda: bool(received))
+            jax.config.update("jax_compilation_cache_dir", f"{workdir}/compilation_cache")
+        config, should_stop = from_config_dict(_CONFIG.value), hosts.Stop(received)
+        pipeline.run(config, workdir, Console(), should_stop, profile=_PROFILE.value)
     except pipeline.Interrupted as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return 128 + received[0]
+        if not name:
+            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return 128 + (received or [signal.SIGTERM])[0]
     except pipeline.USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{name}error: {error}", file=sys.stderr)
+        hosts.leave(2)
         return 2
+    except Exception:
+        traceback.print_exc()
+        hosts.leave(1)
+        return 1
     return 0
+
+
+def _catch_signals(received: list[int]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: _stop(number, received))
 
 
 def _stop(number: int, received: list[int]) -> None:

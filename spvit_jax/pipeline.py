@@ -7,6 +7,7 @@ are three things: a model, gate logits, an ``Architecture``.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spvit_jax import evaluation, pretrained
+from spvit_jax import evaluation, hosts, pretrained
 from spvit_jax.config import Config, ConfigError, Training
 from spvit_jax.convert import About, about_of, save_model, save_torch
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.pipeline import steps_per_epoch
 from spvit_jax.data.sources import open_source
 from spvit_jax.measure import measure
@@ -37,10 +39,10 @@ from spvit_jax.training.checkpoint import CheckpointError
 from spvit_jax.training.fit import Search, Trainer
 from spvit_jax.training.loop import Interrupted, Metrics, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
-from spvit_jax.training.sharding import data_mesh
+from spvit_jax.training.sharding import check_batch, make_mesh
 from spvit_jax.training.step import TrainState
 from spvit_jax.training.teacher import Teacher
-from spvit_jax.workdir import Workdir
+from spvit_jax.workdir import Workdir, versions
 
 RESULT = {  # the last file of each stage
     "all": "result.json",
@@ -62,31 +64,48 @@ USER_ERRORS = (  # whose message says what to do
     CheckpointError,
     ConfigError,
     DataError,
+    hosts.HostError,
     NonFiniteLoss,
     OSError,
     PretrainedError,
 )
 
 
-def run(config: Config, workdir: Path, console: Console, should_stop: Callable[[], bool]) -> None:
+def run(
+    config: Config,
+    workdir: str | os.PathLike,
+    console: Console,
+    should_stop: Callable[[], bool],
+    *,
+    profile: str = "",
+) -> None:
     """Runs ``config.stage`` in ``workdir``, from the start or from where it was.
+
+    Args:
+      config: what to do, the same on every process.
+      workdir: a folder that all processes see, or ``gs://``.
+      console: where it says what it does.
+      should_stop: asked after each step, for the same answer on every process.
+      profile: folder for a ``jax.profiler`` trace of each training; "": none.
 
     Raises:
       Interrupted: ``should_stop`` said so; the same call goes on.
       USER_ERRORS: bad input, or a disk that does not write.
     """
+    hosts.agree({"config": dataclasses.asdict(config)} | versions())
     files = Workdir(workdir)
     files.claim(config)
     result = files / RESULT[config.stage]
-    if result.exists():
+    if files.exists(result.name):
         console.stage("finished", f"before this run; nothing is left to do, see {result}")
         if result.name == "result.json":
             console.say(table(Result.from_json(result.read_text())))
         if result.name == "evaluation.json":
             console.say(evaluation.summary(evaluation.Report.from_json(result.read_text())))
         return
-    stages = Run(config, files, console, should_stop)
+    stages = Run(config, files, console, should_stop, profile)
     getattr(stages, config.stage)()
+    hosts.from_first(None)  # no process ends before process 0 has written everything
     console.stage("finished", f"{RESULT[config.stage]} and all else is in {workdir}")
 
 
@@ -94,22 +113,36 @@ class Run:
     """One configuration at work: its data and dense spec, and a method for each stage."""
 
     def __init__(
-        self, config: Config, workdir: Workdir, console: Console, should_stop: Callable[[], bool]
+        self,
+        config: Config,
+        workdir: Workdir,
+        console: Console,
+        should_stop: Callable[[], bool],
+        profile: str = "",
     ):
         self.config = config
         self.workdir = workdir
         self.console = console
         self.should_stop = should_stop
         train, test = (open_source(config.data, s) for s in _splits(config))
+        hosts.agree({"data.train": fingerprint(train), "data.test": fingerprint(test)})
         self.spec: Any = pretrained.dense_spec(config, len(test.class_names))
         self.name = config.model.variant or Path(config.model.checkpoint).stem
         self.trainer = Trainer(
-            config, workdir, data_mesh(), train, test, self.spec.image_size, console, should_stop
+            config,
+            workdir,
+            make_mesh(config.sharding.fsdp),
+            train,
+            test,
+            self.spec.image_size,
+            console,
+            should_stop,
+            profile,
         )
         for name in TRAININGS[config.stage]:  # now, and not after an hour of another stage
-            _check_batch(f"{name}.batch_size", getattr(config, name).batch_size)
-            steps_per_epoch(train, getattr(config, name).batch_size)
-        _check_batch("data.eval_batch_size", config.data.eval_batch_size)
+            size = getattr(config, name).batch_size
+            check_batch(f"{name}.batch_size", size, jax.device_count())
+            steps_per_epoch(train, size)
 
     def stage(self, name: str, text: str) -> None:
         """Announces a stage that takes its time, unless the run is to stop before it."""
@@ -223,13 +256,11 @@ class Run:
 
     def _top1(self, name: str, model: Classifier) -> float:
         """Top-1 on the test split, a fraction; measured once, then read from ``NAME.json``."""
-        file = self.workdir / f"{name}.json"
-        if file.exists():
-            found = json.loads(file.read_text())
-        else:
+        found = self.workdir.read_json(f"{name}.json")
+        if found is None:
             counts = self.trainer.evaluate(model)
             found = {"top1": counts.top1, "top5": counts.top5, "images": counts.images}
-            self.workdir.write_json(file.name, found)
+            self.workdir.write_json(f"{name}.json", found)
         top1, images = found["top1"], found.get("images", len(self.trainer.test))
         self.console.stage("evaluate", f"{name}: top-1 {top1:.2%} of {images:,} images")
         return top1
@@ -325,14 +356,6 @@ def _splits(config: Config) -> tuple[str, str]:
     """Names of the training and the test split; who does not train needs only the latter."""
     data = config.data
     return data.train_split if TRAININGS[config.stage] else data.test_split, data.test_split
-
-
-def _check_batch(name: str, size: int) -> None:
-    """Raises ``ConfigError`` unless the devices can share so many images."""
-    if size % jax.device_count():
-        raise ConfigError(
-            f"{name}={size} cannot be divided among {jax.device_count()} devices; choose a multiple"
-        )
 
 
 def search_metrics(spec: Any, logits: Gates, target: int) -> Metrics:

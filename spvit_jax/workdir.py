@@ -1,89 +1,177 @@
-"""The folder of one run: whose it is, and files that are there whole or not at all."""
+"""The folder of one run: whose it is, and files that are there whole or not at all.
+
+It may be on ``gs://``. Only process 0 of several writes, and what one reads all of them read.
+"""
 
 import dataclasses
+import hashlib
 import json
+import os
 import platform
+import secrets
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
+from spvit_jax import hosts
 from spvit_jax.config import Config, ConfigError
 
 CONFIG, VERSIONS = "config.json", "versions.json"
 NO_RESULTS = {CONFIG, VERSIONS, "compilation_cache"}  # what may be there before anything is done
+SAME_RESULTS = {"sharding": {"fsdp"}, "data": {"workers"}}  # fields that may change on the way
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SEEN_SECONDS = 20  # until what process 0 writes is to be seen by all
 
 
 class Workdir:
-    """Where a run keeps what it has. Only process 0 of several writes."""
+    """Where a run keeps what it has."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = epath.Path(path)
 
-    def __truediv__(self, name: str) -> Path:
+    def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
 
+    def exists(self, name: str) -> bool:
+        """Whether process 0 sees the file ``name``, for all processes."""
+        return hosts.from_first((self / name).exists())
+
+    def read_json(self, name: str) -> Any | None:
+        """What process 0 reads in the JSON file ``name``, for all; None where there is none."""
+        first = jax.process_index() == 0 and (self / name).exists()
+        return hosts.from_first(json.loads((self / name).read_text()) if first else None)
+
     def write(self, name: str, save: Callable[[Path], object]) -> None:
-        """Has ``save`` write the file ``name``."""
+        """Has ``save`` write a local file, which then becomes ``name``; whole or not at all."""
         if jax.process_index() == 0:
-            save(self.path / name)
+            with tempfile.TemporaryDirectory(
+                prefix=".", dir=None if is_remote(self.path) else self.path
+            ) as folder:
+                save(Path(folder, name))
+                publish(Path(folder, name), self / name)
 
     def write_json(self, name: str, values: Any) -> None:
         """A JSON file, whole or not at all."""
-        self.write(name, lambda path: _replace(path, json.dumps(values, indent=1) + "\n"))
+        self.write(name, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
 
     def claim(self, config: Config) -> None:
-        """Makes the folder this configuration's, and notes libraries and devices.
+        """Makes the folder this configuration's, and notes code, libraries and devices.
 
         Raises:
-          ConfigError: it cannot be written, or holds results of another configuration.
+          ConfigError: it cannot be written, holds results of another configuration, or is not the
+            same folder on every process.
         """
+        problem = hosts.from_first(self._claim(config) if jax.process_index() == 0 else "")
+        if problem:
+            raise ConfigError(problem)
+        if jax.process_count() > 1:
+            self._check_shared()
+
+    def _claim(self, config: Config) -> str:
+        """Claims the folder; returns what stands against it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             changed = self._differences(config)
-            if changed and any(file.name not in NO_RESULTS for file in self.path.iterdir()):
-                raise ConfigError(
+            if changed and any(map(_is_result, self.path.iterdir())):
+                return (
                     f"{self.path} belongs to a run with another configuration"
                     f" ({'; '.join(changed)}); go on with that one or choose another --workdir"
                 )
             self.write_json(CONFIG, dataclasses.asdict(config))
-            self.write_json(VERSIONS, _versions())
+            self.write_json(VERSIONS, versions())
+        except ConfigError as error:
+            return str(error)
         except OSError as error:
-            raise ConfigError(
-                f"cannot write to --workdir={self.path} ({error.strerror}); choose a folder you own"
-            ) from error
+            reason = error.strerror or error
+            return f"cannot write to --workdir={self.path} ({reason}); choose a folder you own"
+        return ""
 
     def _differences(self, config: Config) -> list[str]:
-        """Every field of ``config`` that is another one in the folder's."""
-        file = self.path / CONFIG
+        """Every field that is another one in the folder's configuration and changes results."""
+        file = self / CONFIG
         if not file.exists():
             return []
         try:
-            return _differences(json.loads(file.read_text()), dataclasses.asdict(config))
-        except ValueError as error:
+            found = json.loads(file.read_text())
+            return hosts.differences(_decisive(found), _decisive(dataclasses.asdict(config)))
+        except (ValueError, AttributeError) as error:
             raise ConfigError(
                 f"{file} is damaged ({error}); remove it if the folder is this run's, or choose"
                 " another --workdir"
             ) from error
 
+    def _check_shared(self) -> None:
+        """Raises ConfigError unless every process sees what process 0 writes."""
+        name = hosts.from_first(f".seen-{secrets.token_hex(8)}")
+        self.write(name, lambda path: path.touch())
+        hosts.from_first(None)  # it is written
+        end = time.monotonic() + SEEN_SECONDS
+        while not (seen := (self / name).exists()) and time.monotonic() < end:
+            time.sleep(0.5)
+        blind = [str(number) for number, sees in enumerate(hosts.from_all(seen)) if not sees]
+        if jax.process_index() == 0:
+            (self / name).unlink()
+        if blind:
+            raise ConfigError(
+                f"--workdir={self.path} is not the same folder for all: process"
+                f" {', '.join(blind)} cannot see what process 0 writes there; use a file system"
+                " that all hosts share, or gs://"
+            )
 
-def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
-    found = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{path}{name}.")
-        elif json.dumps(old) != json.dumps(new):
-            found.append(f"{path}{name}: {old}, now {new}")
-    return found
+
+class LocalCopy:
+    """A local folder for files that grow: the run's own, or one beside a remote one.
+
+    Object stores cannot append, so what is written there reaches a remote folder whole, at each
+    ``push``.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder, self._remote = folder, is_remote(folder)
+        self.path = Path(tempfile.mkdtemp(prefix="spvit_")) if self._remote else Path(folder)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def fetch(self, name: str) -> None:
+        """Has the remote's file ``name``, if it has one, in the local folder as well."""
+        if self._remote and (self._folder / name).exists():
+            (self.path / name).write_bytes((self._folder / name).read_bytes())
+
+    def push(self) -> None:
+        """Brings the remote up to date."""
+        for file in self.path.iterdir() if self._remote else ():
+            publish(file, self._folder / file.name)
+
+    def close(self) -> None:
+        """Removes the local files of a remote folder."""
+        if self._remote:
+            shutil.rmtree(self.path)
 
 
-def _versions() -> dict[str, Any]:
+def is_remote(path: epath.Path) -> bool:
+    """Whether it is an object store's, such as ``gs://bucket/run``."""
+    return "://" in os.fspath(path)
+
+
+def publish(file: Path, path: epath.Path) -> None:
+    """Makes a local file ``path``, at once: who reads it sees all of the old one or the new one."""
+    if is_remote(path):
+        path.write_bytes(file.read_bytes())
+    else:
+        os.replace(file, path)
+
+
+def versions() -> dict[str, Any]:
+    """What a result may depend on besides the configuration; the same on all processes."""
     devices = jax.devices()
     return {
+        "code": code_version(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in LIBRARIES},
         "backend": jax.default_backend(),
@@ -92,7 +180,24 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+def code_version() -> str:
+    """The first 16 hex digits of the SHA-256 of this package's Python files."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _is_result(file: epath.Path) -> bool:
+    return file.name not in NO_RESULTS and not file.name.startswith(".")
+
+
+def _decisive(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without ``SAME_RESULTS``."""
+    return {
+        group: {k: v for k, v in part.items() if k not in SAME_RESULTS.get(group, ())}
+        if isinstance(part, dict)
+        else part
+        for group, part in values.items()
+    }

@@ -14,6 +14,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from spvit_jax.training.metrics import read_metrics  # noqa: E402
+
 
 def _equations(jaxpr):
     """Every equation of a jaxpr and of those inside it, loops refused."""
@@ -40,6 +42,25 @@ def equations():
         return list(_equations(jax.make_jaxpr(call)(state, *arguments).jaxpr))
 
     return trace
+
+
+@pytest.fixture(scope="session")
+def assert_same_run():
+    """``assert_same_run(workdir, whole)``: both hold the same results, bit for bit.
+
+    Of the metrics, the times do not count.
+    """
+    files = ("architecture", "architecture_threshold", "dense", "decided", "pruned")
+    times = {"step_seconds": 0, "input_wait": 0}
+
+    def check(workdir, whole):
+        for name in (*(f"{name}.json" for name in files), "pruned.safetensors"):
+            assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+        for stage in ("search", "finetune"):
+            mine, other = (read_metrics(folder / stage) for folder in (workdir, whole))
+            assert [row | times for row in mine] == [row | times for row in other], stage
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,6 @@ from spvit_jax.report import Result
 from spvit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
-SAME = (
-    "architecture.json",
-    "architecture_threshold.json",
-    "dense.json",
-    "decided.json",
-    "pruned.json",
-    "pruned.safetensors",
-    "search/metrics.jsonl",
-    "finetune/metrics.jsonl",
-)
 
 
 def start(workdir, environment=None, config="quickstart"):
@@ -61,11 +51,6 @@ def lines(file):
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def assert_same(workdir, whole):
-    for name in SAME:
-        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run that nothing disturbed, and that no cached program took part in."""
@@ -87,7 +72,9 @@ def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
     assert isinstance(model, Swin) and form == "deploy" and found.ops == result.ops
 
 
-def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(whole, tmp_path):
+def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(
+    whole, tmp_path, assert_same_run
+):
     rng = random.Random(0)
     search, finetune = tmp_path / "search", tmp_path / "finetune"
 
@@ -113,7 +100,7 @@ def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(who
         killed += running
     assert killed >= 3
     finish(tmp_path)
-    assert_same(tmp_path, whole)
+    assert_same_run(tmp_path, whole)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +110,7 @@ def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(who
         (signal.SIGTERM, os.kill, ("decided: top-1", "finetune  ")),
     ],
 )
-def test_signals_end_the_step_and_save_it(whole, tmp_path, number, send, moments):
+def test_signals_end_the_step_and_save_it(whole, tmp_path, assert_same_run, number, send, moments):
     for moment in moments:
         process = start(tmp_path)
         output = []
@@ -138,7 +125,7 @@ def test_signals_end_the_step_and_save_it(whole, tmp_path, number, send, moments
         assert "the same command goes on from there" in text and "Traceback" not in text
     assert f"{moments[-1].strip()} stopped after step" in text
     finish(tmp_path)
-    assert_same(tmp_path, whole)
+    assert_same_run(tmp_path, whole)
     assert "nothing is left to do" in finish(tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_evaluate_through_the_shell_with_workers_and_again(tmp_path):
     first = main(*arguments, "--config.data.workers=1")
     assert first.returncode == 0, first.stderr
     assert "128 images of packaged:fashion_mnist" in first.stdout and "top-1" in first.stdout
-    again = main(*arguments, "--config.data.workers=1")
+    again = main(*arguments)  # with as many workers and devices as there are now
     assert again.returncode == 0 and "nothing is left to do" in again.stdout
-    other = main(*arguments)
-    assert other.returncode == 2 and "data.workers: 1, now 0" in other.stderr
+    other = main(*arguments, "--config.seed=1")
+    assert other.returncode == 2 and "seed: 0, now 1" in other.stderr

@@ -25,16 +25,6 @@ from spvit_jax.training.metrics import read_metrics
 
 WIDER = dataclasses.replace(VARIANTS["deit_fashion_mnist"], classes=13)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
-SAME = (  # what an interrupted run ends with byte for byte
-    "architecture.json",
-    "architecture_threshold.json",
-    "dense.json",
-    "decided.json",
-    "pruned.json",
-    "pruned.safetensors",
-    "search/metrics.jsonl",
-    "finetune/metrics.jsonl",
-)
 
 
 def tiny(**changes) -> Config:
@@ -113,6 +103,10 @@ def test_another_config_in_the_same_folder_names_what_differs(whole):
     assert from_config_dict(json.loads((whole / "config.json").read_text())) == tiny()
 
 
+def test_how_it_is_spread_may_change_on_the_way(whole):
+    run(tiny(sharding__fsdp=0, data__workers=3), whole)
+
+
 def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
     with pytest.raises(pipeline.PretrainedError):
         run(tiny(stage="evaluate", model__checkpoint="nowhere.safetensors"), tmp_path)
@@ -120,7 +114,7 @@ def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
     assert from_config_dict(json.loads((tmp_path / "config.json").read_text())).stage == "evaluate"
 
 
-def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path):
+def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_same_run):
     stops, finished = 0, False
     while not finished:
         asked = iter(range(4 + 3 * stops))  # each attempt gets a little further
@@ -134,8 +128,7 @@ def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path):
         except Interrupted:
             stops += 1
     assert stops >= 3
-    for name in SAME:
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert_same_run(tmp_path, whole)
 
 
 def test_a_search_and_a_finetune_in_two_folders(whole, tmp_path):
@@ -210,7 +203,7 @@ def test_a_loss_that_explodes_names_its_step_and_keeps_the_last_good_checkpoint(
 
 def test_batches_must_suit_the_devices(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    monkeypatch.setattr(pipeline, "data_mesh", lambda: None)
+    monkeypatch.setattr(pipeline, "make_mesh", lambda fsdp: None)
     with pytest.raises(ConfigError, match=r"search\.batch_size=32 .* 3 devices"):
         run(tiny(), tmp_path)
 
@@ -300,14 +293,6 @@ def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
         work = tmp_path / f"wider {variant}"
         run(tiny(model__variant=variant, model__classes=13, **changes), work)
         assert len(json.loads((work / "evaluation.json").read_text())["classes"]) == 10
-
-
-def test_only_process_0_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    workdir = pipeline.Workdir(tmp_path / "new")
-    workdir.claim(tiny())
-    workdir.write("file", lambda path: path.write_text("x"))
-    assert not list((tmp_path / "new").iterdir())
 
 
 def test_every_stage_has_a_method_and_a_result():

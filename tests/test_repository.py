@@ -22,9 +22,10 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "single_path": {"models"},
     "data": {"config"},
     "convert": {"models", "single_path"},
-    "training": {"config", "models", "single_path", "data", "progress", "workdir"},
+    "training": {"config", "models", "single_path", "data", "hosts", "progress", "workdir"},
     "export": {"models", "single_path", "convert"},
     "config.py": set(),
+    "hosts.py": set(),
     "evaluation.py": {"training"},
     "recipes.py": {"config"},
     "measure.py": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "pretrained.py": {"config", "models", "single_path", "convert", "training"},
     "progress.py": set(),
     "report.py": {"measure"},
-    "workdir.py": {"config"},
+    "workdir.py": {"config", "hosts"},
 }
 
 

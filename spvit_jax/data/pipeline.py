@@ -42,60 +42,84 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def train_batches(
-    source: Source, data: Data, *, batch_size: int, image_size: int, seed: int, start_step: int
+    source: Source,
+    data: Data,
+    *,
+    batch_size: int,
+    rows: np.ndarray,
+    image_size: int,
+    seed: int,
+    start_step: int,
 ) -> Iterator[Batch]:
-    """Endless shuffled batches, from ``start_step`` on: this process's share of each.
+    """Endless shuffled batches, from ``start_step`` on: this process's rows of each.
 
-    Each epoch has its own order and only whole batches. Processes share a global batch row by
-    row, so its set of images, and their augmentation, does not depend on how many processes there
-    are; nor does it on ``data.workers``. Grain's worker processes read absl flags, which must have
-    been parsed (``absl.app.run`` does that).
+    Each epoch has its own order and only whole batches. Which image stands in which row of which
+    batch, and how it is augmented, does not depend on how processes share the rows; nor does it on
+    ``data.workers``. Grain's worker processes read absl flags, which must have been parsed
+    (``absl.app.run`` does that).
 
     Args:
       data: augmentation, repeats, workers, and what to do about damaged images.
       batch_size: images a step over all processes.
+      rows: of each batch, those that this process feeds to its devices.
       image_size: side in pixels.
       seed: of order and augmentation, 0 to 2**32 - 1.
       start_step: batches to leave out at the start, which costs nothing.
 
     Yields:
-      ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b]}`` with b the
-      ``batch_size`` divided by the number of processes.
+      ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b]}``, b the number of
+      ``rows``.
 
     Raises:
-      DataError: fewer images than a batch, a batch that processes cannot share, or a damaged image
-        with ``data.on_error`` "raise".
+      DataError: fewer images than a batch, or a damaged image with ``data.on_error`` "raise".
     """
     epoch = steps_per_epoch(source, batch_size) * batch_size
-    share = _share(batch_size)
     order = Order(len(source), epoch, data.repeats, seed)
     views = (
         grain.MapDataset.source(order).seed(seed).random_map(_TrainView(source, image_size, data))
     )
-    mine = views[jax.process_index() :: jax.process_count()]
-    return _iterate(mine.batch(share, drop_remainder=True)[start_step:], data.workers)
+    return _iterate(Rows(views, batch_size, rows), start_step, data.workers)
 
 
-def eval_batches(source: Source, data: Data, *, image_size: int) -> Iterator[Batch]:
-    """Every image once, in order: this process's share of each batch of ``data.eval_batch_size``.
+def eval_batches(
+    source: Source, data: Data, *, batch_size: int, rows: np.ndarray, image_size: int
+) -> Iterator[Batch]:
+    """Every image once, in order: this process's rows of each batch.
 
     The last batch is filled up with black images that ``mask`` excludes, so every batch has one
     shape and every process the same number of batches. With ``data.on_error`` "skip" it excludes
     damaged images as well.
 
+    Args:
+      data, batch_size, rows, image_size: as for ``train_batches``.
+
     Yields:
       ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b], "mask": bool [b]}``.
 
     Raises:
-      DataError: a batch that processes cannot share, or a damaged image.
+      DataError: a damaged image.
     """
-    share = _share(data.eval_batch_size)
-    batches = -(-len(source) // data.eval_batch_size)
-    images = grain.MapDataset.range(batches * data.eval_batch_size).map(
-        _EvalView(source, image_size, data)
-    )
-    mine = images[jax.process_index() :: jax.process_count()]
-    return _iterate(mine.batch(share, drop_remainder=True), data.workers)
+    batches = -(-len(source) // batch_size)
+    images = grain.MapDataset.range(batches * batch_size).map(_EvalView(source, image_size, data))
+    return _iterate(Rows(images, batch_size, rows), 0, data.workers)
+
+
+class Rows:
+    """The elements of ``images`` in the given rows of each batch; random access, picklable."""
+
+    def __init__(self, images: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        self.images = images
+        self.batch_size = batch_size
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """Whole batches only."""
+        return len(self.images) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Element ``index`` of what this process feeds."""
+        batch, row = divmod(index, len(self.rows))
+        return self.images[batch * self.batch_size + int(self.rows[row])]
 
 
 class Order:
@@ -122,18 +146,7 @@ class Order:
 
 
 def to_device(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows as global arrays, [batch_size, ...], split by ``sharding``.
-
-    Raises:
-      DataError: the rows cannot be divided among this process's devices.
-    """
-    devices = len(sharding.mesh.local_devices)
-    rows = len(batch["label"])
-    if rows % devices:
-        raise DataError(
-            f"{rows} images a process cannot be divided among its {devices} devices;"
-            " choose a batch size that is a multiple of the number of devices"
-        )
+    """This process's rows as global arrays, [batch_size, ...], divided by ``sharding``."""
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
@@ -203,16 +216,9 @@ def _skip_or_raise(error: DataError, data: Data, known: set[str]) -> None:
         logging.getLogger(__name__).warning("left out image %d: %s", len(known), error)
 
 
-def _share(batch_size: int) -> int:
-    if batch_size % jax.process_count():
-        raise DataError(
-            f"a batch of {batch_size} images cannot be divided among {jax.process_count()}"
-            " processes; choose a multiple"
-        )
-    return batch_size // jax.process_count()
-
-
-def _iterate(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def _iterate(rows: Rows, start: int, workers: int) -> Iterator[Batch]:
+    """Batches of ``rows``, from number ``start`` on."""
+    batches = grain.MapDataset.source(rows).batch(len(rows.rows), drop_remainder=True)[start:]
     threads = min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     found = batches.to_iter_dataset(options)

@@ -3,20 +3,20 @@
 import contextlib
 import dataclasses
 import logging
-import zlib
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
+from etils import epath
 
+from spvit_jax import hosts
 from spvit_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
-CHECKSUM = "crc32"  # Orbax's files alone let flipped bits in the numbers pass
+CHECKSUM = "checksum"  # Orbax's files alone let flipped bits in the numbers pass
 
 
 class CheckpointError(RuntimeError):
@@ -29,8 +29,8 @@ class Checkpoints:
     Two are kept, so that a damaged last one costs an interval and not the run.
     """
 
-    def __init__(self, directory: Path, every: int):
-        self.directory = directory.absolute()
+    def __init__(self, directory: str | os.PathLike[str], every: int):
+        self.directory = epath.Path(directory).absolute()
         self.every = every
         self._unreadable: list[int] = []
         with self._explained("opened"):
@@ -71,25 +71,30 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
 
-    def restore(self, template: TrainState, sharding: Sharding) -> TrainState | None:
-        """The newest readable state, or None if nothing was ever saved.
+    def restore(self, template: TrainState, shards: TrainState) -> TrainState | None:
+        """The newest state that all processes can read, or None if nothing was ever saved.
+
+        Args:
+          template: for its shapes and types; may be abstract.
+          shards: the sharding of each of its arrays, whatever it was when they were saved.
 
         Raises:
           CheckpointError: there are checkpoints, but none fits or can be read.
         """
         abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             _plain(template),
+            _plain(shards),
         )
         failures = []
         for step in reversed(self.steps):
-            try:
-                return self._read(step, abstract)
-            except Exception as error:  # Orbax and TensorStore raise many kinds
-                reason = str(error).strip().partition("\n")[0][:300]
-                failures.append(f"step {step}: {type(error).__name__}: {reason}")
-                log.warning("unreadable checkpoint in %s, %s", self.directory, failures[-1])
-                self._unreadable.append(step)
+            found, failure = self._tried(step, abstract)
+            elsewhere = [reason for reason in hosts.from_all(failure) if reason]
+            if found is not None and not elsewhere:
+                return found
+            failures.append(f"step {step}: {elsewhere[0]}")
+            log.warning("unreadable checkpoint in %s, %s", self.directory, failures[-1])
+            self._unreadable.append(step)
         if not failures:
             return None
         raise CheckpointError(
@@ -99,12 +104,17 @@ class Checkpoints:
             " them, remove that folder, and the stage begins again"
         )
 
-    def _read(self, step: int, abstract: dict[str, Any]) -> TrainState:
-        values = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        written = self._manager.metadata(step).custom_metadata or {}
-        if CHECKSUM in written and written[CHECKSUM] != _checksum(values):
-            raise CheckpointError("its numbers are not those that were saved")
-        return TrainState(**values)
+    def _tried(self, step: int, abstract: dict[str, Any]) -> tuple[TrainState | None, str]:
+        """The state of ``step``, or why it cannot be read."""
+        try:
+            values = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            written = self._manager.metadata(step).custom_metadata or {}
+            if CHECKSUM in written and written[CHECKSUM] != _checksum(values):
+                return None, "its numbers are not those that were saved"
+            return TrainState(**values), ""
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = str(error).strip().partition("\n")[0][:300]
+            return None, f"{type(error).__name__}: {reason}"
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -123,7 +133,18 @@ def _plain(state: TrainState) -> dict[str, Any]:
 
 
 def _checksum(values: dict[str, Any]) -> int:
-    checksum = 0
-    for leaf in jax.tree.leaves(values):
-        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-    return checksum
+    """A sum over all bits, the same however the arrays are divided; each flipped bit changes it."""
+    return int(_weighted_bits(jax.tree.leaves(values)))
+
+
+@jax.jit
+def _weighted_bits(leaves: list[jax.Array]) -> jax.Array:
+    """The sum modulo 2^32 of each word times an odd number that depends on its place."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(leaves):
+        word = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+        bits = leaf if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, word)
+        bits = bits.astype(jnp.uint32).ravel()
+        places = jax.lax.iota(jnp.uint32, bits.size) + jnp.uint32(number)
+        total += (bits * (2 * places + 1)).sum(dtype=jnp.uint32)
+    return total

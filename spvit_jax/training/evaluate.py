@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import batch_sharded, replicated
+from spvit_jax.training.sharding import batch_sharded, gathered, replicated, sharded
 
 Array = jax.Array
 HIGHEST = 5  # classes a model may name for a top-5 hit; all of them where there are fewer
@@ -38,8 +38,12 @@ def no_totals(classes: int, mesh: Mesh) -> Totals:
     return jax.jit(zeros, out_shardings=replicated(mesh))()
 
 
-def make_eval_step(graph: nnx.GraphDef, normalise: Normalise, mesh: Mesh) -> EvalStep:
+def make_eval_step(
+    graph: nnx.GraphDef, normalise: Normalise, mesh: Mesh, params: nnx.State
+) -> EvalStep:
     """The jitted step ``(totals, params, stats, gates, batch) -> totals``; the first are donated.
+
+    Of the ``params`` given here only the shapes matter: they say how the arrays are divided.
 
     A batch is "image" uint8 ``[b, H, W, 3]``, "label" int32 ``[b]`` and "mask" bool ``[b]``. Of
     equal logits the lower class counts as the higher one; PyTorch's ``topk`` leaves it open.
@@ -52,7 +56,7 @@ def make_eval_step(graph: nnx.GraphDef, normalise: Normalise, mesh: Mesh) -> Eva
         gates: Gates | None,
         batch: dict[str, Array],
     ) -> Totals:
-        model = nnx.merge(graph, params, stats, copy=True)
+        model = nnx.merge(graph, gathered(mesh, params), stats, copy=True)
         logits = model(normalise(batch["image"]), gates)
         highest = jax.lax.top_k(logits, min(HIGHEST, logits.shape[-1]))[1]
         labels, counted = batch["label"], batch["mask"].astype(jnp.int32)
@@ -62,10 +66,10 @@ def make_eval_step(graph: nnx.GraphDef, normalise: Normalise, mesh: Mesh) -> Eva
             totals.top5 + jnp.sum(hits * counted, dtype=jnp.int32),
         )
 
-    everywhere = replicated(mesh)
+    everywhere, shards = replicated(mesh), sharded(mesh, params)
     return jax.jit(
         step,
-        in_shardings=(everywhere, everywhere, everywhere, everywhere, batch_sharded(mesh)),
+        in_shardings=(everywhere, shards, everywhere, everywhere, batch_sharded(mesh)),
         out_shardings=everywhere,
         donate_argnums=0,
     )

@@ -1,6 +1,7 @@
 """One optimisation from start to end, or from its newest checkpoint: what every stage calls."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,7 +9,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spvit_jax.config import Config, Training
+from spvit_jax.config import Config, Data, Training
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import (
     eval_batches,
@@ -27,7 +28,7 @@ from spvit_jax.training.loop import Interrupted, Loop, Metrics
 from spvit_jax.training.metrics import MetricWriter
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer, schedule
-from spvit_jax.training.sharding import batch_sharded, replicated
+from spvit_jax.training.sharding import batch_sharded, local_rows, place, sharded, whole
 from spvit_jax.training.step import Objective, TrainState, init_state, make_train_step
 from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir
@@ -57,6 +58,7 @@ class Trainer:
     image_size: int
     console: Console
     should_stop: Callable[[], bool]
+    profile: str = ""  # folder for traces of each training; "": none
 
     def fit(
         self,
@@ -77,7 +79,6 @@ class Trainer:
         Raises:
           Interrupted, NonFiniteLoss, CheckpointError: see ``Loop`` and ``Checkpoints``.
         """
-        everywhere = replicated(self.mesh)
         per_epoch = steps_per_epoch(self.train, training.batch_size)
         steps = max(round(training.epochs * per_epoch), 1)
         rate = schedule(training, steps, per_epoch)
@@ -90,35 +91,27 @@ class Trainer:
             average=training.ema_decay > 0,
         )
         graph = nnx.graphdef(model)
-        objective = self._objective(training, search)
+        shards = sharded(self.mesh, state)
+        penalty = search.penalty if search else None
+        objective = make_objective(self.config.data, training, penalty)
         with Checkpoints(self.workdir / name, self.config.checkpoint_every) as checkpoints:
-            state = checkpoints.restore(state, everywhere) or jax.device_put(state, everywhere)
+            state = checkpoints.restore(state, shards) or place(state, shards)
             if int(state.step) < steps:
                 taught = teacher() if teacher else None
-                step = make_train_step(graph, optimiser, objective, self.mesh, taught)
+                step = make_train_step(graph, optimiser, objective, self.mesh, state, taught)
                 loop = self._loop(name, training, steps, per_epoch, model, search)
                 state = self._run(loop, step, state, checkpoints)
-        return nnx.merge(graph, _weights(state), state.stats, copy=True), state.gates
+        weights, stats, gates = whole(self.mesh, (_weights(state), state.stats, state.gates))
+        return nnx.merge(graph, weights, stats, copy=True), gates
+
+    @property
+    def _eval_batch(self) -> int:
+        """Images of an evaluation's batch: as configured, or a few more for all devices' sake."""
+        return -(-self.config.data.eval_batch_size // self.mesh.size) * self.mesh.size
 
     @property
     def _normalise(self) -> Normalise:
         return Normalise(self.config.data.mean, self.config.data.std)
-
-    def _objective(self, training: Training, search: Search | None) -> Objective:
-        data = self.config.data
-        return Objective(
-            normalise=self._normalise,
-            erasing=data.erasing,
-            mixup=data.mixup,
-            cutmix=data.cutmix,
-            label_smoothing=training.label_smoothing,
-            distillation=training.distillation,
-            distillation_weight=training.distillation_weight,
-            distillation_temperature=training.distillation_temperature,
-            penalty=search.penalty if search else None,
-            accumulation=training.accumulation,
-            ema_decay=training.ema_decay,
-        )
 
     def _loop(
         self,
@@ -129,7 +122,8 @@ class Trainer:
         model: Classifier,
         search: Search | None,
     ) -> Loop:
-        step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh)
+        params = nnx.state(model, nnx.Param)
+        step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh, params)
         classes = model.spec.classes
 
         def evaluate(state: TrainState) -> Metrics:
@@ -145,6 +139,7 @@ class Trainer:
             evaluate=evaluate,
             should_stop=self.should_stop,
             describe=search.describe if search else lambda state: {},
+            profile=self.profile and os.path.join(self.profile, name),
         )
 
     def _run(
@@ -155,6 +150,7 @@ class Trainer:
             self.train,
             self.config.data,
             batch_size=loop.batch_size,
+            rows=local_rows(self.mesh, loop.batch_size),
             image_size=self.image_size,
             seed=self.config.seed,
             start_step=start,
@@ -170,11 +166,11 @@ class Trainer:
           Interrupted: ``should_stop`` said so.
           DataError: an image cannot be decoded, or with ``data.on_error`` "skip" none can.
         """
-        step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh)
-        params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-        size = self.config.data.eval_batch_size
-        batches = -(-len(self.test) // size)
-        with self.console.bar(batches, 0, "evaluate", images=size) as bar:
+        states = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+        params, stats = place(states, sharded(self.mesh, states))
+        step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh, params)
+        batches = -(-len(self.test) // self._eval_batch)
+        with self.console.bar(batches, 0, "evaluate", images=self._eval_batch) as bar:
 
             def after_batch() -> None:
                 if self.should_stop():
@@ -192,9 +188,17 @@ class Trainer:
         gates: Gates | None,
         after_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        totals, rows = no_totals(classes, self.mesh), batch_sharded(self.mesh)
-        for batch in eval_batches(self.test, self.config.data, image_size=self.image_size):
-            totals = step(totals, params, stats, gates, to_device(batch, rows))
+        totals, size = no_totals(classes, self.mesh), self._eval_batch
+        batches = eval_batches(
+            self.test,
+            self.config.data,
+            batch_size=size,
+            rows=local_rows(self.mesh, size),
+            image_size=self.image_size,
+        )
+        for batch in batches:
+            on_devices = to_device(batch, batch_sharded(self.mesh))
+            totals = step(totals, params, stats, gates, on_devices)
             after_batch()
         found = Evaluation.of(totals, len(self.test))
         if not found.images:
@@ -203,6 +207,25 @@ class Trainer:
                 " check data.source"
             )
         return found
+
+
+def make_objective(
+    data: Data, training: Training, penalty: Callable[[Gates], jax.Array] | None
+) -> Objective:
+    """What ``training`` minimises; ``penalty`` is of a search's gates."""
+    return Objective(
+        normalise=Normalise(data.mean, data.std),
+        erasing=data.erasing,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+        label_smoothing=training.label_smoothing,
+        distillation=training.distillation,
+        distillation_weight=training.distillation_weight,
+        distillation_temperature=training.distillation_temperature,
+        penalty=penalty,
+        accumulation=training.accumulation,
+        ema_decay=training.ema_decay,
+    )
 
 
 def _weights(state: TrainState) -> nnx.State:

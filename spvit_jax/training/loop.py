@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from spvit_jax.progress import Bar, Console
 from spvit_jax.training.checkpoint import Checkpoints
 from spvit_jax.training.metrics import MetricWriter
+from spvit_jax.training.pace import Pace
 from spvit_jax.training.step import Batch, TrainState
+from spvit_jax.training.trace import Trace
 
 Metrics = dict[str, float]
 
@@ -35,8 +37,9 @@ class Loop:
       log_every: steps between points in the metrics.
       eval_steps: steps between evaluations; the last step is always evaluated.
       evaluate: metrics of a state, on held-out images.
-      describe: more metrics of a state, cheap, at every logged step.
       should_stop: asked after every step.
+      describe: more metrics of a state, cheap, at every logged step.
+      profile: folder for a ``jax.profiler`` trace of a few steps; "": none.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Loop:
     evaluate: Callable[[TrainState], Metrics]
     should_stop: Callable[[], bool]
     describe: Callable[[TrainState], Metrics] = lambda state: {}
+    profile: str = ""
 
     def run(
         self,
@@ -65,19 +69,25 @@ class Loop:
         """
         start = int(state.step)
         pending: dict[str, jax.Array] = {}
-        with console.bar(self.steps, start, self.name, self.batch_size) as bar:
+        bar = console.bar(self.steps, start, self.name, self.batch_size)
+        pace, trace = Pace(), Trace(self.profile)
+        with bar, trace:
             for number in range(start + 1, self.steps + 1):
-                state, metrics = step(state, next(batches))
+                trace.before_step()
+                with pace.waiting():
+                    batch = next(batches)
+                state, metrics = step(state, batch)
                 self._check(number - 1, pending, checkpoints)  # while the device computes this one
                 pending = metrics
-                self._record(number, state, metrics, checkpoints, writer, bar)
+                self._record(number, state, metrics, checkpoints, writer, bar, pace)
                 last = number == self.steps
                 stop = self.should_stop() and not last
                 if last or stop or number % checkpoints.every == 0:
                     self._check(number, metrics, checkpoints)
-                    self._check(number, _not_finite(state), checkpoints)
-                    writer.flush()
-                    checkpoints.save(number, state, wait=last or stop)
+                    with pace.paused():
+                        self._check(number, _not_finite(state), checkpoints)
+                        writer.flush()
+                        checkpoints.save(number, state, wait=last or stop)
                 if stop:
                     raise Interrupted(
                         f"{self.name} stopped after step {number} of {self.steps}, which is saved"
@@ -92,14 +102,16 @@ class Loop:
         checkpoints: Checkpoints,
         writer: MetricWriter,
         bar: Bar,
+        pace: Pace,
     ) -> None:
         """Metrics and evaluation where due: at the same steps however often a run is resumed."""
         evaluate = number == self.steps or (self.eval_steps > 0 and number % self.eval_steps == 0)
         if evaluate or number % self.log_every == 0:
-            values = self._check(number, metrics, checkpoints) | self.describe(state)
+            values = self._check(number, metrics, checkpoints) | self.describe(state) | pace.lap()
             bar.show({"loss": values["loss"]})
             if evaluate:
-                values |= self.evaluate(state)
+                with pace.paused():
+                    values |= self.evaluate(state)
             writer.write(number, values)
         bar.update()
 
@@ -119,11 +131,12 @@ class Loop:
 
 
 def _not_finite(state: TrainState) -> Metrics:
-    """The parts of a state that hold infinities or NaN, each with the first of them."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        values = np.asarray(leaf)
-        finite = np.isfinite(values)
-        if not finite.all():
-            found[jax.tree_util.keystr(path)] = float(values[~finite][0])
-    return found
+    """The parts of a state that hold infinities or NaN, by name, each with their sum."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    sums = map(float, jax.device_get(_sums_of_not_finite(jax.tree.leaves(state))))
+    return {path: value for path, value in zip(paths, sums, strict=True) if value != 0}
+
+
+@jax.jit
+def _sums_of_not_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.where(jnp.isfinite(leaf), 0, leaf).sum() for leaf in leaves]

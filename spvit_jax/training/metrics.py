@@ -9,7 +9,10 @@ from types import TracebackType
 from typing import Any
 
 import jax
+from etils import epath
 from tensorboardX import SummaryWriter
+
+from spvit_jax.workdir import LocalCopy
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -17,11 +20,12 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends scalars of one stage to ``directory``; what a resumed run redoes is cut first.
 
-    Every line reaches the operating system as it is written, so that a killed process leaves
-    all lines up to its last checkpoint behind. On processes other than 0 it does nothing.
+    Every line reaches the operating system as it is written, or a remote directory at each flush,
+    so that a killed process leaves all lines up to its last checkpoint behind. On processes other
+    than 0 it does nothing.
 
     Args:
-      directory: of this stage; made where it is missing.
+      directory: of this stage, local or remote; made where it is missing.
       start_step: the step of the checkpoint the run continues from (0: none). Lines and
         TensorBoard events of later steps are removed.
 
@@ -33,13 +37,14 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = Path(directory) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = LocalCopy(epath.Path(directory))
+        self._folder.fetch(METRICS_FILE)
+        path = self._folder.path / METRICS_FILE
         _cut(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         # The suffix keeps apart what would share a name: it has the time in whole seconds only.
         self._board = SummaryWriter(
-            str(directory), purge_step=start_step + 1, filename_suffix=f".{start_step}"
+            str(path.parent), purge_step=start_step + 1, filename_suffix=f".{start_step}"
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -65,6 +70,7 @@ class MetricWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._board.flush()
+            self._folder.push()
 
     def close(self) -> None:
         """Flushes and closes both files."""
@@ -72,6 +78,7 @@ class MetricWriter:
             self.flush()
             self._file.close()
             self._board.close()
+            self._folder.close()
             self._active = False
 
     def __enter__(self) -> "MetricWriter":
@@ -94,7 +101,7 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       ValueError: a line before the last is not a JSON object with a "step".
     """
-    path = Path(directory) / METRICS_FILE
+    path = epath.Path(directory) / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines()

@@ -26,7 +26,7 @@ from spvit_jax.training.losses import (
 )
 from spvit_jax.training.mixup import mixup_cutmix, random_erasing
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import batch_sharded, replicated
+from spvit_jax.training.sharding import batch_sharded, gathered, place, replicated, sharded
 from spvit_jax.training.teacher import Teacher
 
 Array = jax.Array
@@ -145,23 +145,47 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
     mesh: Mesh,
+    state: TrainState,
     teacher: Teacher | None = None,
 ) -> partial:
-    """The jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
+    """The step ``(state, batch) -> (state, metrics)`` with the teacher's arrays in their place."""
+    program = train_program(graph, optimizer, objective, mesh, state, teacher)
+    if teacher is None:
+        return partial(program, None)
+    return partial(program, place(teacher.state, sharded(mesh, teacher.state)))
+
+
+def train_program(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    mesh: Mesh,
+    state: TrainState,
+    teacher: Teacher | None = None,
+) -> Callable:
+    """The jitted ``(teacher's arrays, state, batch) -> (state, metrics)``; the state is donated.
 
     Batch norm's statistics are those of the whole batch, wherever its rows live. The teacher sees
     the images the student sees, mixed and erased alike, in the same program.
+
+    Args:
+      graph, optimizer, objective, teacher: of the training.
+      mesh: where it runs, or, of a topology without its devices, where it would.
+      state: of the training, for its shapes alone; may be abstract, as may the teacher's arrays.
     """
+    shards = sharded(mesh, state)
 
     def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array, frozen: Any) -> tuple:
         gates_key, drop_key, batch_key = jax.random.split(key, 3)
         gates = sample(trained["gates"], gates_key) if trained["gates"] else None
-        model = nnx.merge(graph, trained["params"], stats, copy=True)
+        model = nnx.merge(graph, gathered(mesh, trained["params"]), stats, copy=True)
         drop_key, batch_key = (jax.random.fold_in(k, batch["micro"]) for k in (drop_key, batch_key))
         classes = model.spec.classes
         images, targets = objective.batch(batch["image"], batch["label"], classes, batch_key)
         heads = model.heads(images, gates, key=drop_key, train=True)
-        taught = teacher.logits(frozen, images, objective.normalise) if teacher else None
+        taught = None
+        if teacher is not None:
+            taught = teacher.logits(gathered(mesh, frozen), images, objective.normalise)
         metrics = objective(heads, targets, taught)
         if objective.penalty is not None:
             metrics["penalty"] = objective.penalty(trained["gates"])
@@ -179,6 +203,8 @@ def make_train_step(
             key,
             objective.accumulation,
         )
+        scattered = {"params": shards.params, "gates": shards.gates}
+        gradient = jax.lax.with_sharding_constraint(gradient, scattered)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
         metrics["gradient_norm"] = optax.tree.norm(gradient["params"])
@@ -196,14 +222,13 @@ def make_train_step(
         )
         return state, metrics
 
-    everywhere = replicated(mesh)
-    program = jax.jit(
+    frozen = sharded(mesh, teacher.state) if teacher else None
+    return jax.jit(
         step,
-        in_shardings=(everywhere, everywhere, batch_sharded(mesh)),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(frozen, shards, batch_sharded(mesh)),
+        out_shardings=(shards, replicated(mesh)),
         donate_argnums=1,
     )
-    return partial(program, jax.device_put(teacher.state, everywhere) if teacher else None)
 
 
 def _accumulate(

@@ -8,10 +8,14 @@ import pytest
 
 from spvit_jax.single_path.gates import BlockGates
 from spvit_jax.training.checkpoint import CheckpointError, Checkpoints
-from spvit_jax.training.sharding import data_mesh, replicated
+from spvit_jax.training.sharding import make_mesh, replicated
 from spvit_jax.training.step import TrainState
 
-SHARDING = replicated(data_mesh())
+SHARDING = replicated(make_mesh())
+
+
+def everywhere(state):
+    return jax.tree.map(lambda leaf: SHARDING, state)
 
 
 def make(step, size=1000):
@@ -43,7 +47,7 @@ def save(directory, *steps):
 
 def restored(directory):
     with Checkpoints(directory, every=1) as checkpoints:
-        return checkpoints.restore(make(0), SHARDING)
+        return checkpoints.restore(make(0), everywhere(make(0)))
 
 
 def assert_same(state, step, **options):
@@ -85,7 +89,7 @@ def test_a_state_that_is_donated_while_it_is_saved_is_saved_whole(tmp_path):
         for _ in range(5):
             state = change(state)
         jax.block_until_ready(state)
-        saved = checkpoints.restore(make(0, size=20_000), SHARDING)
+        saved = checkpoints.restore(make(0, size=20_000), everywhere(make(0, size=20_000)))
     assert_same(saved, 1, size=20_000)
 
 
@@ -95,7 +99,7 @@ def test_a_damaged_newest_falls_back_warns_and_is_replaced(tmp_path, damage, cap
     damage(largest_file(tmp_path / "4"))
     with Checkpoints(tmp_path, every=1) as checkpoints:
         with caplog.at_level(logging.WARNING):
-            assert_same(checkpoints.restore(make(0), SHARDING), 2)
+            assert_same(checkpoints.restore(make(0), everywhere(make(0))), 2)
         assert "step 4" in caplog.text
         checkpoints.save(4, make(4))
     assert_same(restored(tmp_path), 4)
@@ -107,7 +111,7 @@ def test_a_damaged_one_takes_no_place_of_a_good_one(tmp_path):
     save(tmp_path, 2, 3)
     flip(largest_file(tmp_path / "3"))
     with Checkpoints(tmp_path, every=2) as checkpoints:
-        checkpoints.restore(make(0), SHARDING)
+        checkpoints.restore(make(0), everywhere(make(0)))
         checkpoints.save(4, make(4))
     with Checkpoints(tmp_path, every=2) as checkpoints:
         assert checkpoints.steps == [2, 4]
@@ -132,7 +136,7 @@ def test_another_configs_checkpoints_are_refused_and_kept(tmp_path, template):
     save(tmp_path, 2, 4)
     refused = pytest.raises(CheckpointError, match=r"(?s)step 4.*step 2.*another --workdir")
     with Checkpoints(tmp_path, every=1) as checkpoints, refused:
-        checkpoints.restore(template, SHARDING)
+        checkpoints.restore(template, everywhere(template))
     assert_same(restored(tmp_path), 4)
 
 

@@ -26,7 +26,7 @@ from spvit_jax.training.evaluate import Evaluation, make_eval_step, no_totals
 from spvit_jax.training.fit import Trainer
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import batch_sharded, data_mesh
+from spvit_jax.training.sharding import batch_sharded, make_mesh
 from spvit_jax.workdir import Workdir
 
 SAME = Normalise((0.0,) * 3, (1.0,) * 3)
@@ -53,8 +53,8 @@ def rows(classes, batches, ties=False):
 
 
 def count(classes, batches):
-    mesh, model = data_mesh(), Pixels()
-    step = make_eval_step(nnx.graphdef(model), SAME, mesh)
+    mesh, model = make_mesh(), Pixels()
+    step = make_eval_step(nnx.graphdef(model), SAME, mesh, nnx.state(model, nnx.Param))
     totals = no_totals(classes, mesh)
     for batch in batches:
         states = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
@@ -83,7 +83,7 @@ def trainer(tmp_path, should_stop=lambda: False, **data):
         setattr(config.data, name, value)
     test = open_source(config.data, config.data.test_split)
     workdir, console = Workdir(tmp_path), Console(silent=True)
-    return Trainer(config, workdir, data_mesh(), test, test, 28, console, should_stop)
+    return Trainer(config, workdir, make_mesh(), test, test, 28, console, should_stop)
 
 
 def every_count(tmp_path):
@@ -153,21 +153,21 @@ def test_a_supernet_is_evaluated_under_its_gates():
     )
     nnx.update(network, noisy)
     gates, others = decide(logits), decide(jax.tree.map(jnp.negative, logits))
-    step = make_eval_step(nnx.graphdef(network), SAME, data_mesh())
+    step = make_eval_step(nnx.graphdef(network), SAME, make_mesh(), nnx.state(network, nnx.Param))
     images = rng.integers(0, 256, (16, 28, 28, 3), np.uint8)
     predicted = network(SAME(jnp.asarray(images)), gates).argmax(-1)
     assert (predicted != network(SAME(jnp.asarray(images)), others).argmax(-1)).sum() > 4
     right, mask = np.arange(16) % 3 == 0, np.arange(16) < 9
     label = np.where(right, predicted, (predicted + 1) % 12).astype(np.int32)
-    batch = to_device({"image": images, "label": label, "mask": mask}, batch_sharded(data_mesh()))
+    batch = to_device({"image": images, "label": label, "mask": mask}, batch_sharded(make_mesh()))
     states = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
-    totals = step(no_totals(12, data_mesh()), *states, gates, batch)
+    totals = step(no_totals(12, make_mesh()), *states, gates, batch)
     assert (int(totals.confusion.trace()), int(totals.confusion.sum())) == (3, 9)
 
 
 def test_damaged_images_are_left_out_of_the_denominator(tmp_path, monkeypatch):
-    def some(source, data, *, image_size):
-        for batch in pipeline.eval_batches(source, data, image_size=image_size):
+    def some(source, data, **options):
+        for batch in pipeline.eval_batches(source, data, **options):
             yield batch | {"mask": batch["mask"] & (np.arange(8) != 2)}
 
     monkeypatch.setattr("spvit_jax.training.fit.eval_batches", some)
@@ -176,8 +176,8 @@ def test_damaged_images_are_left_out_of_the_denominator(tmp_path, monkeypatch):
     assert (found.images, found.left_out) == (18, 3)
     assert found.top1 == found.confusion.trace() / 18
 
-    def none(source, data, *, image_size):
-        for batch in pipeline.eval_batches(source, data, image_size=image_size):
+    def none(source, data, **options):
+        for batch in pipeline.eval_batches(source, data, **options):
             yield batch | {"mask": batch["mask"] & False}
 
     monkeypatch.setattr("spvit_jax.training.fit.eval_batches", none)

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from spvit_jax.training.mixup import mixup_cutmix, random_erasing
-from spvit_jax.training.sharding import batch_sharded, data_mesh, replicated
+from spvit_jax.training.sharding import batch_sharded, make_mesh, replicated
 
 MARK = 9.0  # further out than noise goes
 CLASSES = 5
@@ -227,7 +227,7 @@ def test_the_key_decides():
 
 def on_all_devices():
     """Erased and mixed images and targets of a sharded batch, for keys that cut and mix."""
-    mesh = data_mesh()
+    mesh = make_mesh()
     rows, everywhere = batch_sharded(mesh), replicated(mesh)
     images = np.random.default_rng(0).normal(size=(16, 12, 12, 3)).astype(np.float32)
     labels = (np.arange(16) % CLASSES).astype(np.int32)

@@ -18,38 +18,40 @@ from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.single_path.budget import budget_loss
 from spvit_jax.single_path.gates import initial_logits
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.training import sharding
 from spvit_jax.training.losses import correct
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer
-from spvit_jax.training.sharding import batch_sharded, data_mesh, replicated
+from spvit_jax.training.sharding import batch_sharded, make_mesh, place, sharded
 from spvit_jax.training.step import Objective, init_state, make_train_step
 from spvit_jax.training.teacher import freeze
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 PLAIN = Objective(Normalise((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
 STEPS = 4
+SPLITS = [(1, 1), (2, 1), (1, 2), (1, 4), (1, 8), (2, 4)]  # micro-batches, devices of a copy
 
 
-def batch(step, size=16, mesh=None):
+def batch(step, size=16):
     rng = np.random.default_rng(step)
     images = rng.integers(0, 256, (size, 16, 16, 3), np.uint8)
     rows = {"image": images, "label": rng.integers(0, 7, size).astype(np.int32)}
-    return to_device(rows, batch_sharded(mesh or data_mesh()))
+    return to_device(rows, batch_sharded(make_mesh()))
 
 
 def model(**options):
     return ViT(SPEC, rngs=nnx.Rngs(0), **options)
 
 
-def prepare(network, training, objective, gates=(), rate=1e-3, teacher=None):
+def prepare(network, training, objective, gates=(), rate=1e-3, teacher=None, fsdp=1):
     """The step function and the state of step 0."""
-    mesh, adamw = data_mesh(), optimizer(training, rate, 1e-2)
+    mesh, adamw = make_mesh(fsdp), optimizer(training, rate, 1e-2)
     state = init_state(network, adamw, gates=gates, seed=3, average=objective.ema_decay > 0)
-    step = make_train_step(nnx.graphdef(network), adamw, objective, mesh, teacher)
-    return step, jax.device_put(state, replicated(mesh))
+    step = make_train_step(nnx.graphdef(network), adamw, objective, mesh, state, teacher)
+    return step, place(state, sharded(mesh, state))
 
 
-def search(accumulation=1):
+def search(accumulation=1, fsdp=1):
     """As ``prepare``, of a search with everything that is random, and a teacher."""
 
     def penalty(logits):
@@ -70,26 +72,34 @@ def search(accumulation=1):
     network = supernet(model(dropout=0.1, drop_path=0.2))
     teacher = freeze(model(), Normalise((0.5,) * 3, (0.1,) * 3))
     gates = initial_logits(SPEC.blocks)
-    return prepare(network, Search(clip_norm=1.0), objective, gates, teacher=teacher)
+    return prepare(network, Search(clip_norm=1.0), objective, gates, teacher=teacher, fsdp=fsdp)
 
 
-def search_steps(accumulation):
+def search_steps(accumulation, fsdp=1):
     """Every number of a search of ``STEPS`` steps, by name."""
-    step, state = search(accumulation)
-    sharding, values = replicated(data_mesh()), {}
+    step, state = search(accumulation, fsdp)
+    shards, values = sharded(make_mesh(fsdp), state), {}
     for number in range(STEPS):
         if number == 2:  # as a resumed run has it
-            state = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), sharding), state)
+            state = place(state, shards)
         state, metrics = step(state, batch(number))
         values |= {f"{name} of step {number}": np.asarray(x) for name, x in metrics.items()}
     assert step.func._cache_size() == 1, "a fresh and a restored state are one program"
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return values | {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path)
+        values |= {name: np.asarray(leaf), f"parts of {name}": parts(leaf)}
+    return values
+
+
+def parts(leaf):
+    """Into how many different pieces an array is divided."""
+    return len(set(map(str, leaf.sharding.devices_indices_map(leaf.shape).values())))
 
 
 @pytest.fixture(scope="module")
 def on_eight_devices(tmp_path_factory):
-    """``search_steps`` with 1 and 2 micro-batches, on 8 devices."""
+    """``search_steps`` of every one of ``SPLITS``, on 8 devices."""
     file = tmp_path_factory.mktemp("eight") / "state.npz"
     settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_ENABLE_X64": "1"}
     subprocess.run([sys.executable, __file__, file], check=True, env=os.environ | settings)
@@ -97,16 +107,30 @@ def on_eight_devices(tmp_path_factory):
         return dict(loaded)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_eight_devices_compute_what_one_does(on_eight_devices, accumulation):
+@pytest.mark.parametrize(("accumulation", "fsdp"), SPLITS)
+def test_eight_devices_compute_what_one_does(on_eight_devices, accumulation, fsdp):
     # In float64, because Adam scales up what is rounding noise, as the gradient of a key's bias.
     # Statistics of batch norm over one device's rows, or another random mask, are far outside.
     with jax.enable_x64(True):
         alone = search_steps(accumulation)
     assert alone["loss of step 0"].dtype == np.float64
     for name, value in alone.items():
-        other = on_eight_devices[f"{accumulation} {name}"]
-        np.testing.assert_allclose(other, value, rtol=1e-7, atol=1e-9, err_msg=name)
+        other = on_eight_devices[f"{accumulation} {fsdp} {name}"]
+        if not name.startswith("parts of"):
+            np.testing.assert_allclose(other, value, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_weights_moments_and_average_are_divided_and_gates_are_not(on_eight_devices, fsdp):
+    found = {
+        name.removeprefix(f"1 {fsdp} parts of "): int(value)
+        for name, value in on_eight_devices.items()
+        if name.startswith(f"1 {fsdp} parts of ")
+    }
+    kernels = [name for name in found if "['fc1']['kernel']" in name]
+    assert len(kernels) == 2 * 4, "two blocks: weights, two moments and the average"
+    assert {found[name] for name in kernels} == {fsdp}
+    assert {value for name, value in found.items() if name.startswith(".gates")} == {1}
 
 
 def test_a_pretraining_step_compiles_once():
@@ -175,5 +199,10 @@ def test_the_model_survives_the_donation_of_its_state():
 
 
 if __name__ == "__main__":
-    found = {f"{n} {name}": value for n in (1, 2) for name, value in search_steps(n).items()}
+    sharding.SMALL = 64  # the arrays of this network are small ones
+    found = {
+        f"{accumulation} {fsdp} {name}": value
+        for accumulation, fsdp in SPLITS
+        for name, value in search_steps(accumulation, fsdp).items()
+    }
     np.savez(sys.argv[1], **found)

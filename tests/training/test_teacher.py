@@ -14,7 +14,7 @@ from spvit_jax.models import RegNet, RegNetSpec, Swin, SwinSpec, ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import data_mesh, replicated
+from spvit_jax.training.sharding import make_mesh, replicated
 from spvit_jax.training.step import Objective, init_state, make_train_step
 from spvit_jax.training.teacher import freeze
 
@@ -39,9 +39,9 @@ def descend(student, teacher, **objective):
     """Metrics of one step of plain gradient descent at rate 1, and the parameters after it."""
     descent = optax.sgd(1.0)
     objective = Objective(SAME, **objective)
-    state = jax.device_put(init_state(student, descent, seed=0), replicated(data_mesh()))
+    state = jax.device_put(init_state(student, descent, seed=0), replicated(make_mesh()))
     graph = nnx.graphdef(student)
-    step = make_train_step(graph, descent, objective, data_mesh(), freeze(teacher, SAME))
+    step = make_train_step(graph, descent, objective, make_mesh(), state, freeze(teacher, SAME))
     state, metrics = step(state, BATCH)
     return {name: float(value) for name, value in metrics.items()}, state.params
 
@@ -107,9 +107,9 @@ def test_any_model_teaches_on_images_normalised_its_own_way(name):
         student(SAME(BATCH["image"])), model(own(BATCH["image"])).argmax(-1)
     )
     descent, graph = optax.sgd(1.0), nnx.graphdef(student)
-    state = jax.device_put(init_state(student, descent, seed=0), replicated(data_mesh()))
+    state = jax.device_put(init_state(student, descent, seed=0), replicated(make_mesh()))
     objective = Objective(SAME, distillation="hard")
-    step = make_train_step(graph, descent, objective, data_mesh(), freeze(model, own))
+    step = make_train_step(graph, descent, objective, make_mesh(), state, freeze(model, own))
     _, metrics = step(state, BATCH)
     np.testing.assert_allclose(metrics["distillation"], expected.mean(), rtol=1e-4)
 

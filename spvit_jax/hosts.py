@@ -1,0 +1,178 @@
+"""Several processes as one run: finding each other, agreeing, and stopping at the same step.
+
+What is said here is said by all processes: each of them has to call it, in the same order. With
+one process it costs nothing.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
+LEAVE_SECONDS = 2  # that process 0 gives the others where it cannot go on
+
+
+class HostError(RuntimeError):
+    """Processes that cannot work together; the message says why and what to do."""
+
+
+def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+    """Joins the processes of this run; to be called before anything touches a device.
+
+    On TPU pods, GKE's TPU slices, under SLURM and Open MPI, JAX finds the others by itself.
+    Elsewhere all three arguments are needed. With none of them the run is this process alone.
+
+    Args:
+      coordinator: ``HOST:PORT`` of process 0, within reach of all.
+      processes: how many there are.
+      process: the number of this one, from 0.
+
+    Raises:
+      HostError: only some of the arguments, impossible ones, or the others cannot be reached.
+    """
+    given = (bool(coordinator), processes > 0, process >= 0)
+    if any(given) and not all(given):
+        raise HostError(
+            "--coordinator=HOST:PORT, --processes=N and --process=I (from 0) belong together: give"
+            " all three, or none where JAX finds the processes by itself (TPU pods, SLURM)"
+        )
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": LOST_SECONDS}
+    if all(given):
+        if process >= processes or not coordinator.rpartition(":")[2].isdecimal():
+            raise HostError(
+                f"--process must be below --processes and --coordinator of the form HOST:PORT; got"
+                f" {process}, {processes} and {coordinator}"
+            )
+        options |= {
+            "coordinator_address": coordinator,
+            "num_processes": processes,
+            "process_id": process,
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError, KeyError) as error:
+        if not any(given) and "coordinator_address should be defined" in str(error):
+            return  # no cluster was found
+        raise HostError(
+            f"the processes of this run cannot be joined: {str(error).strip()[:300]}; check that"
+            " each of them was started and reaches process 0 at its port"
+        ) from error
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's ``value``, which JSON can write, on every process."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value if jax.process_index() == 0 else None).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(_rounded(size), np.uint8)
+    if jax.process_index() == 0:
+        padded[:size] = np.frombuffer(text, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes())
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every process's ``value``, which JSON can write, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.zeros(_rounded(int(sizes.max())), np.uint8)
+    padded[: len(text)] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Compares ``facts``, nested and of JSON's types, with those of the other processes.
+
+    Raises:
+      HostError: they are not the same everywhere; on every process, with what differs where.
+    """
+    first, *others = from_all(facts)
+    found = [
+        f"process {number}: {difference}"
+        for number, other in enumerate(others, start=1)
+        for difference in differences(first, other)
+    ]
+    if found:
+        more = f"\n  and {len(found) - 20} more" if len(found) > 20 else ""
+        raise HostError(
+            "the processes of this run differ (process 0's value first):\n  "
+            + "\n  ".join(found[:20])
+            + more
+            + "\ngive all of them the same command, data and code"
+        )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
+    """``"group.field: old, now new"`` of everything that is not the same in two nested dicts."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{path}{name}.")
+        elif json.dumps(old) != json.dumps(new):
+            found.append(f"{path}{name}: {old}, now {new}")
+    return found
+
+
+def leave(code: int) -> None:
+    """Ends this process with ``code`` where others may be waiting for it, or for what it lost.
+
+    An orderly end waits until the others end as well. Process 0 goes last: without it, the others
+    are ended by force, also those that are about to report the same error.
+    """
+    if jax.process_count() == 1:
+        return
+    for child in multiprocessing.active_children():  # the input's workers
+        child.terminate()
+    if jax.process_index() == 0:
+        time.sleep(LEAVE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Stop:
+    """Says whether the run is to stop, with one answer for all processes.
+
+    Each call passes this process's signals on to the others and answers with what was known at
+    the call before: so the agreement travels while the devices compute, and costs no waiting.
+    """
+
+    def __init__(self, received: Sequence[int]):
+        self._received = received  # numbers of the signals so far
+        self._calls = 0
+        self._known: jax.Array | None = None
+        self._stopped = False
+        devices = Mesh(np.array(jax.devices()), "all")
+        self._rows = NamedSharding(devices, PartitionSpec("all"))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(devices, PartitionSpec()))
+
+    def __call__(self) -> bool:
+        if jax.process_count() == 1:
+            return bool(self._received)
+        self._calls += 1
+        noticed = multihost_utils.reached_preemption_sync_point(self._calls)
+        mine = np.full(jax.local_device_count(), bool(self._received) or noticed)
+        flags = jax.make_array_from_process_local_data(self._rows, mine)
+        before, self._known = self._known, self._any(flags)
+        self._stopped = self._stopped or (before is not None and bool(before))
+        return self._stopped
+
+
+def _rounded(size: int) -> int:
+    """The next power of two, so that few lengths are ever compiled."""
+    return 1 << (size - 1).bit_length()

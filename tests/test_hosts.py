@@ -1,0 +1,195 @@
+"""What processes say to each other, and what they keep. Run as a program, it is one of two."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from spvit_jax import hosts, workdir
+from spvit_jax.config import Config, ConfigError
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def pair(arguments):
+    """Two processes of this file with 2 devices each; what each of them printed last, read."""
+    settings = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, __file__, address]
+    started = [
+        subprocess.Popen(
+            [*command, str(number), *arguments],
+            env=settings,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]
+    ended = [process.communicate(timeout=120) for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+@pytest.fixture(scope="module")
+def talked():
+    return pair(["talk"])
+
+
+def test_what_process_0_says_everyone_has(talked):
+    for found in talked:
+        assert found["first"] == {"from": 0, "text": "ä" * 100, "nothing": None}
+
+
+def test_what_everyone_says_everyone_has_in_order(talked):
+    for found in talked:
+        assert found["all"] == [[0], [1, 1]]
+
+
+def test_what_differs_is_named_on_every_process(talked):
+    for found in talked:
+        assert found["same"] == ""
+        assert "process 1: search.epochs: 3, now 4" in found["differ"]
+        assert "process 1: code: a, now b" in found["differ"]
+        assert "lr" not in found["differ"] and "the same command" in found["differ"]
+
+
+def test_what_process_0_reads_everyone_has_and_only_it_writes(talked, tmp_path):
+    shared = tmp_path / "shared"
+    for found in pair(["keep", str(shared), str(shared)]):
+        assert found == {"json": {"top1": 0.5}, "exists": True, "missing": None, "error": ""}
+    kept = {file.name: file.read_text() for file in shared.iterdir()}
+    assert set(kept) == {"config.json", "versions.json", "dense.json", "by.txt"}
+    assert kept["by.txt"] == "0" and json.loads(kept["versions.json"])["processes"] == 2
+
+
+def test_two_folders_of_the_same_name_are_refused_everywhere(tmp_path):
+    for found in pair(["keep", str(tmp_path / "a"), str(tmp_path / "b")]):
+        assert "process 1 cannot see what process 0 writes there" in found["error"]
+    assert not list(tmp_path.glob("*/.seen*"))
+
+
+def test_a_folder_of_another_run_is_refused_everywhere(tmp_path):
+    folder = workdir.Workdir(tmp_path)
+    folder.claim(Config(seed=1))
+    folder.write_json("dense.json", {})
+    for found in pair(["keep", str(tmp_path), str(tmp_path)]):
+        assert "another configuration (seed: 1, now 0)" in found["error"]
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_stops_all_at_the_same_call(signalled):
+    first, second = pair(["stop", str(signalled)])
+    assert first["stopped"] == second["stopped"]
+    assert first["sent"] + 1 <= first["stopped"] <= first["sent"] + 3
+
+
+def test_alone_nothing_is_asked_of_anyone():
+    assert hosts.from_first({"a": 1}) == {"a": 1} and hosts.from_all(2) == [2]
+    hosts.agree({"a": 1})
+    received = []
+    stop = hosts.Stop(received)
+    assert not stop()
+    received.append(signal.SIGTERM)
+    assert stop() and stop()
+
+
+def test_jax_notice_of_a_preemption_stops_as_a_signal_does(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        hosts.multihost_utils, "reached_preemption_sync_point", lambda call: call == 3
+    )
+    stop = hosts.Stop([])
+    assert [stop() for _ in range(6)] == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("h:1", 2, -1), ("", 2, 0), ("h:1", 0, 1), ("h:1", 2, 2), ("h", 2, 1), ("h:x", 2, 1)],
+)
+def test_arguments_that_cannot_be_are_explained(arguments):
+    with pytest.raises(hosts.HostError, match="HOST:PORT"):
+        hosts.connect(*arguments)
+
+
+def test_without_arguments_and_cluster_it_is_alone():
+    program = "from spvit_jax import hosts; hosts.connect(); import jax; print(jax.process_count())"
+    outside = {name: value for name, value in os.environ.items() if name[:6] != "SLURM_"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=outside, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "1\n"
+
+
+def test_without_arguments_jax_is_asked_to_find_the_others(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
+    hosts.connect()
+    assert asked == [{"heartbeat_timeout_seconds": hosts.LOST_SECONDS}]
+
+
+def test_others_that_cannot_be_reached_are_an_error(monkeypatch):
+    def fail(**options):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(hosts.HostError, match="cannot be joined: DEADLINE_EXCEEDED"):
+        hosts.connect("127.0.0.1:1", 2, 1)
+
+
+def talk(number):
+    """Everything that can be said, once."""
+    mine = {"from": number, "text": "ä" * (100 + number), "nothing": None}
+    found = {"first": hosts.from_first(mine), "all": hosts.from_all([number] * (number + 1))}
+    for name, epochs, code in (("same", (3, 3), "aa"), ("differ", (3, 4), "ab")):
+        try:
+            hosts.agree({"search": {"epochs": epochs[number], "lr": 1}, "code": code[number]})
+            found[name] = ""
+        except hosts.HostError as error:
+            found[name] = str(error)
+    return found
+
+
+def stop_at(number, signalled, sent=20):
+    """Calls a ``Stop`` until it says so, one process being signalled on the way."""
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    stop = hosts.Stop(received)
+    for call in range(1, 200):
+        if stop():
+            return {"sent": sent, "stopped": call}
+        if call == sent and number == int(signalled):
+            os.kill(os.getpid(), signal.SIGTERM)
+    return {"sent": sent, "stopped": None}
+
+
+def keep(number, *folders):
+    """A workdir's files, as this process has them; each may have been given another folder."""
+    workdir.SEEN_SECONDS = 1
+    folder = workdir.Workdir(folders[number])
+    try:
+        folder.claim(Config())
+    except ConfigError as error:
+        return {"error": str(error)}
+    folder.write("by.txt", lambda path: path.write_text(str(number)))
+    folder.write_json("dense.json", {"top1": 0.5})
+    hosts.from_first(None)
+    found = folder.read_json("dense.json"), folder.exists("dense.json"), folder.read_json("x.json")
+    return dict(zip(("json", "exists", "missing"), found, strict=True), error="")
+
+
+if __name__ == "__main__":
+    coordinator, process, what, *rest = sys.argv[1:]
+    hosts.connect(coordinator, 2, int(process))
+    say = {"talk": talk, "stop": stop_at, "keep": keep}[what]
+    print(json.dumps(say(int(process), *rest)))

@@ -1,0 +1,79 @@
+"""A run's folder, local; ``test_hosts`` shares one between processes, ``test_gcs`` is remote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spvit_jax import workdir
+from spvit_jax.config import Config, ConfigError, Data, Sharding
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_what_is_written_is_there_under_its_name(tmp_path):
+    folder = workdir.Workdir(tmp_path)
+    folder.write("report.png", lambda path: path.with_suffix(path.suffix).write_bytes(b"x"))
+    folder.write_json("dense.json", {"top1": 0.5})
+    assert (tmp_path / "report.png").read_bytes() == b"x"
+    assert folder.read_json("dense.json") == {"top1": 0.5} and folder.exists("dense.json")
+    assert folder.read_json("nothing.json") is None and not folder.exists("nothing.json")
+    assert names(tmp_path) == ["dense.json", "report.png"]
+
+
+def test_a_write_that_fails_leaves_the_file_there_was(tmp_path):
+    folder = workdir.Workdir(tmp_path)
+    folder.write("model", lambda path: path.write_text("old"))
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        folder.write("model", fail)
+    assert (tmp_path / "model").read_text() == "old" and names(tmp_path) == ["model"]
+
+
+def test_what_is_no_result_may_be_there_when_the_configuration_changes(tmp_path):
+    folder = workdir.Workdir(tmp_path / "run")
+    folder.claim(Config(seed=1))
+    for name in ("compilation_cache", ".left_by_a_kill"):
+        (tmp_path / "run" / name).mkdir()
+    folder.claim(Config(seed=2))
+    folder.write_json("dense.json", {})
+    folder.claim(Config(seed=2))
+    with pytest.raises(ConfigError, match=r"another configuration \(seed: 2, now 3\)"):
+        folder.claim(Config(seed=3))
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    folder = workdir.Workdir(tmp_path)
+    folder.claim(Config())
+    folder.write_json("dense.json", {})
+    changed = Config(sharding=Sharding(fsdp=8), data=Data(workers=4))
+    folder.claim(changed)
+    assert json.loads((tmp_path / "config.json").read_text())["sharding"] == {"fsdp": 8}
+    with pytest.raises(ConfigError, match=r"data\.mixup: 0\.0, now 0\.5"):
+        folder.claim(Config(data=Data(mixup=0.5)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is damaged .*; remove it"):
+        workdir.Workdir(tmp_path).claim(Config())
+
+
+def test_the_code_has_a_version_that_every_change_changes(tmp_path, monkeypatch):
+    package = tmp_path / "spvit_jax"
+    (package / "models").mkdir(parents=True)
+    monkeypatch.setattr(workdir, "__file__", str(package / "workdir.py"))
+    seen = {workdir.code_version()}
+    for name, text in (("a.py", "x"), ("b.py", "x"), ("b.py", "y"), ("models/a.py", "")):
+        Path(package, name).write_text(text)
+        seen.add(workdir.code_version())
+    assert len(seen) == 5
+    Path(package, "notes.txt").write_text("not code")
+    assert workdir.code_version() in seen
