@@ -28,25 +28,53 @@ NO_RESULTS = {CONFIG, VERSIONS, "compilation_cache"}  # what may be there before
 SAME_RESULTS = {"sharding": {"fsdp"}, "data": {"workers"}}  # fields that may change on the way
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SEEN_SECONDS = 20  # until what process 0 writes is to be seen by all
+REMEDIES = {  # of a folder that cannot be written, remote or not
+    False: "choose a folder you own",
+    True: "check the bucket's name and your rights there (gcloud auth application-default login),"
+    " and that gcsfs is installed (pip install 'spvit_jax[gcs]')",
+}
 
 
 class Workdir:
     """Where a run keeps what it has."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = epath.Path(path)
+        self.path = absolute(path)
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
 
     def exists(self, name: str) -> bool:
         """Whether process 0 sees the file ``name``, for all processes."""
-        return hosts.from_first((self / name).exists())
+        return hosts.from_first(jax.process_index() == 0 and (self / name).exists())
 
-    def read_json(self, name: str) -> Any | None:
-        """What process 0 reads in the JSON file ``name``, for all; None where there is none."""
-        first = jax.process_index() == 0 and (self / name).exists()
-        return hosts.from_first(json.loads((self / name).read_text()) if first else None)
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object that process 0 reads in the JSON file ``name``, for all; None without one.
+
+        Raises:
+          ConfigError: the file is damaged.
+        """
+        first = jax.process_index() == 0
+        values, damage = hosts.from_first(self._read(name) if first else None)
+        if damage:
+            raise ConfigError(damage)
+        return values
+
+    def _read(self, name: str) -> tuple[dict[str, Any] | None, str]:
+        """What the JSON file ``name`` holds, and what is wrong with it."""
+        file = self / name
+        if not file.exists():
+            return None, ""
+        try:
+            values = json.loads(file.read_text())
+            if not isinstance(values, dict):
+                raise ValueError(f"expected a JSON object, got {str(values)[:80]}")
+        except ValueError as error:
+            return None, (
+                f"{file} is damaged ({error}); remove it if the folder is this run's, or choose"
+                " another --workdir"
+            )
+        return values, ""
 
     def write(self, name: str, save: Callable[[Path], object]) -> None:
         """Has ``save`` write a local file, which then becomes ``name``; whole or not at all."""
@@ -76,9 +104,16 @@ class Workdir:
 
     def _claim(self, config: Config) -> str:
         """Claims the folder; returns what stands against it."""
+        remote = is_remote(self.path)
+        if not remote and not self.path.is_absolute():
+            return f"--workdir={self.path} is of no known kind; give a folder or gs://BUCKET/FOLDER"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            changed = self._differences(config)
+            if not remote:  # where it would make a bucket of a mistyped name
+                self.path.mkdir(parents=True, exist_ok=True)
+            found, damage = self._read(CONFIG)
+            if damage:
+                return damage
+            changed = _differences(found, config)
             if changed and any(map(_is_result, self.path.iterdir())):
                 return (
                     f"{self.path} belongs to a run with another configuration"
@@ -86,26 +121,12 @@ class Workdir:
                 )
             self.write_json(CONFIG, dataclasses.asdict(config))
             self.write_json(VERSIONS, versions())
-        except ConfigError as error:
-            return str(error)
-        except OSError as error:
-            reason = error.strerror or error
-            return f"cannot write to --workdir={self.path} ({reason}); choose a folder you own"
+        except Exception as error:  # object stores raise many kinds
+            if not remote and not isinstance(error, OSError):
+                raise
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            return f"cannot write to --workdir={self.path} ({reason}); {REMEDIES[remote]}"
         return ""
-
-    def _differences(self, config: Config) -> list[str]:
-        """Every field that is another one in the folder's configuration and changes results."""
-        file = self / CONFIG
-        if not file.exists():
-            return []
-        try:
-            found = json.loads(file.read_text())
-            return hosts.differences(_decisive(found), _decisive(dataclasses.asdict(config)))
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{file} is damaged ({error}); remove it if the folder is this run's, or choose"
-                " another --workdir"
-            ) from error
 
     def _check_shared(self) -> None:
         """Raises ConfigError unless every process sees what process 0 writes."""
@@ -154,9 +175,14 @@ class LocalCopy:
             shutil.rmtree(self.path)
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is an object store's, such as ``gs://bucket/run``."""
     return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """An absolute path; a remote one is one (its own ``absolute`` prepends the working folder)."""
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
 def publish(file: Path, path: epath.Path) -> None:
@@ -191,6 +217,12 @@ def code_version() -> str:
 
 def _is_result(file: epath.Path) -> bool:
     return file.name not in NO_RESULTS and not file.name.startswith(".")
+
+
+def _differences(found: dict[str, Any] | None, config: Config) -> list[str]:
+    """Every field that another configuration, if there is one, has otherwise and that counts."""
+    now = dataclasses.asdict(config)
+    return [] if found is None else hosts.differences(_decisive(found), _decisive(now))
 
 
 def _decisive(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 
 from spvit_jax import hosts
 from spvit_jax.training.step import TrainState
+from spvit_jax.workdir import absolute
 
 log = logging.getLogger(__name__)
 CHECKSUM = "checksum"  # Orbax's files alone let flipped bits in the numbers pass
@@ -30,7 +30,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int):
-        self.directory = epath.Path(directory).absolute()
+        self.directory = absolute(directory)
         self.every = every
         self._unreadable: list[int] = []
         with self._explained("opened"):
