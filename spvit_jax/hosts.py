@@ -4,12 +4,13 @@ What is said here is said by all processes: each of them has to call it, in the 
 one process it costs nothing.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +115,26 @@ def agree(facts: dict[str, Any]) -> None:
             + more
             + "\ngive all of them the same command, data and code"
         )
+
+
+@contextlib.contextmanager
+def together(*kinds: type[Exception]) -> Iterator[None]:
+    """Around what each process does for itself: an error of these ``kinds`` on one ends all.
+
+    Raises:
+      HostError: where another process had one, with what it says.
+    """
+    error = None
+    try:
+        yield
+    except kinds as raised:
+        error = raised
+    said = from_all(None if error is None else str(error))
+    if error is not None:
+        raise error
+    failures = [f"process {number}: {text}" for number, text in enumerate(said) if text is not None]
+    if failures:
+        raise HostError("not every process can go on:\n  " + "\n  ".join(failures[:20]))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:

@@ -124,9 +124,11 @@ class Run:
         self.workdir = workdir
         self.console = console
         self.should_stop = should_stop
-        train, test = (open_source(config.data, s) for s in _splits(config))
-        hosts.agree({"data.train": fingerprint(train), "data.test": fingerprint(test)})
-        self.spec: Any = pretrained.dense_spec(config, len(test.class_names))
+        with hosts.together(*USER_ERRORS):
+            train, test = (open_source(config.data, s) for s in _splits(config))
+            seen = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
+            self.spec: Any = pretrained.dense_spec(config, len(test.class_names))
+        hosts.agree(seen)
         self.name = config.model.variant or Path(config.model.checkpoint).stem
         self.trainer = Trainer(
             config,
@@ -173,8 +175,9 @@ class Run:
 
     def finetune(self) -> None:
         """As ``all``, of a given architecture and from the pretrained weights."""
-        found = architectures.load(self.config.finetune.architecture)
-        found.check(self.spec)
+        with hosts.together(*USER_ERRORS):
+            found = architectures.load(self.config.finetune.architecture)
+            found.check(self.spec)
         dense = self._dense()
         self._compress(
             dense,
@@ -189,7 +192,8 @@ class Run:
     def evaluate(self) -> None:
         """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
         config, names = self.config, self.trainer.test.class_names
-        source, notes = pretrained.load_trained(config, self.spec)
+        with hosts.together(*USER_ERRORS):
+            source, notes = pretrained.load_trained(config, self.spec)
         about = about_of(pretrained.address(config.model.checkpoint))
         notes += pretrained.check_about(about, config, names)
         parameters, file = count_parameters(source.model), config.model.checkpoint
@@ -232,7 +236,8 @@ class Run:
 
     def _dense(self) -> Classifier:
         """The pretrained dense model."""
-        dense, notes = pretrained.load(self.config, self.spec)
+        with hosts.together(*USER_ERRORS):
+            dense, notes = pretrained.load(self.config, self.spec)
         facts = [f"{self.name}: {count_parameters(dense):,} parameters"]
         if not isinstance(self.spec, RegNetSpec):
             facts.append(f"{dense_macs(self.spec):,} MACs")
@@ -247,7 +252,8 @@ class Run:
             return None
 
         def load() -> Teacher:
-            teacher = pretrained.load_teacher(self.config, self.spec)
+            with hosts.together(*USER_ERRORS):
+                teacher = pretrained.load_teacher(self.config, self.spec)
             name = self.config.teacher.checkpoint or f"{self.name}, dense"
             self.console.say(f"teacher   {name}: {training.distillation} distillation")
             return teacher

@@ -64,6 +64,12 @@ def test_what_differs_is_named_on_every_process(talked):
         assert "lr" not in found["differ"] and "the same command" in found["differ"]
 
 
+def test_an_error_on_one_process_is_an_error_on_all(talked):
+    first, second = talked
+    assert first["fails"] == "HostError: not every process can go on:\n  process 1: no images"
+    assert second["fails"] == "ValueError: no images"
+
+
 def test_what_process_0_reads_everyone_has_and_only_it_writes(talked, tmp_path):
     shared = tmp_path / "shared"
     for found in pair(["keep", str(shared), str(shared)]):
@@ -97,6 +103,8 @@ def test_a_signal_to_one_stops_all_at_the_same_call(signalled):
 def test_alone_nothing_is_asked_of_anyone():
     assert hosts.from_first({"a": 1}) == {"a": 1} and hosts.from_all(2) == [2]
     hosts.agree({"a": 1})
+    with pytest.raises(KeyError), hosts.together(KeyError):
+        raise KeyError
     received = []
     stop = hosts.Stop(received)
     assert not stop()
@@ -157,6 +165,12 @@ def talk(number):
             found[name] = ""
         except hosts.HostError as error:
             found[name] = str(error)
+    try:
+        with hosts.together(ValueError):
+            if number:
+                raise ValueError("no images")
+    except (ValueError, hosts.HostError) as error:
+        found["fails"] = f"{type(error).__name__}: {error}"
     return found
 
 

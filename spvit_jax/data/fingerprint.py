@@ -25,6 +25,6 @@ def _bytes(source: Source, index: int) -> bytes:
     """An image's label and pixels; those of a damaged one are left to whoever trains on it."""
     try:
         found = source[index]
-        return bytes([int(found["label"]) % 256]) + np.asarray(found["image"].full()).tobytes()
+        return np.int32(found["label"]).tobytes() + np.asarray(found["image"].full()).tobytes()
     except DataError:
         return b""

@@ -24,7 +24,7 @@ from spvit_jax.progress import Console
 from spvit_jax.single_path.gates import Gates, decide
 from spvit_jax.training.checkpoint import Checkpoints
 from spvit_jax.training.evaluate import EvalStep, Evaluation, make_eval_step, no_totals
-from spvit_jax.training.loop import Interrupted, Loop, Metrics
+from spvit_jax.training.loop import EVALUATED, Interrupted, Loop, Metrics
 from spvit_jax.training.metrics import MetricWriter
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer, schedule
@@ -96,10 +96,11 @@ class Trainer:
         objective = make_objective(self.config.data, training, penalty)
         with Checkpoints(self.workdir / name, self.config.checkpoint_every) as checkpoints:
             state = checkpoints.restore(state, shards) or place(state, shards)
+            loop = self._loop(name, training, steps, per_epoch, model, search)
+            loop.catch_up(state, self.workdir / name)
             if int(state.step) < steps:
                 taught = teacher() if teacher else None
                 step = make_train_step(graph, optimiser, objective, self.mesh, state, taught)
-                loop = self._loop(name, training, steps, per_epoch, model, search)
                 state = self._run(loop, step, state, checkpoints)
         weights, stats, gates = whole(self.mesh, (_weights(state), state.stats, state.gates))
         return nnx.merge(graph, weights, stats, copy=True), gates
@@ -128,7 +129,9 @@ class Trainer:
 
         def evaluate(state: TrainState) -> Metrics:
             gates = decide(state.gates) if state.gates else None
-            return {"top1": self._evaluate(step, classes, _weights(state), state.stats, gates).top1}
+            weights = _weights(state)
+            found = self._evaluate(step, classes, weights, state.stats, gates, self._go_on)
+            return {EVALUATED: found.top1}
 
         return Loop(
             name=name,
@@ -173,11 +176,15 @@ class Trainer:
         with self.console.bar(batches, 0, "evaluate", images=self._eval_batch) as bar:
 
             def after_batch() -> None:
-                if self.should_stop():
-                    raise Interrupted("stopped during an evaluation, which begins again")
+                self._go_on()
                 bar.update()
 
             return self._evaluate(step, model.spec.classes, params, stats, None, after_batch)
+
+    def _go_on(self) -> None:
+        """To be called after each batch of an evaluation, which takes long."""
+        if self.should_stop():
+            raise Interrupted("stopped during an evaluation, which begins again")
 
     def _evaluate(
         self,
@@ -186,7 +193,7 @@ class Trainer:
         params: nnx.State,
         stats: nnx.State,
         gates: Gates | None,
-        after_batch: Callable[[], None] = lambda: None,
+        after_batch: Callable[[], None],
     ) -> Evaluation:
         totals, size = no_totals(classes, self.mesh), self._eval_batch
         batches = eval_batches(

@@ -2,20 +2,23 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from spvit_jax import hosts
 from spvit_jax.progress import Bar, Console
 from spvit_jax.training.checkpoint import Checkpoints
-from spvit_jax.training.metrics import MetricWriter
+from spvit_jax.training.metrics import MetricWriter, read_metrics
 from spvit_jax.training.pace import Pace
 from spvit_jax.training.step import Batch, TrainState
 from spvit_jax.training.trace import Trace
 
 Metrics = dict[str, float]
+EVALUATED = "top1"  # of an evaluation; NaN where the run was stopped in the midst of it
 
 
 class Interrupted(Exception):
@@ -36,7 +39,8 @@ class Loop:
       batch_size: images a step, for the rate.
       log_every: steps between points in the metrics.
       eval_steps: steps between evaluations; the last step is always evaluated.
-      evaluate: metrics of a state, on held-out images.
+      evaluate: metrics of a state, on held-out images; ``EVALUATED`` is one of them. May raise
+        ``Interrupted``.
       should_stop: asked after every step.
       describe: more metrics of a state, cheap, at every logged step.
       profile: folder for a ``jax.profiler`` trace of a few steps; "": none.
@@ -79,9 +83,9 @@ class Loop:
                 state, metrics = step(state, batch)
                 self._check(number - 1, pending, checkpoints)  # while the device computes this one
                 pending = metrics
-                self._record(number, state, metrics, checkpoints, writer, bar, pace)
+                cut = self._record(number, state, metrics, checkpoints, writer, bar, pace)
                 last = number == self.steps
-                stop = self.should_stop() and not last
+                stop = cut or (self.should_stop() and not last)
                 if last or stop or number % checkpoints.every == 0:
                     self._check(number, metrics, checkpoints)
                     with pace.paused():
@@ -94,6 +98,20 @@ class Loop:
                     )
         return state
 
+    def catch_up(self, state: TrainState, directory: str | os.PathLike[str]) -> None:
+        """Makes the evaluation of a restored state that an earlier run was stopped in, if any.
+
+        Raises:
+          Interrupted: by ``evaluate``; the next run makes it.
+        """
+        step = int(state.step)
+        rows = read_metrics(directory) if jax.process_index() == 0 else []
+        owed = any(row["step"] == step and math.isnan(row.get(EVALUATED, 0)) for row in rows)
+        if hosts.from_first(owed):
+            values = self.evaluate(state)
+            with MetricWriter(directory, step) as writer:
+                writer.amend(values)
+
     def _record(
         self,
         number: int,
@@ -103,17 +121,25 @@ class Loop:
         writer: MetricWriter,
         bar: Bar,
         pace: Pace,
-    ) -> None:
-        """Metrics and evaluation where due: at the same steps however often a run is resumed."""
+    ) -> bool:
+        """Metrics and evaluation where due: at the same steps however often a run is resumed.
+
+        Returns whether the evaluation was stopped; ``catch_up`` makes it then.
+        """
+        cut = False
         evaluate = number == self.steps or (self.eval_steps > 0 and number % self.eval_steps == 0)
         if evaluate or number % self.log_every == 0:
             values = self._check(number, metrics, checkpoints) | self.describe(state) | pace.lap()
             bar.show({"loss": values["loss"]})
             if evaluate:
                 with pace.paused():
-                    values |= self.evaluate(state)
+                    try:
+                        values |= self.evaluate(state)
+                    except Interrupted:
+                        values[EVALUATED], cut = math.nan, True
             writer.write(number, values)
         bar.update()
+        return cut
 
     def _check(self, number: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> Metrics:
         """The metrics of step ``number`` as numbers; NonFiniteLoss if one is not finite."""

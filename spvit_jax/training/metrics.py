@@ -64,6 +64,18 @@ class MetricWriter:
         for name, x in numbers.items():
             self._board.add_scalar(name, x, int(step))
 
+    def amend(self, values: Mapping[str, float]) -> None:
+        """Adds ``values`` to the last line, or replaces what it has under their names."""
+        if not self._active:
+            return
+        path = Path(self._file.name)
+        rows = read_metrics(path.parent)
+        self._file.close()
+        _cut(path, rows[-1]["step"] - 1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        last = rows[-1]
+        self.write(last.pop("step"), {**last, **values})
+
     def flush(self) -> None:
         """Everything written so far reaches the disk."""
         if self._active:

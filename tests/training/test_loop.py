@@ -30,11 +30,11 @@ def initial():
     return jax.device_put(state, SHARDING)
 
 
-def train(directory, *, steps=10, loss=None, weight=None, stop_at=None, evaluated=None):
+def train(directory, *, steps=10, loss=None, weight=None, stop_at=None, cut=None, evaluated=None):
     """Steps whose loss is their number, from where ``directory`` is; the last state.
 
     ``loss`` and ``weight`` replace those of the steps they name; ``stop_at`` is the step at which
-    a stop is asked for.
+    a stop is asked for, ``cut`` the one in whose evaluation it is.
     """
     seen = []
 
@@ -49,6 +49,8 @@ def train(directory, *, steps=10, loss=None, weight=None, stop_at=None, evaluate
     def evaluate(state):
         if evaluated is not None:
             evaluated.append(int(state.step))
+        if int(state.step) == cut:
+            raise Interrupted("stopped during an evaluation")
         return {"top1": float(state.params["kernel"][0]) / 64}
 
     loop = Loop(
@@ -63,6 +65,7 @@ def train(directory, *, steps=10, loss=None, weight=None, stop_at=None, evaluate
     everywhere = jax.tree.map(lambda leaf: SHARDING, initial())
     with Checkpoints(directory, EVERY) as checkpoints:
         state = checkpoints.restore(initial(), everywhere) or initial()
+        loop.catch_up(state, directory)
         with MetricWriter(directory, int(state.step)) as writer:
             return loop.run(
                 state, step, itertools.repeat({}), checkpoints, writer, Console(silent=True)
@@ -101,6 +104,23 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path, stop_at):
     state = train(tmp_path / "parts")
     np.testing.assert_array_equal(state.params["kernel"], 55)
     whole, parts = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert [row | TIMES for row in whole] == [row | TIMES for row in parts]
+
+
+@pytest.mark.parametrize("cut", [5, 10])
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path, cut):
+    train(tmp_path / "whole")
+    evaluated = []
+    with pytest.raises(Interrupted, match=f"step {cut} of 10, which is saved"):
+        train(tmp_path / "parts", cut=cut)
+    assert saved(tmp_path / "parts")[-1] == cut
+    with pytest.raises(Interrupted, match="stopped during an evaluation"):
+        train(tmp_path / "parts", cut=cut, evaluated=evaluated)  # again
+    assert np.isnan(read_metrics(tmp_path / "parts")[-1]["top1"])
+    train(tmp_path / "parts", evaluated=evaluated)
+    assert evaluated == [cut, cut] + [10] * (cut < 10)
+    whole, parts = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert [list(row) for row in whole] == [list(row) for row in parts]
     assert [row | TIMES for row in whole] == [row | TIMES for row in parts]
 
 

@@ -52,6 +52,19 @@ def test_resume_equals_the_uninterrupted_run_byte_for_byte(tmp_path):
     assert texts[0] == texts[1]
 
 
+def test_the_last_line_is_amended_in_its_place(tmp_path):
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write(1, {"loss": 0.1})
+        writer.write(2, {"loss": 0.3, "top1": math.nan, "time": math.inf})
+        writer.amend({"top1": 0.25, "top5": 0.75})
+        writer.write(3, {"loss": 0.5})
+    assert (tmp_path / METRICS_FILE).read_text().splitlines() == [
+        '{"step": 1, "loss": 0.1}',
+        '{"step": 2, "loss": 0.3, "top1": 0.25, "time": null, "top5": 0.75}',
+        '{"step": 3, "loss": 0.5}',
+    ]
+
+
 def test_start_at_zero_removes_everything(tmp_path):
     write(tmp_path, 0, range(1, 5))
     MetricWriter(tmp_path, 0).close()
