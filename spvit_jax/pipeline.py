@@ -142,9 +142,9 @@ class Run:
             profile,
         )
         for name in TRAININGS[config.stage]:  # now, and not after an hour of another stage
-            size = getattr(config, name).batch_size
-            check_batch(f"{name}.batch_size", size, jax.device_count())
-            steps_per_epoch(train, size)
+            training = getattr(config, name)
+            check_batch(name, training, jax.device_count())
+            steps_per_epoch(train, training.batch_size)
 
     def stage(self, name: str, text: str) -> None:
         """Announces a stage that takes its time, unless the run is to stop before it."""

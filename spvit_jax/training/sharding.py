@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spvit_jax.config import ConfigError
+from spvit_jax.config import ConfigError, Training
 
 AXES = ("data", "fsdp")
 SMALL = 2**14  # elements; arrays with fewer are not worth dividing: norms, biases, gates
@@ -92,13 +92,20 @@ def whole(mesh: Mesh, tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), copies)
 
 
-def check_batch(name: str, size: int, devices: int) -> None:
-    """Raises ``ConfigError`` unless so many devices can share a batch of ``size`` images."""
-    if size % devices:
-        near = max(size // devices, 1) * devices
+def check_batch(name: str, training: Training, devices: int) -> None:
+    """Raises ``ConfigError`` unless so many devices can share each micro-batch of a training.
+
+    ``name`` is the training's group in the config.
+    """
+    size, count = training.batch_size, training.accumulation
+    unit = count * devices
+    if size % unit:
+        near = max(size // unit, 1) * unit
+        parts = f" in {count} micro-batches" if count > 1 else ""
         raise ConfigError(
-            f"{name}={size} cannot be divided among {devices} devices; choose a multiple, such as"
-            f" {near} or {near + devices}"
+            f"{name}.batch_size={size}{parts} cannot be divided among {devices} devices; choose a"
+            f" multiple of {unit}, such as {near} or {near + unit}"
+            + (f", or a smaller {name}.accumulation" if count > 1 else "")
         )
 
 

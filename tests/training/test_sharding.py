@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from spvit_jax.config import ConfigError
+from spvit_jax.config import ConfigError, Search
 from spvit_jax.training import sharding
 
 
@@ -53,11 +53,19 @@ def test_a_split_that_leaves_devices_over_is_refused():
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_with_two_that_they_can():
-    sharding.check_batch("search.batch_size", 1024, 64)
-    with pytest.raises(ConfigError, match=r"search.batch_size=100 .* 64 devices; .* 64 or 128"):
-        sharding.check_batch("search.batch_size", 100, 64)
+    def check(size, count, devices):
+        sharding.check_batch("search", Search(batch_size=size, accumulation=count), devices)
+
+    check(1024, 1, 64)
+    check(1024, 16, 64)
+    with pytest.raises(ConfigError, match=r"search.batch_size=100 .* 64 devices; .* 64 or 128$"):
+        check(100, 1, 64)
     with pytest.raises(ConfigError, match="8 or 16"):
-        sharding.check_batch("search.batch_size", 6, 8)
+        check(6, 1, 8)
+    with pytest.raises(
+        ConfigError, match=r"in 32 micro-batches .* 64 .*, or a smaller search\.acc"
+    ):
+        check(1024, 32, 64)
 
 
 def test_one_process_feeds_all_rows():
