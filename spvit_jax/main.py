@@ -36,28 +36,22 @@ explains; 130 and 143 stopped and saved; others: a crash or a lost host. But for
 goes on from the last checkpoint.
 """
 
-import dataclasses
-import difflib
 import os
 import signal
 import sys
 import traceback
-from typing import Any
+from functools import partial
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from spvit_jax.config import Config, ConfigError, from_config_dict
+from spvit_jax.command_line import CONFIG, parse
+from spvit_jax.config import from_config_dict
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A Python file, FILE.py or FILE.py:VARIANT"
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
 _PROFILE = flags.DEFINE_string("profile", "", "Folder for a jax.profiler trace")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0")
 _PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes take part")
 _PROCESS = flags.DEFINE_integer("process", -1, "The number of this one, from 0")
-_HELP = {"-h", "-help", "--help", "--helpshort"}
 
 
 def main(arguments: list[str]) -> int:
@@ -85,7 +79,7 @@ def main(arguments: list[str]) -> int:
         workdir = os.path.expanduser(str(_WORKDIR.value))
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", f"{workdir}/compilation_cache")
-        config, should_stop = from_config_dict(_CONFIG.value), hosts.Stop(received)
+        config, should_stop = from_config_dict(CONFIG.value), hosts.Stop(received)
         pipeline.run(config, workdir, Console(), should_stop, profile=_PROFILE.value)
     except pipeline.Interrupted as stopped:
         if not name:
@@ -117,50 +111,5 @@ def _stop(number: int, received: list[int]) -> None:
     os.write(2, text)  # stderr; print could be interrupting itself
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """Reads the flags; help and mistakes in them end the process, with 0 and 2."""
-    if _HELP & set(arguments):
-        print(__doc__)
-        raise SystemExit(0)
-    try:
-        _check_fields(arguments)
-        rest = flags.FLAGS(arguments)[1:]
-        missing = [f"--{flag.name}" for flag in (_CONFIG, _WORKDIR) if not flag.value]
-        if missing:
-            raise ConfigError(f"{' and '.join(missing)} must be given; see --help")
-        if rest:
-            raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
-        from_config_dict(_CONFIG.value)
-    except (ConfigError, OSError, flags.Error) as error:
-        print(f"error: {_explained(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    return arguments[:1]
-
-
-def _check_fields(arguments: list[str]) -> None:
-    """Raises ``ConfigError`` where ``--config.GROUP.FIELD`` names what is not there."""
-    for argument in arguments:
-        flag, _, path = argument.lstrip("-").partition("=")[0].partition(".")
-        part: Any = Config()
-        for name in path.split(".") if flag == "config" and path else ():
-            fields = vars(part) if dataclasses.is_dataclass(part) else {}
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
-                raise ConfigError(f"--config.{path}: the config has no field {name} there; {hint}")
-            part = fields[name]
-
-
-def _explained(error: BaseException) -> str:
-    """What went wrong in the first place, which ml_collections wraps in errors of its own."""
-    inner = error
-    while deeper := inner.__cause__ or inner.__context__:
-        inner = deeper
-    if isinstance(inner, OSError):
-        reason = str(inner).strip().rpartition("\n")[2].strip()
-        return f"--config cannot be read: {reason}; configs/quickstart.py is one to begin with"
-    return str(inner if isinstance(inner, ConfigError) else error)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR)))

@@ -30,17 +30,18 @@ from spvit_jax.progress import Console
 from spvit_jax.report import Result, figure, table
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
-from spvit_jax.single_path.budget import BudgetError, budget_loss, project
+from spvit_jax.single_path.budget import BudgetError, project, target_macs
 from spvit_jax.single_path.cost import cost, dense_macs
-from spvit_jax.single_path.gates import Gates, decide, initial_logits
+from spvit_jax.single_path.gates import Gates, decide
 from spvit_jax.single_path.prune import count_parameters, fold, prune
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.checkpoint import CheckpointError
-from spvit_jax.training.fit import Search, Trainer
+from spvit_jax.training.fit import Trainer
 from spvit_jax.training.loop import Interrupted, Metrics, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
 from spvit_jax.training.sharding import check_batch, make_mesh
 from spvit_jax.training.step import TrainState
+from spvit_jax.training.task import Gating
 from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir, versions
 
@@ -144,7 +145,7 @@ class Run:
         for name in TRAININGS[config.stage]:  # now, and not after an hour of another stage
             training = getattr(config, name)
             check_batch(name, training, jax.device_count())
-            steps_per_epoch(train, training.batch_size)
+            steps_per_epoch(len(train), training.batch_size)
 
     def stage(self, name: str, text: str) -> None:
         """Announces a stage that takes its time, unless the run is to stop before it."""
@@ -163,7 +164,7 @@ class Run:
             dense,
             start,
             found,
-            target_macs=self._target_macs,
+            target_macs=target_macs(self.config.search, self.spec),
             threshold_macs=threshold.macs(self.spec),
             decision=self.config.search.decision,
             dense_top1=dense_top1,
@@ -226,14 +227,6 @@ class Run:
         self.workdir.write("pretrained.safetensors", lambda path: save_torch(path, model, "dense"))
         self._top1("pretrained", model)
 
-    @property
-    def _target_macs(self) -> int:
-        """The budget F*, in MACs."""
-        search = self.config.search
-        if search.target_gmacs > 0:
-            return round(search.target_gmacs * 1e9)
-        return round(search.target_ratio * dense_macs(self.spec))
-
     def _dense(self) -> Classifier:
         """The pretrained dense model."""
         with hosts.together(*USER_ERRORS):
@@ -273,24 +266,26 @@ class Run:
 
     def _search(self, dense: Classifier) -> tuple[Classifier, Gates]:
         """Trains weights and gates under the budget; the supernet and its gate logits."""
-        search, target = self.config.search, self._target_macs
-        logits = initial_logits(self.spec.blocks)
-        project(logits, self.spec, target)  # an impossible budget is an error before the search
+        search = self.config.search
+        gating, target = Gating.of(search, self.spec), target_macs(search, self.spec)
+        project(gating.logits, self.spec, target)  # an impossible budget is an error before it
         self.stage("search", f"{search.epochs:g} epochs towards {target:,} MACs")
-
-        def penalty(logits: Gates) -> jax.Array:
-            return budget_loss(self.spec, logits, target / 1e9, search.budget_lambda)
 
         def describe(state: TrainState) -> Metrics:
             return search_metrics(self.spec, jax.device_get(state.gates), target)
 
-        extra = Search(logits, search.gate_learning_rate, penalty, describe)
-        teacher = self._teacher(search)
-        return self.trainer.fit("search", supernet(dense), search, search=extra, teacher=teacher)
+        return self.trainer.fit(
+            "search",
+            supernet(dense),
+            search,
+            gating=gating,
+            describe=describe,
+            teacher=self._teacher(search),
+        )
 
     def _decide(self, logits: Gates) -> tuple[Architecture, Architecture]:
         """The architecture of the gate logits, as the config decides and by plain threshold."""
-        variant, target = self.config.model.variant, self._target_macs
+        variant, target = self.config.model.variant, target_macs(self.config.search, self.spec)
         threshold = architectures.from_gates(decide(logits), variant)
         found = threshold
         if self.config.search.decision == "project":

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spvit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTED = sorted([*FILES, *ROOT.glob("configs/*.py")])
-COMMANDS = (  # what a shell starts
+COMMANDS = (  # what a shell starts, and what reads its flags
+    "command_line.py",
     "main.py",
     "predict.py",
     "prepare.py",
@@ -24,6 +25,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "convert": {"models", "single_path"},
     "training": {"config", "models", "single_path", "data", "hosts", "progress", "workdir"},
     "export": {"models", "single_path", "convert"},
+    "command_line.py": {"config"},
     "config.py": set(),
     "hosts.py": set(),
     "evaluation.py": {"training"},

@@ -27,18 +27,18 @@ Batch = dict[str, np.ndarray]
 SKIPS = 100  # images that may be damaged in a row
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Whole batches in one pass over ``source``; what is left over waits for another epoch.
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Whole batches in one pass over so many images; what is left over waits for another epoch.
 
     Raises:
       DataError: there is not one.
     """
-    if len(source) < batch_size:
+    if images < batch_size:
         raise DataError(
-            f"a batch of {batch_size} images is more than the {len(source)} training images;"
-            f" choose batch_size {len(source)} or less"
+            f"a batch of {batch_size} images is more than the {images} training images;"
+            f" choose batch_size {images} or less"
         )
-    return len(source) // batch_size
+    return images // batch_size
 
 
 def train_batches(
@@ -73,7 +73,7 @@ def train_batches(
     Raises:
       DataError: fewer images than a batch, or a damaged image with ``data.on_error`` "raise".
     """
-    epoch = steps_per_epoch(source, batch_size) * batch_size
+    epoch = steps_per_epoch(len(source), batch_size) * batch_size
     order = Order(len(source), epoch, data.repeats, seed)
     views = (
         grain.MapDataset.source(order).seed(seed).random_map(_TrainView(source, image_size, data))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from spvit_jax.single_path.architecture import Architecture, from_gates
-from spvit_jax.single_path.cost import cost, op_macs, unit_macs
+from spvit_jax.single_path.cost import cost, dense_macs, op_macs, unit_macs
 from spvit_jax.single_path.gates import BlockGates, Gates, budget_gates
 
 TOLERANCE = 0.005  # of the target: how far below it a projected architecture may stay
@@ -18,6 +18,13 @@ TOLERANCE = 0.005  # of the target: how far below it a projected architecture ma
 
 class BudgetError(ValueError):
     """A budget no architecture of the model can meet."""
+
+
+def target_macs(search: Any, spec: Any) -> int:
+    """The budget F* in MACs, of ``config.Search`` and the dense model's spec."""
+    if search.target_gmacs > 0:
+        return round(search.target_gmacs * 1e9)
+    return round(search.target_ratio * dense_macs(spec))
 
 
 def budget_loss(spec: Any, logits: Gates, target_gmacs: float, weight: float) -> jax.Array:

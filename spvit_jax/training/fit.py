@@ -5,19 +5,12 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spvit_jax.config import Config, Data, Training
+from spvit_jax.config import Config, Training
 from spvit_jax.data.errors import DataError
-from spvit_jax.data.pipeline import (
-    eval_batches,
-    prefetch,
-    steps_per_epoch,
-    to_device,
-    train_batches,
-)
+from spvit_jax.data.pipeline import eval_batches, prefetch, to_device, train_batches
 from spvit_jax.data.sources import Source
 from spvit_jax.models import Classifier
 from spvit_jax.progress import Console
@@ -27,23 +20,13 @@ from spvit_jax.training.evaluate import EvalStep, Evaluation, make_eval_step, no
 from spvit_jax.training.loop import EVALUATED, Interrupted, Loop, Metrics
 from spvit_jax.training.metrics import MetricWriter
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.optim import optimizer, schedule
 from spvit_jax.training.sharding import batch_sharded, local_rows, place, sharded, whole
-from spvit_jax.training.step import Objective, TrainState, init_state, make_train_step
+from spvit_jax.training.step import TrainState, make_train_step
+from spvit_jax.training.task import Gating, Task
 from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir
 
 Model = TypeVar("Model", bound=Classifier)
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """What a search has besides weights: gates, their rate, and the price of the budget."""
-
-    logits: Gates
-    learning_rate: float
-    penalty: Callable[[Gates], jax.Array]
-    describe: Callable[[TrainState], Metrics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +49,14 @@ class Trainer:
         model: Model,
         training: Training,
         *,
-        search: Search | None = None,
+        gating: Gating | None = None,
+        describe: Callable[[TrainState], Metrics] = lambda state: {},
         teacher: Callable[[], Teacher] | None = None,
     ) -> tuple[Model, Gates]:
         """Trains ``model`` as ``training`` says, in the folder ``name``.
 
-        A training that has ended is only read, and then no ``teacher`` is asked for.
+        A training that has ended is only read, and then no ``teacher`` is asked for. ``describe``
+        gives more metrics of a state.
 
         Returns:
           The model and the gate logits at the end.
@@ -79,28 +64,18 @@ class Trainer:
         Raises:
           Interrupted, NonFiniteLoss, CheckpointError: see ``Loop`` and ``Checkpoints``.
         """
-        per_epoch = steps_per_epoch(self.train, training.batch_size)
-        steps = max(round(training.epochs * per_epoch), 1)
-        rate = schedule(training, steps, per_epoch)
-        optimiser = optimizer(training, rate, search.learning_rate if search else 0.0)
-        state = init_state(
-            model,
-            optimiser,
-            gates=search.logits if search else (),
-            seed=self.config.seed,
-            average=training.ema_decay > 0,
-        )
-        graph = nnx.graphdef(model)
+        task = Task.of(self.config, training, len(self.train), gating)
+        graph, state = nnx.graphdef(model), task.initial(model)
         shards = sharded(self.mesh, state)
-        penalty = search.penalty if search else None
-        objective = make_objective(self.config.data, training, penalty)
         with Checkpoints(self.workdir / name, self.config.checkpoint_every) as checkpoints:
             state = checkpoints.restore(state, shards) or place(state, shards)
-            loop = self._loop(name, training, steps, per_epoch, model, search)
+            loop = self._loop(name, task, model, describe)
             loop.catch_up(state, self.workdir / name)
-            if int(state.step) < steps:
+            if int(state.step) < task.steps:
                 taught = teacher() if teacher else None
-                step = make_train_step(graph, optimiser, objective, self.mesh, state, taught)
+                step = make_train_step(
+                    graph, task.optimiser, task.objective, self.mesh, state, taught
+                )
                 state = self._run(loop, step, state, checkpoints)
         weights, stats, gates = whole(self.mesh, (_weights(state), state.stats, state.gates))
         return nnx.merge(graph, weights, stats, copy=True), gates
@@ -117,11 +92,9 @@ class Trainer:
     def _loop(
         self,
         name: str,
-        training: Training,
-        steps: int,
-        per_epoch: int,
+        task: Task,
         model: Classifier,
-        search: Search | None,
+        describe: Callable[[TrainState], Metrics],
     ) -> Loop:
         params = nnx.state(model, nnx.Param)
         step = make_eval_step(nnx.graphdef(model), self._normalise, self.mesh, params)
@@ -135,13 +108,13 @@ class Trainer:
 
         return Loop(
             name=name,
-            steps=steps,
-            batch_size=training.batch_size,
+            steps=task.steps,
+            batch_size=task.training.batch_size,
             log_every=self.config.log_every,
-            eval_steps=round(self.config.eval_every * per_epoch),
+            eval_steps=task.evaluation_steps(self.config.eval_every),
             evaluate=evaluate,
             should_stop=self.should_stop,
-            describe=search.describe if search else lambda state: {},
+            describe=describe,
             profile=self.profile and os.path.join(self.profile, name),
         )
 
@@ -214,25 +187,6 @@ class Trainer:
                 " check data.source"
             )
         return found
-
-
-def make_objective(
-    data: Data, training: Training, penalty: Callable[[Gates], jax.Array] | None
-) -> Objective:
-    """What ``training`` minimises; ``penalty`` is of a search's gates."""
-    return Objective(
-        normalise=Normalise(data.mean, data.std),
-        erasing=data.erasing,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
-        label_smoothing=training.label_smoothing,
-        distillation=training.distillation,
-        distillation_weight=training.distillation_weight,
-        distillation_temperature=training.distillation_temperature,
-        penalty=penalty,
-        accumulation=training.accumulation,
-        ema_decay=training.ema_decay,
-    )
 
 
 def _weights(state: TrainState) -> nnx.State:

@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spvit_jax.config import Search
 from spvit_jax.models import VARIANTS, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import OPS, from_gates
-from spvit_jax.single_path.budget import TOLERANCE, BudgetError, budget_loss, project
+from spvit_jax.single_path.budget import (
+    TOLERANCE,
+    BudgetError,
+    budget_loss,
+    project,
+    target_macs,
+)
 from spvit_jax.single_path.cost import dense_macs, op_macs, unit_macs
 from spvit_jax.single_path.gates import BlockGates, decide
 
@@ -166,3 +173,9 @@ def test_budget_loss_has_the_gradient_of_its_definition(float64):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-15)  # noqa: E731
     jax.tree.map(close, gradient, expected)
     assert abs(float(gradient[1].kernel[1])) > 0  # a shut gate hears of what it would open
+
+
+def test_a_target_is_in_gmacs_or_a_share_of_the_dense_model():
+    spec = VARIANTS["deit_tiny_patch16_224"]
+    assert target_macs(Search(target_gmacs=0.7), spec) == 700_000_000
+    assert target_macs(Search(target_ratio=0.25), spec) == round(dense_macs(spec) / 4)

@@ -62,9 +62,7 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_two_that_they_can():
         check(100, 1, 64)
     with pytest.raises(ConfigError, match="8 or 16"):
         check(6, 1, 8)
-    with pytest.raises(
-        ConfigError, match=r"32 micro-batches .* 64 .*, or a smaller search"
-    ):
+    with pytest.raises(ConfigError, match=r"32 micro-batches .* 64 .*, or a smaller search"):
         check(1024, 32, 64)
 
 

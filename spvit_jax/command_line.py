@@ -1,0 +1,68 @@
+"""What the commands that take a --config share: its flag, help, and mistakes in the flags."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from spvit_jax.config import Config, ConfigError, from_config_dict
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A Python file, FILE.py or FILE.py:VARIANT"
+)
+_HELP = {"-h", "-help", "--help", "--helpshort"}
+
+
+def parse(arguments: list[str], *, help_text: str, needed: Iterable[flags.FlagHolder]) -> list[str]:
+    """Reads the flags; help and mistakes in them end the process, with 0 and 2.
+
+    Args:
+      arguments: of the process, its name first.
+      help_text: what --help prints.
+      needed: flags that must be given.
+    """
+    if _HELP & set(arguments):
+        print(help_text)
+        raise SystemExit(0)
+    try:
+        _check_fields(arguments)
+        rest = flags.FLAGS(arguments)[1:]
+        missing = [f"--{flag.name}" for flag in needed if not flag.value]
+        if missing:
+            raise ConfigError(f"{' and '.join(missing)} must be given; see --help")
+        if rest:
+            raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
+        from_config_dict(CONFIG.value)
+    except (ConfigError, OSError, flags.Error) as error:
+        print(f"error: {_explained(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return arguments[:1]
+
+
+def _check_fields(arguments: list[str]) -> None:
+    """Raises ``ConfigError`` where ``--config.GROUP.FIELD`` names what is not there."""
+    for argument in arguments:
+        flag, _, path = argument.lstrip("-").partition("=")[0].partition(".")
+        part: Any = Config()
+        for name in path.split(".") if flag == "config" and path else ():
+            fields = vars(part) if dataclasses.is_dataclass(part) else {}
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
+                raise ConfigError(f"--config.{path}: the config has no field {name} there; {hint}")
+            part = fields[name]
+
+
+def _explained(error: BaseException) -> str:
+    """What went wrong in the first place, which ml_collections wraps in errors of its own."""
+    inner = error
+    while deeper := inner.__cause__ or inner.__context__:
+        inner = deeper
+    if isinstance(inner, OSError):
+        reason = str(inner).strip().rpartition("\n")[2].strip()
+        return f"--config cannot be read: {reason}; configs/quickstart.py is one to begin with"
+    return str(inner if isinstance(inner, ConfigError) else error)
