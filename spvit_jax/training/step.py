@@ -242,11 +242,15 @@ def _accumulate(
     def split(rows: Array) -> Array:  # every device keeps its own rows
         return rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]).swapaxes(0, 1)
 
-    def body(stats: nnx.State, micro: Batch) -> tuple[nnx.State, tuple]:
+    def add(carry: tuple, micro: Batch) -> tuple[tuple, None]:
+        stats, total = carry
         result, (stats, metrics) = gradient(trained, stats, micro, key)
-        return stats, (result, metrics)
+        return (stats, jax.tree.map(jnp.add, total, (result, metrics))), None
 
     micros = {**jax.tree.map(split, batch), "micro": jnp.arange(count)}
-    stats, results = jax.lax.scan(body, stats, micros)
-    result, metrics = jax.tree.map(lambda x: x.mean(0), results)
+    first = jax.tree.map(lambda rows: rows[0], micros)
+    result, (_, metrics) = jax.eval_shape(gradient, trained, stats, first, key)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (result, metrics))
+    (stats, total), _ = jax.lax.scan(add, (stats, nothing), micros)
+    result, metrics = jax.tree.map(lambda sum: sum / count, total)
     return result, stats, metrics
