@@ -33,7 +33,13 @@ AUGMENTATIONS = (  # all but the first three crop at a random place, size and as
     "three",  # DeiT III's 3-Augment
     "recipe",  # RandAugment rand-m9-mstd0.5-inc1, as released
 )
-STAGES = ("all", "pretrain", "search", "finetune", "evaluate")
+STAGES: dict[str, tuple[str, ...]] = {  # what a run may do: the groups below that it trains by
+    "all": ("search", "finetune"),
+    "pretrain": ("pretrain",),
+    "search": ("search",),
+    "finetune": ("finetune",),
+    "evaluate": (),
+}
 
 
 class ConfigError(ValueError):
@@ -230,7 +236,7 @@ def _validate(config: Config) -> None:
     def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         check(value in allowed, f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
-    one_of("stage", config.stage, STAGES)
+    one_of("stage", config.stage, tuple(STAGES))
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
     one_of("data.augment", config.data.augment, AUGMENTATIONS)

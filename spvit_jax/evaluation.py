@@ -14,6 +14,7 @@ from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spvit_jax.text import aligned
 from spvit_jax.training.evaluate import Evaluation
 
 _INK, _EMPTY, _MISSING = "#333333", "#e4e4e4", "–"
@@ -116,13 +117,7 @@ def table(found: Report) -> str:
 
 
 def _table(classes: Iterable[ClassReport]) -> str:
-    rows = [_HEADS, *map(_cells, classes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]])
-        for row in rows
-    ]
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+    return aligned([_HEADS, *map(_cells, classes)], left=(0, len(_HEADS) - 1))
 
 
 def _cells(one: ClassReport) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax import evaluation, hosts, pretrained
-from spvit_jax.config import Config, ConfigError, Training
+from spvit_jax.config import STAGES, Config, ConfigError, Training
 from spvit_jax.convert import About, about_of, save_model, save_torch
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
@@ -51,13 +51,6 @@ RESULT = {  # the last file of each stage
     "search": "architecture.json",
     "pretrain": "pretrained.json",
     "evaluate": "evaluation.json",
-}
-TRAININGS = {  # the groups of the config that a stage trains by
-    "all": ("search", "finetune"),
-    "finetune": ("finetune",),
-    "search": ("search",),
-    "pretrain": ("pretrain",),
-    "evaluate": (),
 }
 USER_ERRORS = (  # whose message says what to do
     ArchitectureError,
@@ -142,7 +135,7 @@ class Run:
             should_stop,
             profile,
         )
-        for name in TRAININGS[config.stage]:  # now, and not after an hour of another stage
+        for name in STAGES[config.stage]:  # now, and not after an hour of another stage
             training = getattr(config, name)
             check_batch(name, training, jax.device_count())
             steps_per_epoch(len(train), training.batch_size)
@@ -356,7 +349,7 @@ class Run:
 def _splits(config: Config) -> tuple[str, str]:
     """Names of the training and the test split; who does not train needs only the latter."""
     data = config.data
-    return data.train_split if TRAININGS[config.stage] else data.test_split, data.test_split
+    return data.train_split if STAGES[config.stage] else data.test_split, data.test_split
 
 
 def search_metrics(spec: Any, logits: Gates, target: int) -> Metrics:

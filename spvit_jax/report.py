@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from spvit_jax.measure import Timing
+from spvit_jax.text import aligned
 
 _OPS = {  # what a block computes: its colour (told apart by colour-blind eyes too) and name
     "msa": ("#1f5fa8", "attention"),
@@ -98,14 +99,8 @@ def table(result: Result) -> str:
         _count_row("parameters, folded", result.dense_params, result.folded_params),
         *_timing_rows(result.timings, result.measure_batch),
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))])
-        for row in rows
-    ]
-    lines.insert(1, "─" * len(lines[0]))
     measured = [f"Speed measured on {result.device}."] if result.timings else []
-    return "\n".join([*lines, "", _budget_line(result), *measured])
+    return "\n".join([aligned(rows), "", _budget_line(result), *measured])
 
 
 def _budget_line(result: Result) -> str:

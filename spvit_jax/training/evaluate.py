@@ -1,7 +1,6 @@
 """What a model gets right: totals that stay on the devices, to which each image adds once."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ class Totals:
     top5: Array  # int32: rows whose class has one of the ``HIGHEST`` logits
 
 
-EvalStep = Callable[[Totals, nnx.State, nnx.State, Gates | None, dict[str, Array]], Totals]
+EvalStep = jax.stages.Wrapped  # (totals, params, stats, gates, batch) -> totals
 
 
 def no_totals(classes: int, mesh: Mesh) -> Totals:

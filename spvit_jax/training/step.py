@@ -162,7 +162,7 @@ def train_program(
     mesh: Mesh,
     state: TrainState,
     teacher: Teacher | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The jitted ``(teacher's arrays, state, batch) -> (state, metrics)``; the state is donated.
 
     Batch norm's statistics are those of the whole batch, wherever its rows live. The teacher sees

@@ -1,0 +1,1 @@
+"""What a run would take on accelerators that need not be there, from its compiled programs."""
