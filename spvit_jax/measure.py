@@ -33,7 +33,7 @@ class Timing:
 def measure(
     models: Mapping[str, Model], image_size: int, batch_size: int, seconds: float
 ) -> dict[str, Timing]:
-    """The ``Timing`` of every model on JAX's default device.
+    """The ``Timing`` of every model on this process's first device, an accelerator if it has one.
 
     Args:
       models: pure functions of images [batch, image_size, image_size, 3], float32. What they close
@@ -75,7 +75,8 @@ def _times(
 ) -> np.ndarray:
     """Seconds of each call [turns, models]."""
     shape = (batch_size, image_size, image_size, 3)
-    images = jax.device_put(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    images = jax.device_put(values, jax.local_devices()[0])
     calls = [_compiled(model, images) for model in models.values()]
     for call in calls * _WARM_UP:
         jax.block_until_ready(call(images))
@@ -87,7 +88,7 @@ def _times(
 
 
 def _compiled(model: Model, images: Array) -> Model:
-    """``model`` compiled for the shape of ``images``.
+    """``model`` compiled for the shape of ``images``, where those are.
 
     Captured weights are lifted out into arguments: as constants they would be copied into every
     program and folded by the compiler, which takes seconds for a model of some 100 MB.
@@ -98,8 +99,8 @@ def _compiled(model: Model, images: Array) -> Model:
     def run(weights: list[Array], x: Array) -> list[Array]:
         return jax.core.eval_jaxpr(closed.jaxpr, weights, x)
 
-    weights = [jax.device_put(w) for w in closed.consts]
-    program = jax.jit(run).lower(weights, shape).compile()
+    weights = [jax.device_put(w, images.sharding) for w in closed.consts]
+    program = jax.jit(run).lower(weights, images).compile()
     return lambda x: program(weights, x)
 
 

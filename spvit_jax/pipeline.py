@@ -39,7 +39,7 @@ from spvit_jax.training.checkpoint import CheckpointError
 from spvit_jax.training.fit import Trainer
 from spvit_jax.training.loop import Interrupted, Metrics, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
-from spvit_jax.training.sharding import check_batch, make_mesh
+from spvit_jax.training.sharding import check_batch, host, make_mesh
 from spvit_jax.training.step import TrainState
 from spvit_jax.training.task import Gating
 from spvit_jax.training.teacher import Teacher
@@ -97,8 +97,9 @@ def run(
         if result.name == "evaluation.json":
             console.say(evaluation.summary(evaluation.Report.from_json(result.read_text())))
         return
-    stages = Run(config, files, console, should_stop, profile)
-    getattr(stages, config.stage)()
+    with jax.default_device(host()):  # of models; trainings and measurements choose their own
+        stages = Run(config, files, console, should_stop, profile)
+        getattr(stages, config.stage)()
     hosts.from_first(None)  # no process ends before process 0 has written everything
     console.stage("finished", f"{RESULT[config.stage]} and all else is in {workdir}")
 

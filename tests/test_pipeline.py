@@ -1,6 +1,11 @@
+"""The pipeline in this process. Run as a program, it runs with a host and an accelerator."""
+
 import dataclasses
 import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import pipeline, pretrained
+from spvit_jax import measure, pipeline, pretrained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import load_dense, load_model, save_model
 from spvit_jax.convert.native import About, read_about
@@ -20,8 +25,10 @@ from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.prune import prune
+from spvit_jax.training import fit
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
+from spvit_jax.training.sharding import make_mesh
 
 WIDER = dataclasses.replace(VARIANTS["deit_fashion_mnist"], classes=13)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -128,6 +135,18 @@ def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_sam
         except Interrupted:
             stops += 1
     assert stops >= 3
+    assert_same_run(tmp_path, whole)
+
+
+def test_models_are_kept_on_the_host_and_trained_and_measured_elsewhere(
+    whole, tmp_path, assert_same_run
+):
+    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, __file__, tmp_path]
+    shown = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    places = json.loads(shown.stdout)
+    assert places == {"pruned": 1, "folded": 1, "trained": 0, "measured": 0}
     assert_same_run(tmp_path, whole)
 
 
@@ -298,3 +317,41 @@ def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
 def test_every_stage_has_a_method_and_a_result():
     assert set(STAGES) == set(pipeline.RESULT) == set(pipeline.TRAININGS)
     assert all(callable(getattr(pipeline.Run, stage)) for stage in STAGES)
+
+
+def apart(workdir):
+    """Runs with device 1 for the host's and device 0 for the accelerator; prints what was where."""
+    accelerator, other = jax.devices()
+    places = {}
+
+    def note(name, tree):
+        devices = {d.id for leaf in jax.tree.leaves(tree) for d in leaf.devices()}
+        places[name] = devices.pop() if len(devices) == 1 else sorted(devices)
+
+    fold, step, compiled = pipeline.fold, fit.make_train_step, measure._compiled
+
+    def folding(model, **options):
+        note("pruned", nnx.state(model))
+        folded = fold(model, **options)
+        note("folded", nnx.state(folded))
+        return folded
+
+    def stepping(graph, optimiser, objective, mesh, state, teacher):
+        note("trained", state)
+        return step(graph, optimiser, objective, mesh, state, teacher)
+
+    def compiling(model, images):
+        call = compiled(model, images)
+        note("measured", call(images))
+        return call
+
+    pipeline.host, pipeline.fold = lambda: other, folding
+    pipeline.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
+    pipeline.jax.device_count = lambda: 1
+    fit.make_train_step, measure._compiled = stepping, compiling
+    run(tiny(), workdir)
+    print(json.dumps(places))
+
+
+if __name__ == "__main__":
+    apart(sys.argv[1])
