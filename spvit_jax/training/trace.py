@@ -6,13 +6,13 @@ SKIPPED, STEPS = 5, 5  # steps before it, which compile and fill the input's buf
 
 
 class Trace:
-    """A trace of a few steps, written to ``folder``; with "" it is none.
+    """A trace of a few steps on process 0, written to ``folder``; with "" it is none.
 
     A context manager: leaving it ends a trace that is under way.
     """
 
     def __init__(self, folder: str):
-        self._folder = folder
+        self._folder = folder if jax.process_index() == 0 else ""
         self._taken = 0
         self._running = False
 
