@@ -23,7 +23,8 @@ from spvit_jax.training.teacher import freeze
 
 SPEC = ViTSpec(width=64, depth=1, heads=2, hidden=256, patch_size=8, image_size=32, classes=7)
 IMAGES = Images(640, 100, 7)
-TPUS = os.environ.get("SPVIT_LIBTPU")  # a folder with libtpu in it
+TPUS = os.environ.get("SPVIT_LIBTPU")  # a folder, of pip install --no-deps --target FOLDER libtpu
+for_tpus = pytest.mark.skipif(not TPUS, reason="needs SPVIT_LIBTPU, a folder with libtpu in it")
 
 
 def planned(accumulation=1, distil=True):
@@ -150,7 +151,7 @@ def test_micro_batches_need_less_memory(eight):
     assert found["memory"]["temporary"] < 0.75 * eight[1]["memory"]["temporary"]
 
 
-@pytest.mark.skipif(not TPUS, reason="needs SPVIT_LIBTPU=FOLDER (pip install --target FOLDER)")
+@for_tpus
 def test_tpus_compile_their_own_program(eight):
     found = elsewhere("v5e", 8, PYTHONPATH=TPUS)
     assert found["compiler"].startswith("TPU's own compiler, libtpu")
@@ -159,7 +160,7 @@ def test_tpus_compile_their_own_program(eight):
     assert found["sent"]["all-reduce"] > 0
 
 
-@pytest.mark.skipif(not TPUS, reason="needs SPVIT_LIBTPU=FOLDER (pip install --target FOLDER)")
+@for_tpus
 @pytest.mark.parametrize("chip", SLICES)
 def test_every_slice_has_the_devices_it_is_named_after(chip):
     run = subprocess.run(
