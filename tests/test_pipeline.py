@@ -138,6 +138,25 @@ def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_sam
     assert_same_run(tmp_path, whole)
 
 
+def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
+    whole, tmp_path, assert_same_run, monkeypatch
+):
+    evaluations, eval_batches = [], fit.eval_batches
+
+    def counted(*arguments, **options):
+        evaluations.append(len(evaluations))
+        yield from eval_batches(*arguments, **options)
+
+    monkeypatch.setattr(fit, "eval_batches", counted)
+    with pytest.raises(Interrupted, match="search stopped after step 10 of 10"):
+        run(tiny(), tmp_path, lambda: len(evaluations) == 2)  # the dense model's was the first
+    assert np.isnan(read_metrics(tmp_path / "search")[-1]["top1"])
+    with pytest.raises(Interrupted, match="stopped during an evaluation"):
+        run(tiny(), tmp_path, lambda: len(evaluations) == 3)
+    run(tiny(), tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
 def test_models_are_kept_on_the_host_and_trained_and_measured_elsewhere(
     whole, tmp_path, assert_same_run
 ):

@@ -94,7 +94,6 @@ def trainings(config: Config, images: Images) -> Iterator[Planned]:
             project(gating.logits, spec, target_macs(config.search, spec))
         elif name == "finetune":
             found, remark = _architecture(config, spec)
-            found.check(spec)
             model = forms.build(spec, "shared", found, **options)
         else:
             model = forms.build(spec, "dense", **options)

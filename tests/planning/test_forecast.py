@@ -36,7 +36,7 @@ def planned(accumulation=1, distil=True):
         ema_decay=0.9,
         distillation="soft" if distil else "none",
     )
-    config = Config(model=Model(variant=""), search=search, eval_every=0.5)
+    config = Config(model=Model(variant=""), search=search, eval_every=0.3)
     teacher = None
     if distil:
         graph, state = nnx.split(forms.build(SPEC, "dense"))
@@ -60,7 +60,7 @@ def test_a_step_is_measured_by_what_it_is_given_and_compiled_to():
     assert found.memory.state < 1.02 * (size(state) + size(one.teacher.state))
     assert found.memory.batches == 3 * 64 * (32 * 32 * 3 + 4)
     assert found.memory.temporary > 1e6
-    assert (found.batch_size, found.steps, found.evaluations) == (64, 10, 2)
+    assert (found.batch_size, found.steps, found.evaluations) == (64, 10, 4)
     assert not found.sent
 
 
@@ -149,6 +149,7 @@ def test_micro_batches_need_less_memory(eight):
     # Kernels of convolutions are mixed in each.
     assert eight[1]["macs"] < found["macs"] < 1.01 * eight[1]["macs"]
     assert found["memory"]["temporary"] < 0.75 * eight[1]["memory"]["temporary"]
+    assert found["sent"]["all-reduce"] > 3 * eight[1]["sent"]["all-reduce"]  # in each
 
 
 @for_tpus

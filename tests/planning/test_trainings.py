@@ -16,6 +16,7 @@ from spvit_jax.single_path.budget import BudgetError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGENET = Images(1_281_167, 50_000, 1000)
+DEIT = str(CONFIGS / "architectures" / "spvit_deit_base_33.json")
 
 
 def config(file, variant="", **changes):
@@ -71,15 +72,18 @@ def test_a_teacher_of_a_published_file_is_of_that_variant_and_is_not_downloaded(
     assert isinstance(spec, RegNetSpec) and "the teacher is a regnety_160" in finetune.remark
 
 
-def test_without_a_file_the_dense_model_teaches_and_another_file_says_what_it_is():
+def test_without_a_file_the_dense_model_teaches_and_another_file_says_what_it_is(tmp_path):
     (_, finetune) = trainings(config("quickstart"), Images(10_000, 2_000, 10))
     dense = forms.shapes(forms.build(VARIANTS["deit_fashion_mnist"], "dense"))
     assert len(jax.tree.leaves(finetune.teacher.state)) == len(dense)
     package = Path(forms.__file__).parents[1] / "models" / "packaged"
-    file = str(package / "swin_fashion_mnist.safetensors")
-    changed = config("quickstart", teacher__checkpoint=file)
+    file = tmp_path / "mine.safetensors"  # no variant's name
+    file.write_bytes((package / "swin_fashion_mnist.safetensors").read_bytes())
+    changed = config("quickstart", teacher__checkpoint=str(file))
     (_, finetune) = trainings(changed, Images(10_000, 2_000, 10))
-    assert "swin_fashion_mnist" in finetune.remark
+    assert str(file) in finetune.remark
+    swin = forms.shapes(forms.build(VARIANTS["swin_fashion_mnist"], "dense"))
+    assert len(jax.tree.leaves(finetune.teacher.state)) == len(swin) != len(dense)
 
 
 def test_a_pretraining_is_of_the_dense_model():
@@ -101,6 +105,7 @@ def test_a_pretraining_is_of_the_dense_model():
         ),
         (config("quickstart", search__target_ratio=0.001), BudgetError, "search.target_ratio"),
         (config("deit_s", "stage=finetune", finetune__architecture="x"), ArchitectureError, "x"),
+        (config("swin_t", "stage=finetune", finetune__architecture=DEIT), ArchitectureError, "12"),
         (config("quickstart", search__batch_size=20_000), DataError, "20000 images is more"),
     ],
 )

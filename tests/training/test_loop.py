@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,16 @@ def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path, c
     assert evaluated == [cut, cut] + [10] * (cut < 10)
     whole, parts = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
     assert [list(row) for row in whole] == [list(row) for row in parts]
+    assert [row | TIMES for row in whole] == [row | TIMES for row in parts]
+
+
+def test_an_evaluation_whose_state_is_lost_is_not_made_of_another_one(tmp_path):
+    train(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", cut=10)
+    shutil.rmtree(tmp_path / "parts" / "10")
+    train(tmp_path / "parts")  # from step 8
+    whole, parts = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
     assert [row | TIMES for row in whole] == [row | TIMES for row in parts]
 
 
