@@ -337,3 +337,18 @@ def test_help_says_every_variable(pod):
     said = pod("--help")
     for name in ("NAME", "ACCELERATOR", "SPOT", "WORKDIR", "CONFIG", "STATE", "GRACE", "RESTARTS"):
         assert re.search(rf"^  {name}\s", said, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [((0, 0), ""), ((0, 1), "1"), ((134, 2), "2"), ((2, 134), "2"), ((134, 1), "134")],
+)
+def test_bad_input_on_one_worker_explains_what_the_others_died_of(pod, codes, expected):
+    lines = [f"worker {n}: status=exited code={code} commit=0" for n, code in enumerate(codes)]
+    found = subprocess.run(
+        ["bash", "-c", f"source {pod.shell.root}/launch/tpu_watch.sh; ended"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == expected and (found.returncode == 0) == bool(expected)
