@@ -66,7 +66,8 @@ start() {
     fi
     printf '%s\n' "$command" >command_line
     rm -f pid exit_code
-    export XDG_CACHE_HOME=$folder/cache MPLCONFIGDIR=$folder/cache PYTHONUNBUFFERED=1
+    export XDG_CACHE_HOME=$folder/cache SPVIT_CACHE=$folder/cache MPLCONFIGDIR=$folder/cache
+    export PYTHONUNBUFFERED=1
     nohup setsid bash "$self" supervise "$folder/venv/bin/python" -m spvit_jax.main "$@" \
         </dev/null >>run.log 2>&1 &
     for _ in {1..100}; do

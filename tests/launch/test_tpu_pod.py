@@ -90,6 +90,8 @@ def test_a_pod_from_queue_to_end(pod, until, head):
     given += " --config.search.target_ratio=0.7 --config.model.checkpoint=it's here.pth"
     assert pod.started() == [f"worker{n} run {head} -m spvit_jax.main {given}" for n in (0, 1)]
     assert "already keeps spvit running" in pod("run", *FLAGS, code=2)
+    places = {str(worker / "cache") for worker in pod.workers()}
+    assert set(pod.text("caches").splitlines()) == places  # and not the home's
 
     os.kill(int(pod.watching()), signal.SIGHUP)  # the shell it came from is closed
     said = pod("status")
