@@ -59,7 +59,7 @@ class Model:
     drop_path: float = 0.0  # stochastic depth of the last block; earlier blocks rise linearly to it
     dtype: str = "float32"  # of the computation, "float32" or "bfloat16"; parameters stay float32
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
-    checkpoint: str = ""  # pretrained weights: a path, an https:// or an hf-hub: address; "": none
+    checkpoint: str = ""  # pretrained weights: path, https://, hf-hub: or gs:// address; "": none
 
 
 @dataclasses.dataclass

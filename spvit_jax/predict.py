@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Prints, for each image, the classes that a model gives the highest probabilities.
 
-CHECKPOINT is anything that converts: a path, https://… or hf-hub:ORG/NAME of a DeiT, ViT, Swin or
-RegNetY, of a released SPViT, or a model file of this package such as a run's pruned.safetensors;
-packaged:NAME is one that ships with it. Of an IMAGE that is a folder, all .jpg .jpeg .png .webp and
-.bmp files at any depth."""
+CHECKPOINT is anything that converts: a path, https://…, hf-hub:ORG/NAME or gs://… of a DeiT, ViT,
+Swin or RegNetY, of a released SPViT, or a model file of this package such as a run's
+pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a folder, all .jpg
+.jpeg .png .webp and .bmp files at any depth."""
 EPILOG = """\
 A run's pruned.safetensors knows its class names, mean, std and crop ratio. Other files do not:
 give --names, and what the model was trained with where that is not ImageNet's usual

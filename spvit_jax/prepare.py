@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spvit_jax.remote import is_remote
+
 if TYPE_CHECKING:
     from spvit_jax.data.originals import Originals
     from spvit_jax.progress import Console
@@ -42,7 +44,9 @@ number of images, and a SHA-256 of their bytes and names which a folder can be c
 examples:
   python -m spvit_jax.prepare ~/imagenet ~/tfds        then data.directory=~/tfds
   python -m spvit_jax.prepare ~/flowers ~/tfds --val-share 0.1
-  python -m spvit_jax.prepare ~/flowers ~/tfds --verify"""
+  python -m spvit_jax.prepare ~/flowers ~/tfds --verify
+  gcloud storage cp --recursive ~/tfds/flowers gs://BUCKET/tfds/
+                                                       then data.directory=gs://BUCKET/tfds"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -202,6 +206,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no folder of this machine; work on a disk, and copy the finished set:"
+            " gcloud storage cp --recursive DST/NAME gs://BUCKET/tfds/"
+        )
     return Path(text).expanduser()
 
 

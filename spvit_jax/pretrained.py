@@ -65,7 +65,7 @@ def address(checkpoint: str) -> str:
     if not checkpoint:
         raise ConfigError(
             "model.checkpoint is empty: all stages but pretrain start from pretrained weights;"
-            " give a .pth or .safetensors file, or an https:// or hf-hub: address"
+            " give a .pth or .safetensors file, or an https://, hf-hub: or gs:// address"
         )
     if checkpoint.startswith("packaged:"):
         return str(PACKAGED / f"{checkpoint.removeprefix('packaged:')}.safetensors")

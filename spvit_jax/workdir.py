@@ -22,6 +22,7 @@ from etils import epath
 
 from spvit_jax import hosts
 from spvit_jax.config import Config, ConfigError
+from spvit_jax.remote import ADVICE, absolute, is_remote, publish
 
 CONFIG, VERSIONS = "config.json", "versions.json"
 NO_RESULTS = {CONFIG, VERSIONS, "compilation_cache"}  # what may be there before anything is done
@@ -30,8 +31,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 SEEN_SECONDS = 20  # until what process 0 writes is to be seen by all
 REMEDIES = {  # of a folder that cannot be written, remote or not
     False: "choose a folder you own",
-    True: "check the bucket's name and your rights there (gcloud auth application-default login),"
-    " and that gcsfs is installed (pip install 'spvit_jax[gcs]')",
+    True: ADVICE,
 }
 
 
@@ -166,31 +166,14 @@ class LocalCopy:
 
     def push(self) -> None:
         """Brings the remote up to date."""
-        for file in self.path.iterdir() if self._remote else ():
-            publish(file, self._folder / file.name)
+        for file in self.path.rglob("*") if self._remote else ():
+            if file.is_file():
+                publish(file, self._folder / file.relative_to(self.path))
 
     def close(self) -> None:
         """Removes the local files of a remote folder."""
         if self._remote:
             shutil.rmtree(self.path)
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it is an object store's, such as ``gs://bucket/run``."""
-    return "://" in os.fspath(path)
-
-
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """An absolute path; a remote one is one (its own ``absolute`` prepends the working folder)."""
-    return epath.Path(path if is_remote(path) else os.path.abspath(path))
-
-
-def publish(file: Path, path: epath.Path) -> None:
-    """Makes a local file ``path``, at once: who reads it sees all of the old one or the new one."""
-    if is_remote(path):
-        path.write_bytes(file.read_bytes())
-    else:
-        os.replace(file, path)
 
 
 def versions() -> dict[str, Any]:

@@ -14,18 +14,28 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 from etils import epath
 from gcp_storage_emulator import server
 
-from spvit_jax.config import Config, ConfigError
+from spvit_jax import prepare
+from spvit_jax.config import Config, ConfigError, Data
+from spvit_jax.convert import CheckpointError, read_spec
+from spvit_jax.convert.fetch import fetch
+from spvit_jax.data.errors import DataError
+from spvit_jax.data.fingerprint import fingerprint
+from spvit_jax.data.sources import open_source
+from spvit_jax.pretrained import PACKAGED
 from spvit_jax.report import Result
-from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.architecture import Architecture, ArchitectureError
+from spvit_jax.single_path.architecture import load as load_architecture
 from spvit_jax.training.checkpoint import Checkpoints
 from spvit_jax.training.metrics import METRICS_FILE, MetricWriter, read_metrics
 from spvit_jax.training.sharding import make_mesh, sharded
 from spvit_jax.training.step import TrainState
+from spvit_jax.training.trace import Trace
 from spvit_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +43,10 @@ BUCKET = epath.Path("gs://bucket")
 
 
 def heeding_generations(handler):
-    """A handler of the stand-in, with the conditions and versions that TensorStore relies on."""
+    """A handler of the stand-in, with the conditions and versions that TensorStore relies on.
+
+    The bucket "locked" is somebody else's.
+    """
 
     def handle(request, response, storage):
         name = request.params.get("object_id") or request.query.get("name", [""])[0]
@@ -43,7 +56,9 @@ def heeding_generations(handler):
             return objects[name]["generation"] if name in objects else "0"
 
         condition = {key: values[0] for key, values in request.query.items()}
-        if condition.get("ifGenerationMatch", generation()) != generation():
+        if request.params.get("bucket_name") == "locked":
+            response.status = server.HTTPStatus.FORBIDDEN
+        elif condition.get("ifGenerationMatch", generation()) != generation():
             response.status = server.HTTPStatus.PRECONDITION_FAILED
         elif condition.get("ifGenerationNotMatch") == generation() != "0":
             response.status = server.HTTPStatus.NOT_MODIFIED
@@ -68,6 +83,7 @@ def address():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", address)
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)  # ArrayRecord's
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks a server that is not here
         patch.setattr(server, "HANDLERS", handlers)
         with server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"):
@@ -122,7 +138,7 @@ def test_a_folder_is_one_configurations():
 
 
 def test_a_mistyped_bucket_is_an_error_and_is_not_made(address):
-    with pytest.raises(ConfigError, match=r"--workdir=gs://bukket/run .*check the bucket's name"):
+    with pytest.raises(ConfigError, match=r"--workdir=gs://bukket/run .*check the address"):
         Workdir("gs://bukket/run").claim(Config())
     with urllib.request.urlopen(f"{address}/storage/v1/b") as answer:
         assert [bucket["name"] for bucket in json.load(answer)["items"]] == ["bucket"]
@@ -165,6 +181,94 @@ def test_the_newest_checkpoint_comes_back_bit_for_bit_and_two_are_kept():
     assert {"4", "6", METRICS_FILE} <= set(names(folder)) and "2" not in names(folder)
 
 
+def upload(folder, target):
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(folder)).write_bytes(file.read_bytes())
+
+
+def test_a_set_of_images_reads_as_it_does_from_a_disk(tmp_path):
+    for split, count in (("train", 9), ("val", 3)):
+        for label, name in enumerate(("ant", "bee")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for index in range(count):
+                noise = np.random.default_rng([label, index, count]).integers(0, 256, (9, 7, 3))
+                image = PIL.Image.fromarray(noise.astype(np.uint8))
+                image.save(tmp_path / "pets" / split / name / f"{index}.png")
+    assert prepare.main([str(tmp_path / "pets"), str(tmp_path / "tfds")]) == 0
+    upload(tmp_path / "tfds", BUCKET / "tfds")
+    for split, size in (("train[:75%]", 14), ("val", 6)):
+        here, there = (
+            open_source(Data(source="tfds:pets", directory=str(directory)), split)
+            for directory in (tmp_path / "tfds", BUCKET / "tfds")
+        )
+        assert len(there) == len(here) == size and there.class_names == ("ant", "bee")
+        for index in range(size):
+            mine, other = here[index], there[index]
+            assert mine["label"] == other["label"]
+            np.testing.assert_array_equal(mine["image"].full(), other["image"].full())
+        assert fingerprint(here) == fingerprint(there)
+
+
+@pytest.mark.parametrize("directory", ["gs://bucket/nothing", "gs://bukket/tfds"])
+def test_a_set_that_is_not_there_says_how_to_bring_it(directory):
+    with pytest.raises(DataError, match="none prepared in gs://") as raised:
+        open_source(Data(source="tfds:pets", directory=directory), "train")
+    assert f"gcloud storage cp --recursive DATA_DIR/* {directory}" in str(raised.value)
+
+
+def test_weights_are_fetched_once_and_again_when_they_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPVIT_CACHE", str(tmp_path))
+    weights = BUCKET / "weights" / "model.safetensors"
+    for name in ("swin_fashion_mnist", "deit_fashion_mnist"):
+        data = (PACKAGED / f"{name}.safetensors").read_bytes()
+        weights.write_bytes(data)
+        found = fetch(str(weights))
+        assert found.name == weights.name and found.read_bytes() == data
+        os.utime(found, (0, 0))
+        assert fetch(str(weights)) == found and found.stat().st_mtime == 0
+    assert read_spec(str(weights)).width == 64
+    with pytest.raises(CheckpointError, match="no file at gs://bucket/weights/no.pth"):
+        fetch("gs://bucket/weights/no.pth")
+
+
+def test_weights_that_arrive_short_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPVIT_CACHE", str(tmp_path))
+    (BUCKET / "weights" / "model-deadbeef.pth").write_bytes(b"other bytes")
+    with pytest.raises(CheckpointError, match="nothing was kept"):
+        fetch("gs://bucket/weights/model-deadbeef.pth")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_a_search_found_is_read_where_it_left_it(tmp_path):
+    found = Architecture(("conv1x1",) * 5 + ("msa",), (64,) * 6)
+    found.save(tmp_path / "architecture.json")
+    upload(tmp_path, BUCKET / "search")
+    assert load_architecture(BUCKET / "search" / "architecture.json") == found
+    with pytest.raises(ArchitectureError, match="no architecture at gs://bucket/search/no.json"):
+        load_architecture("gs://bucket/search/no.json")
+
+
+def test_a_bucket_that_is_not_ours_is_an_error_that_says_what_to_do():
+    def load_images(directory):
+        open_source(Data(source="tfds:pets", directory=directory), "train")
+
+    calls = {fetch: CheckpointError, load_architecture: ArchitectureError, load_images: DataError}
+    for call, kind in calls.items():
+        with pytest.raises(kind, match=r"cannot read gs://locked/x \(.*; check the address"):
+            call("gs://locked/x")
+
+
+def test_a_trace_is_written_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Trace(str(BUCKET / "traces")) as trace:
+        for _ in range(12):
+            trace.before_step()
+    (written,) = (BUCKET / "traces" / "plugins" / "profile").iterdir()
+    assert any(name.endswith(".xplane.pb") for name in names(written))
+    assert not list(tmp_path.iterdir())
+
+
 def start(folder, *arguments, **settings):
     command = [sys.executable, "-m", "spvit_jax.main", "--config=configs/quickstart.py:tiny"]
     return subprocess.Popen(
@@ -177,13 +281,19 @@ def start(folder, *arguments, **settings):
     )
 
 
-def test_an_interrupted_run_goes_on_and_ends(tmp_path):
-    folder = BUCKET / "run"
+def test_a_run_of_weights_and_an_architecture_from_there_is_interrupted_and_ends(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SPVIT_CACHE", str(tmp_path / "cache"))
+    folder, given = BUCKET / "run", BUCKET / "given"
     found = Architecture(("conv1x1",) * 5 + ("msa",), (64,) * 6)
-    found.save(tmp_path / "given.json")
+    (given / "architecture.json").write_text(found.to_json())
+    weights = PACKAGED / "deit_fashion_mnist.safetensors"
+    (given / weights.name).write_bytes(weights.read_bytes())
     arguments = (
         "--config.stage=finetune",
-        f"--config.finetune.architecture={tmp_path / 'given.json'}",
+        f"--config.model.checkpoint={given / weights.name}",
+        f"--config.finetune.architecture={given / 'architecture.json'}",
         "--config.finetune.start=pretrained",
         "--config.finetune.epochs=3",
     )

@@ -115,6 +115,16 @@ def test_share_is_between_0_and_1(pets, tmp_path, capsys, share):
     assert ended.value.code == 2 and "--val-share" in capsys.readouterr().err
 
 
+def test_a_bucket_is_neither_read_nor_mistaken_for_a_folder(pets, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in ((pets, "gs://bucket/tfds"), ("gs://bucket/pets", tmp_path / "sets")):
+        with pytest.raises(SystemExit) as ended:
+            run(*arguments)
+        assert ended.value.code == 2
+        assert "gcloud storage cp --recursive DST/NAME gs://BUCKET" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["My Pets!"]
+
+
 def test_ctrl_c(pets, tmp_path, capsys, monkeypatch):
     def interrupted(self, progress):
         raise KeyboardInterrupt

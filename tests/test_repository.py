@@ -21,10 +21,19 @@ COMMANDS = (  # what a shell starts, and what reads its flags
 MAY_PRINT = (*COMMANDS, "progress.py")
 MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models": set(),
-    "single_path": {"models"},
-    "data": {"config"},
-    "convert": {"models", "single_path"},
-    "training": {"config", "models", "single_path", "data", "hosts", "progress", "workdir"},
+    "single_path": {"models", "remote"},
+    "data": {"config", "remote"},
+    "convert": {"models", "single_path", "remote"},
+    "training": {
+        "config",
+        "data",
+        "hosts",
+        "models",
+        "progress",
+        "remote",
+        "single_path",
+        "workdir",
+    },
     "export": {"models", "single_path", "convert"},
     "planning": {
         "config",
@@ -43,12 +52,13 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "recipes.py": {"config"},
     "measure.py": set(),
     "predict.py": {"config", "convert", "data", "models", "pretrained", "training"},
-    "prepare.py": {"data", "progress"},
+    "prepare.py": {"data", "progress", "remote"},
     "pretrained.py": {"config", "models", "single_path", "convert", "training"},
     "progress.py": set(),
+    "remote.py": set(),
     "report.py": {"measure", "text"},
     "text.py": set(),
-    "workdir.py": {"config", "hosts"},
+    "workdir.py": {"config", "hosts", "remote"},
 }
 
 

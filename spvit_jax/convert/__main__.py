@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SRC", help="a path, https://… or hf-hub:ORG/NAME")
+    parser.add_argument(
+        "source", metavar="SRC", help="a path, https://…, hf-hub:ORG/NAME or gs://…"
+    )
     parser.add_argument(
         "target", metavar="DST", help="the .safetensors file to write; with --to-torch .pth too"
     )

@@ -21,7 +21,7 @@ def read_state(address: str) -> State:
     """Names and arrays of a checkpoint; half precision becomes float32.
 
     Args:
-      address: a path, ``https://…`` or ``hf-hub:ORG/NAME``; see ``fetch``.
+      address: a path, ``https://…``, ``hf-hub:ORG/NAME`` or ``gs://…``; see ``fetch``.
 
     Raises:
       CheckpointError: not a readable file of weights.

@@ -11,7 +11,10 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
+import fsspec
+
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.remote import reading
 
 HUGGING_FACE = "https://huggingface.co"
 HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch hub's: name-<first digits of sha256>.pth
@@ -22,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def fetch(address: str) -> Path:
-    """The local file of a path, an ``https://`` or an ``hf-hub:ORG/NAME`` address.
+    """The local file of a path, or of an ``https://``, ``hf-hub:ORG/NAME`` or ``gs://`` address.
 
     Downloads are kept in ``$SPVIT_CACHE``, by default ``~/.cache/spvit_jax``.
 
@@ -33,15 +36,17 @@ def fetch(address: str) -> Path:
         return download(_hub_url(address))
     if address.startswith("https://"):
         return download(address)
+    if address.startswith("gs://"):
+        return _from_bucket(address)
     if re.match(r"[a-z][a-z0-9+.-]+:", address):
         raise CheckpointError(
-            f"cannot read {address}: weights come from a path, https://… or hf-hub:ORG/NAME"
+            f"cannot read {address}: weights come from a path, https://…, hf-hub:ORG/NAME or gs://…"
         )
     path = Path(address).expanduser()
     if not path.is_file():
         raise CheckpointError(
-            f"no file at {path}; give the path of a .safetensors or .pth file, an https:// address"
-            " or hf-hub:ORG/NAME"
+            f"no file at {path}; give the path of a .safetensors or .pth file, an https:// or gs://"
+            " address, or hf-hub:ORG/NAME"
         )
     return path
 
@@ -52,15 +57,28 @@ def cache_folder() -> Path:
     return Path(folder).expanduser()
 
 
-def download(url: str) -> Path:
-    """The file of ``url`` in the cache, downloaded whole or not at all.
+def _from_bucket(address: str) -> Path:
+    """The file in the cache, as it is in the bucket now."""
+    try:
+        with reading(address, CheckpointError):
+            store, path = fsspec.core.url_to_fs(address)
+            return download(address, version=str(store.checksum(path)))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no file at {address}; gcloud storage ls says what is there"
+        ) from error
+
+
+def download(url: str, version: str = "") -> Path:
+    """The file of ``url`` in the cache, downloaded whole or not at all, once for each ``version``.
 
     A hash in its name (torch hub's convention) has to match; otherwise nothing is kept.
     """
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     if not name:
         raise CheckpointError(f"{url} names no file; give the address of the weights themselves")
-    target = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    key = hashlib.sha256((url + version).encode()).hexdigest()
+    target = cache_folder() / key[:16] / name
     if target.is_file():
         log.info("%s is already at %s", url, target)
         return target
@@ -90,8 +108,8 @@ def _download_to(target: Path, url: str) -> None:
 def _receive(url: str, part: IO[bytes]) -> str:
     """Writes what ``url`` sends to ``part``; returns its sha256."""
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        size = int(response.headers.get("Content-Length") or 0)
+    response, size = _open(url)
+    with response:
         received = told = 0
         while chunk := response.read(CHUNK):
             part.write(chunk)
@@ -103,6 +121,16 @@ def _receive(url: str, part: IO[bytes]) -> str:
     if received < size:
         raise OSError(f"the connection closed after {received:,} of {size:,} bytes")
     return digest.hexdigest()
+
+
+def _open(url: str) -> tuple[IO[bytes], int]:
+    """What is at ``url``, to be read, and how many bytes that is; 0: nobody says."""
+    if url.startswith("gs://"):
+        store, path = fsspec.core.url_to_fs(url)
+        file = store.open(path, "rb")
+        return file, file.size
+    response = urllib.request.urlopen(url, timeout=TIMEOUT)
+    return response, int(response.headers.get("Content-Length") or 0)
 
 
 def _verify(name: str, digest: str, url: str) -> None:

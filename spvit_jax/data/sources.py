@@ -16,6 +16,9 @@ from spvit_jax import config
 from spvit_jax.data import idx, inat, originals, package, splits
 from spvit_jax.data.decode import EXTENSIONS, from_array, open_image
 from spvit_jax.data.errors import DataError
+from spvit_jax.remote import is_remote, reading
+
+LOCAL = ("idx", "folder", "inat")  # kinds of many small files, which are read from disks alone
 
 
 @runtime_checkable
@@ -42,6 +45,12 @@ def open_source(data: config.Data, split: str) -> Source:
     kind, _, name = data.source.partition(":")
     if not name:
         raise DataError(f"data.source={data.source!r} names nothing after the colon")
+    if kind in LOCAL and is_remote(name):
+        raise DataError(
+            f"data.source={data.source}: of a bucket only tfds: sets are read; make one on a disk"
+            " (python -m spvit_jax.prepare FOLDER DIRECTORY), copy DIRECTORY to the bucket (gcloud"
+            " storage cp --recursive), set data.source=tfds:NAME and data.directory=gs://..."
+        )
     if kind == "packaged":
         return _open_packaged(name, split)
     if kind == "idx":
@@ -256,30 +265,18 @@ def _classification_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, s
 
 
 def _prepared_builder(name: str, directory: str) -> Any:
-    where = directory or "DATA_DIR"
-    command = "python -m spvit_jax.prepare FOLDER " + where
-    if name.partition("/")[0].partition(":")[0] == "imagenet2012":
-        command += (
-            "\nwhere FOLDER holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
-            " ILSVRC2012_devkit_t12.tar.gz, from https://image-net.org, or one folder a class in"
-            " train and val; data.source=folder:FOLDER reads such folders as they are"
-        )
-    else:
-        command += (
-            f"\nwhere FOLDER holds train/CLASS/*.jpg; or, for a set that TFDS downloads, in an"
-            " environment with tensorflow and importlib_resources (only preparing needs them)\n"
-            f"  tfds build {name} --file_format=array_record --data_dir={where}"
-        )
-    try:
-        builder = tfds.builder(name, data_dir=directory or None)
-    except tfds.core.DatasetNotFoundError as error:
-        raise DataError(
-            f"TFDS knows no set {name!r} and finds none prepared in"
-            f" {directory or 'its default data directory'}; see https://tensorflow.org/datasets,"
-            f" or make one of your images:\n  {command}"
-        ) from error
-    if not builder.is_prepared():
-        raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; run\n  {command}")
+    how = _how_to_prepare(name, directory)
+    with reading(directory, DataError):
+        try:
+            builder = tfds.builder(name, data_dir=directory or None)
+        except tfds.core.DatasetNotFoundError as error:
+            raise DataError(
+                f"TFDS knows no set {name!r} and finds none prepared in"
+                f" {directory or 'its default data directory'}; see"
+                f" https://tensorflow.org/datasets, or make one of your images:\n  {how}"
+            ) from error
+        if not builder.is_prepared():
+            raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; run\n  {how}")
     formats = {form.value for form in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise DataError(
@@ -289,3 +286,24 @@ def _prepared_builder(name: str, directory: str) -> Any:
             " --out_file_format=array_record"
         )
     return builder
+
+
+def _how_to_prepare(name: str, directory: str) -> str:
+    """The commands that bring the set ``name`` to TFDS's data directory ``directory``."""
+    where = "DATA_DIR" if is_remote(directory) else directory or "DATA_DIR"
+    how = f"python -m spvit_jax.prepare FOLDER {where}"
+    if name.partition("/")[0].partition(":")[0] == "imagenet2012":
+        how += (
+            "\nwhere FOLDER holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
+            " ILSVRC2012_devkit_t12.tar.gz, from https://image-net.org, or one folder a class in"
+            " train and val; data.source=folder:FOLDER reads such folders as they are"
+        )
+    else:
+        how += (
+            "\nwhere FOLDER holds train/CLASS/*.jpg; or, for a set that TFDS downloads, in an"
+            " environment with tensorflow and importlib_resources (only preparing needs them)\n"
+            f"  tfds build {name} --file_format=array_record --data_dir={where}"
+        )
+    if is_remote(directory):
+        how += f"\nand then\n  gcloud storage cp --recursive {where}/* {directory}"
+    return how

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from spvit_jax.remote import reading
 from spvit_jax.single_path.cost import cost
 from spvit_jax.single_path.gates import BlockGates, Gates
 
@@ -125,9 +127,15 @@ def _units(value: Any) -> int | tuple[int, ...]:
 
 
 def load(path: str | os.PathLike) -> Architecture:
-    """The architecture in a JSON file."""
+    """The architecture in a JSON file, local or on ``gs://``.
+
+    Raises:
+      ArchitectureError: there is none, or it cannot be read.
+    """
     try:
-        return from_json(Path(path).read_text())
+        with reading(path, ArchitectureError):
+            text = epath.Path(path).read_text()
+        return from_json(text)
     except FileNotFoundError:
         raise ArchitectureError(
             f"no architecture at {path}; run a search, write one by hand, or take one of"

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from spvit_jax import hosts
+from spvit_jax.remote import absolute
 from spvit_jax.training.step import TrainState
-from spvit_jax.workdir import absolute
 
 log = logging.getLogger(__name__)
 CHECKSUM = "checksum"  # Orbax's files alone let flipped bits in the numbers pass

@@ -293,6 +293,7 @@ def test_tfds_set_without_images_is_refused(tmp_path):
         ("packaged:cifar", "train", "no packaged set 'cifar'; there is fashion_mnist"),
         ("packaged:fashion_mnist", "validation", "has train and test, not 'validation'"),
         ("packaged:", "train", "names nothing after the colon"),
+        ("folder:gs://bucket/pets", "train", "of a bucket only tfds: sets are read; make one"),
         ("zip:there", "train", "must begin with packaged:, idx:, inat:, folder: or tfds:"),
         ("tfds:no_such_set", "train", "knows no set 'no_such_set'"),
         ("idx:/nowhere", "train", "no train-images-idx3-ubyte.gz"),

@@ -1,0 +1,48 @@
+"""Paths that may lead to an object store: ``gs://BUCKET/...``, which gcsfs reads and writes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+ADVICE = (
+    "check the address, your rights there (gcloud auth application-default login) and that gcsfs is"
+    " installed (pip install 'spvit_jax[gcs]')"
+)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it is an object store's, such as ``gs://bucket/run``."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """An absolute path; a remote one is one (its own ``absolute`` prepends the working folder)."""
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
+
+
+def publish(file: Path, path: epath.Path) -> None:
+    """Makes a local file ``path``, at once: who reads it sees all of the old one or the new one."""
+    if is_remote(path):
+        path.write_bytes(file.read_bytes())
+    else:
+        os.replace(file, path)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], kind: type[Exception]) -> Iterator[None]:
+    """Around what reads ``path``: of a remote one, any error but a missing file becomes a ``kind``.
+
+    Object stores raise errors of many kinds, most of which do not say what to do.
+    """
+    try:
+        yield
+    except (FileNotFoundError, kind):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise kind(f"cannot read {path} ({reason}); {ADVICE}") from error
