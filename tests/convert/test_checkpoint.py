@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 
 from spvit_jax.convert import CheckpointError, read_state
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
@@ -55,7 +56,7 @@ def test_legacy_torch_file(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    safetensors.torch.save_file(WEIGHTS, tmp_path / "m.safetensors")
+    safetensors_torch.save_file(WEIGHTS, tmp_path / "m.safetensors")
     check(read_state(str(tmp_path / "m.safetensors")))
 
 
@@ -63,7 +64,7 @@ def test_safetensors(tmp_path):
 def test_half_precision_becomes_float32(tmp_path, dtype):
     state = {"a": torch.tensor([1.5, -2.25]).to(dtype)}
     torch.save(state, tmp_path / "m.pth")
-    safetensors.torch.save_file(state, tmp_path / "m.safetensors")
+    safetensors_torch.save_file(state, tmp_path / "m.safetensors")
     for name in ("m.pth", "m.safetensors"):
         value = read_state(str(tmp_path / name))["a"]
         assert value.dtype == np.float32
@@ -85,7 +86,7 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path, wrap, save):
 
 def test_truncated_files(tmp_path):
     torch.save({"a": torch.zeros(1000)}, tmp_path / "m.pth")
-    safetensors.torch.save_file({"a": torch.zeros(1000)}, tmp_path / "m.safetensors")
+    safetensors_torch.save_file({"a": torch.zeros(1000)}, tmp_path / "m.safetensors")
     for name in ("m.pth", "m.safetensors"):
         path = tmp_path / name
         whole = path.read_bytes()
@@ -124,7 +125,7 @@ def test_torch_files_without_weights(tmp_path, content):
 
 def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
     torch.save(WEIGHTS, tmp_path / "m.pth")
-    safetensors.torch.save_file(WEIGHTS, tmp_path / "m.safetensors")
+    safetensors_torch.save_file(WEIGHTS, tmp_path / "m.safetensors")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(CheckpointError, match=r'pip install "torch>=2\.6"'):
         read_state(str(tmp_path / "m.pth"))

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
 from spvit_jax.convert import (
     CheckpointError,
@@ -37,6 +36,7 @@ def test_dense_model_that_fits_has_no_notes(released, images):
 @pytest.mark.parametrize(("stem", "prefix"), [("vit_dense_a", 1), ("vit_distilled_a", 2)])
 @pytest.mark.parametrize("size", [16, 48])
 def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, size, images):
+    torch = pytest.importorskip("torch")
     state = released(stem)
     spec = dataclasses.replace(SPEC, image_size=size, distilled=prefix == 2)
     model, notes = dense_from_state(state, spec)
@@ -117,6 +117,7 @@ def test_from_files(released, tmp_path, suffix, images):
     state = released("vit_dense_a")
     path = tmp_path / f"m.{suffix}"
     if suffix == "pth":
+        torch = pytest.importorskip("torch")
         torch.save({"model": {k: torch.from_numpy(v) for k, v in state.items()}}, path)
     else:
         safetensors.numpy.save_file(state, path)
@@ -179,6 +180,7 @@ def test_released_checkpoint_with_names_missing(released):
 
 @pytest.mark.parametrize("stem", ["swin_dense_a", "swin_timm_a"])
 def test_a_swin_of_another_window_is_interpolated_and_said(released, images, run, stem):
+    torch = pytest.importorskip("torch")
     state = released(stem)
     spec = dataclasses.replace(SWIN, window=5, image_size=40)
     model, notes = dense_from_state(state, spec)

@@ -88,6 +88,8 @@ def test_folds_our_own_files_too(source, released, tmp_path):
 )
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_to_torch(source, tmp_path, capsys, images, run, stem, options, form, said, suffix):
+    if suffix == "pth":
+        pytest.importorskip("torch")
     first, second = str(tmp_path / "first.safetensors"), str(tmp_path / f"second.{suffix}")
     assert main([source(stem), first]) == 0
     assert main([first, second, "--to-torch", *options]) == 0

@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
 from spvit_jax.convert import (
     CheckpointError,
@@ -24,7 +23,9 @@ from spvit_jax.models.swin import relative_position_index, shift_mask
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold
 
-from .torch_models import build
+torch = pytest.importorskip("torch")
+
+from .torch_models import build  # noqa: E402
 
 VIT = ViTSpec(width=24, depth=5, heads=3, hidden=96, patch_size=4, image_size=16, classes=7)
 SWIN = SwinSpec(
