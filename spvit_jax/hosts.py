@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -113,8 +114,24 @@ def agree(facts: dict[str, Any]) -> None:
             "the processes of this run differ (process 0's value first):\n  "
             + "\n  ".join(found[:20])
             + more
-            + "\ngive all of them the same command, data and code"
+            + "\ngive all of them the same command, files and code"
         )
+
+
+def agree_on(what: str, arrays: Any) -> None:
+    """Compares ``arrays``, a pytree that each process has read for itself and that is ``what``.
+
+    Global arrays are made of them, each process giving its own: what differs would go unnoticed.
+
+    Raises:
+      HostError: they are not the same everywhere, to the bit.
+    """
+    if jax.process_count() == 1:
+        return
+    found = 0
+    for leaf in jax.tree.leaves(arrays):
+        found = zlib.crc32(np.asarray(leaf).tobytes(), found)
+    agree({f"CRC-32 of what is in {what}": found})
 
 
 @contextlib.contextmanager

@@ -173,6 +173,8 @@ class Run:
         with hosts.together(*USER_ERRORS):
             found = architectures.load(self.config.finetune.architecture)
             found.check(self.spec)
+        text = np.frombuffer(found.to_json().encode(), np.uint8)
+        hosts.agree_on("finetune.architecture", text)
         dense = self._dense()
         self._compress(
             dense,
@@ -189,6 +191,7 @@ class Run:
         config, names = self.config, self.trainer.test.class_names
         with hosts.together(*USER_ERRORS):
             source, notes = pretrained.load_trained(config, self.spec)
+        hosts.agree_on("model.checkpoint", nnx.state(source.model))
         about = about_of(pretrained.address(config.model.checkpoint))
         notes += pretrained.check_about(about, config, names)
         parameters, file = count_parameters(source.model), config.model.checkpoint
@@ -225,6 +228,7 @@ class Run:
         """The pretrained dense model."""
         with hosts.together(*USER_ERRORS):
             dense, notes = pretrained.load(self.config, self.spec)
+        hosts.agree_on("model.checkpoint", nnx.state(dense))
         facts = [f"{self.name}: {count_parameters(dense):,} parameters"]
         if not isinstance(self.spec, RegNetSpec):
             facts.append(f"{dense_macs(self.spec):,} MACs")
@@ -241,6 +245,7 @@ class Run:
         def load() -> Teacher:
             with hosts.together(*USER_ERRORS):
                 teacher = pretrained.load_teacher(self.config, self.spec)
+            hosts.agree_on("teacher.checkpoint", teacher.state)
             name = self.config.teacher.checkpoint or f"{self.name}, dense"
             self.console.say(f"teacher   {name}: {training.distillation} distillation")
             return teacher

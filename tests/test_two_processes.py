@@ -10,20 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from spvit_jax.pretrained import PACKAGED
 from spvit_jax.report import Result
+from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "quickstart.py:tiny"
 SMALL = ("--config.search.epochs=3", "--config.finetune.epochs=0.5")  # 30 steps and 5
 
 
-def start(workdir, devices, *arguments, processes=1, last=()):
-    """The processes of one run, each with so many devices; the last has arguments of its own."""
+def start(workdir, devices, *arguments, processes=1, last=(), folders=(ROOT, ROOT)):
+    """The processes of one run, each with so many devices, in ``folders``.
+
+    The last has arguments of its own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "spvit_jax.main", "--config=configs/quickstart.py:tiny"]
+    command = [sys.executable, "-m", "spvit_jax.main", f"--config={CONFIG}"]
     command += [*SMALL, f"--workdir={workdir}", *arguments]
     started = []
     for number in range(processes):
@@ -35,7 +42,7 @@ def start(workdir, devices, *arguments, processes=1, last=()):
                     *(joined if processes > 1 else ()),
                     *(last if number == processes - 1 else ()),
                 ],
-                cwd=ROOT,
+                cwd=folders[number],
                 env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -108,3 +115,35 @@ def test_processes_with_different_configurations_stop_and_say_what_differs(tmp_p
     for text in errors:
         assert "process 1: config.seed: 0, now 7" in text and "Traceback" not in text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("model.checkpoint", ()),
+        ("model.checkpoint", ("--config.stage=evaluate",)),
+        (
+            "finetune.architecture",
+            ("--config.stage=finetune", "--config.finetune.start=pretrained"),
+        ),
+        ("teacher.checkpoint", ("--config.stage=pretrain", "--config.pretrain.distillation=hard")),
+    ],
+)
+def test_processes_whose_files_differ_under_one_name_stop_and_say_which(tmp_path, field, arguments):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        if field == "finetune.architecture":
+            widths = (64,) * 5 + (64 - number,)
+            Architecture(("conv1x1",) * 5 + ("msa",), widths).save(folder / "given")
+        else:
+            state = load_file(PACKAGED / "deit_fashion_mnist.safetensors")
+            state["head.bias"][3] += number
+            save_file(state, folder / "given.safetensors")
+    (given,) = {path.name for folder in folders for path in folder.iterdir()}
+    arguments = (f"--config.{field}={given}", *arguments)
+    codes, _, errors = ended(start(tmp_path / "run", 1, *arguments, processes=2, folders=folders))
+    assert codes == [2, 2], errors
+    for text in errors:
+        assert f"process 1: CRC-32 of what is in {field}: " in text and "Traceback" not in text
+        assert "the same command, files and code" in text
