@@ -1,6 +1,5 @@
 """What the tests share: a compilation cache, and a look into traced programs."""
 
-import math
 import os
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from spvit_jax.planning.macs import macs  # noqa: E402
 from spvit_jax.training.metrics import read_metrics  # noqa: E402
 
 
@@ -29,19 +29,20 @@ def _equations(jaxpr):
                     yield from _equations(inner)
 
 
+def _jaxpr(model, *arguments, **options):
+    """That of a (possibly abstract) model's call."""
+    graph, state = nnx.split(model)
+
+    def call(state, *arguments):
+        return nnx.merge(graph, state)(*arguments, **options)
+
+    return jax.make_jaxpr(call)(state, *arguments).jaxpr
+
+
 @pytest.fixture(scope="session")
 def equations():
     """``equations(model, *arguments)``: those of a (possibly abstract) model's traced call."""
-
-    def trace(model, *arguments, **options):
-        graph, state = nnx.split(model)
-
-        def call(state, *arguments):
-            return nnx.merge(graph, state)(*arguments, **options)
-
-        return list(_equations(jax.make_jaxpr(call)(state, *arguments).jaxpr))
-
-    return trace
+    return lambda *arguments, **options: list(_equations(_jaxpr(*arguments, **options)))
 
 
 @pytest.fixture(scope="session")
@@ -108,18 +109,6 @@ def norm_macs():
 
 
 @pytest.fixture(scope="session")
-def traced_macs(equations):
+def traced_macs():
     """``traced_macs(model, *arguments)``: multiply-accumulates of its products, exactly."""
-
-    def count(equation):
-        if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
-            return 0
-        out = equation.outvars[0].aval.shape
-        left, right = (v.aval.shape for v in equation.invars)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            return math.prod(out) * math.prod(left[axis] for axis in contracted)
-        outputs = right[equation.params["dimension_numbers"].rhs_spec[0]]
-        return math.prod(out) * math.prod(right) // outputs
-
-    return lambda *arguments, **options: sum(map(count, equations(*arguments, **options)))
+    return lambda *arguments, **options: macs(_jaxpr(*arguments, **options))
