@@ -10,7 +10,7 @@ need and where they differ from the released runs is said in ``spvit_jax/recipes
 released search used 8 GPUs, 128 images each; its model has 8.39 GMACs.
 
 spvit_deit_base_33.json, beside the published architecture, was searched with
-``--config.search.target_gmacs=10 --config.search.budget_lambda=0.06``.
+``--config.budget.macs=10e9 --config.search.budget_lambda=6``.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         checkpoint="https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
         architecture=Path(__file__).parent / "architectures" / "spvit_deit_base.json",
         gate_learning_rate=1e-3,
-        budget_lambda=0.08,
-        target_gmacs=6.0,
+        budget_macs=6.0e9,
+        budget_lambda=0.08 * 6.0**2,
     )
     return config.to_config_dict(made)

@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         checkpoint="https://dl.fbaipublicfiles.com/deit/deit_small_patch16_224-cd65a155.pth",
         architecture=Path(__file__).parent / "architectures" / "spvit_deit_small.json",
         gate_learning_rate=5e-4,
-        budget_lambda=3.0,
-        target_gmacs=3.2,
+        budget_macs=3.2e9,
+        budget_lambda=3.0 * 3.2**2,
     )
     return config.to_config_dict(made)

@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         checkpoint="https://dl.fbaipublicfiles.com/deit/deit_tiny_patch16_224-a1311bcf.pth",
         architecture=Path(__file__).parent / "architectures" / "spvit_deit_tiny.json",
         gate_learning_rate=1e-3,
-        budget_lambda=20.0,
-        target_gmacs=1.0,
+        budget_macs=1.0e9,
+        budget_lambda=20.0 * 1.0**2,
     )
     return config.to_config_dict(made)

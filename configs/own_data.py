@@ -11,8 +11,7 @@ another model is ``--config.model.variant=swin_tiny_patch4_window7_224`` with it
 Meant for one GPU or a TPU board; a laptop will take long (``--config.model.variant=
 deit_tiny_patch16_224`` and its checkpoint help). The new head is learnt during the search, so
 fine-tuning goes on from the searched weights. Epochs and rates are for some thousands of images
-and are a place to start: nobody has tuned them. ``search.budget_lambda`` is DeiT-S's; the
-released ones are 24 to 64 / (dense GMACs)^2, so another size of model wants another.
+and are a place to start: nobody has tuned them.
 ``:stage=evaluate`` measures ``--config.model.checkpoint`` on
 ``--config.data.source=folder:PATH``; ``:tiny`` takes about a minute on packaged images.
 """
@@ -50,9 +49,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             erasing=0.25,
             eval_batch_size=64,
         ),
-        search=config.Search(
-            epochs=10, gate_learning_rate=1e-2, budget_lambda=3.0, target_ratio=0.5, **TRAINING
-        ),
+        budget=config.Budget(macs=0.5),
+        search=config.Search(epochs=10, gate_learning_rate=1e-2, **TRAINING),
         finetune=config.Finetune(
             epochs=50, schedule="cosine", final_learning_rate=1e-6, start="searched", **TRAINING
         ),

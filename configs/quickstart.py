@@ -30,13 +30,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             **recipes.FASHION_MNIST,
         ),
         teacher=config.Teacher(dtype="float32"),  # the dense model itself, on CPU
+        budget=config.Budget(macs=0.5),
         search=config.Search(
             epochs=3,
             batch_size=64,
             learning_rate=3e-4,
             gate_learning_rate=3e-2,
-            budget_lambda=6e4,
-            target_ratio=0.5,
             label_smoothing=0.1,
         ),
         finetune=config.Finetune(

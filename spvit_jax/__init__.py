@@ -4,12 +4,17 @@ From the shell, ``python -m spvit_jax.main --help``. In Python:
 
     import spvit_jax as spvit
 
-    dense, notes = spvit.load_dense("deit_base_patch16_224-b5f2ef4d.pth", spvit.VARIANTS[...])
-    network = spvit.supernet(dense)                            # attention with its convolutions
-    logits = network(images, spvit.sample(gate_logits, key))   # gates are sampled outside
-    spvit.cost(dense.spec, spvit.decide(gate_logits))          # multiply-accumulates
-    found = spvit.project(gate_logits, dense.spec, budget)     # an Architecture within the budget
-    small = spvit.fold(spvit.prune(network, found))            # fine-tune in between
+    dense = spvit.load("hf-hub:timm/deit_small_patch16_224.fb_in1k")
+    space = spvit.Space(dense.spec.blocks, axes=("op", "heads", "ffn"))
+    network = spvit.supernet(dense)                              # attention with its convolutions
+    gate_logits = spvit.initial_logits(space)
+    gates = spvit.sample(space, gate_logits, key)                # outside of the network
+    logits = network(images, gates)
+    spvit.cost(spvit.macs(dense.spec, space.ops), gates)         # soft, sampled or decided
+    budget = spvit.Budget(spvit.macs(dense.spec, space.ops), 2e9)
+    found = spvit.project(space, gate_logits, (budget,))         # an Architecture within it
+    small = spvit.fold(spvit.prune(network, found))              # fine-tune in between
+    spvit.save(small, "small.safetensors")
 
 ``models`` are the dense networks, ``single_path`` the paper, ``data``, ``training`` and ``convert``
 what it takes to use them, ``pipeline`` the whole of it, ``config`` its schema.
@@ -21,20 +26,13 @@ from typing import Any
 _HOMES = {
     "models": ("VARIANTS", "RegNet", "RegNetSpec", "Swin", "SwinSpec", "ViT", "ViTSpec"),
     "single_path.architecture": ("Architecture",),
-    "single_path.budget": ("budget_loss", "project"),
-    "single_path.cost": ("cost", "dense_macs"),
-    "single_path.gates": ("BlockGates", "decide", "initial_logits", "sample"),
-    "single_path.prune": ("count_parameters", "fold", "prune"),
+    "single_path.budget": ("Budget", "penalty", "project"),
+    "single_path.gates": ("decide", "initial_logits", "sample"),
+    "single_path.prices": ("cost", "count_parameters", "macs", "parameters", "published_macs"),
+    "single_path.prune": ("fold", "form", "prune"),
+    "single_path.space": ("Space",),
     "single_path.supernet": ("supernet",),
-    "convert": (
-        "load_dense",
-        "load_folded",
-        "load_model",
-        "load_released",
-        "read_spec",
-        "save_model",
-        "save_torch",
-    ),
+    "convert": ("load", "read_spec", "save", "save_torch"),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

@@ -8,6 +8,7 @@ and refuses what cannot work, naming the field.
 import dataclasses
 import difflib
 import math
+import typing
 from typing import Any
 
 import ml_collections
@@ -24,6 +25,7 @@ POSITIVE = {  # numbers that may not be 0; none may be negative
     "measure_batch",
     "measure_seconds",
     "repeats",
+    "unit_group",
 }
 AUGMENTATIONS = (  # all but the first three crop at a random place, size and aspect, and flip
     "none",
@@ -125,10 +127,28 @@ class Search(Training):
     """Gates and weights trained together under a compute budget (paper, section 3.3)."""
 
     gate_learning_rate: float = 1e-3  # constant, its own AdamW, no decay
-    budget_lambda: float = 1.0  # weight of (F* - F)^2, in 1 / GMACs^2
-    target_gmacs: float = 0.0  # F*, in 1e9 multiply-accumulates; or
-    target_ratio: float = 0.0  # F* as a share of the dense model's; exactly one of the two is set
-    decision: str = "project"  # "project": at or under F*; "threshold": the paper's sigmoid > 0.5
+    axes: tuple[str, ...] = ("op", "ffn")  # under gates: op, heads (of attention), ffn (units)
+    ops: tuple[str, ...] = ("skip", "conv1x1", "conv3x3", "msa")  # a block may choose from
+    unit_group: int = 1  # FFN units per gate: widths are multiples of it; 8, 64, 128 suit hardware
+    budget_lambda: float = 20.0  # weight of (cost / budget - 1)^2, for each budget
+    decision: str = "project"  # "project": within the budgets; "threshold": the paper's 0.5
+
+
+@dataclasses.dataclass
+class Budget:
+    """What a pruned model may cost; all that are set are held, and at least one is."""
+
+    macs: float = 0.0  # up to 1: a share of the dense model's as published; above: per image
+    count: str = (
+        "run"  # the pruned model's MACs: as it runs, or by the paper's formula, "published"
+    )
+    params: float = (
+        0.0  # of the folded model; up to 1: a share of the dense model's; above: so many
+    )
+    latency: str = (
+        ""  # TABLE.json:SHARE of the dense model's time; python -m spvit_jax.prices makes
+    )
+    # the table, on the device that counts
 
 
 @dataclasses.dataclass
@@ -157,6 +177,7 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     teacher: Teacher = dataclasses.field(default_factory=Teacher)
     pretrain: Training = dataclasses.field(default_factory=Training)
+    budget: Budget = dataclasses.field(default_factory=Budget)
     search: Search = dataclasses.field(default_factory=Search)
     finetune: Finetune = dataclasses.field(default_factory=Finetune)
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
@@ -207,8 +228,8 @@ def _build(cls: Any, values: dict[str, Any], path: str) -> Any:
 def _typed(kind: Any, value: Any, name: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    if kind == tuple[float, ...] and isinstance(value, list | tuple):
-        return tuple(_typed(float, v, name) for v in value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(kind)[0], v, name) for v in value)
     if type(value) is not kind:
         wanted = getattr(kind, "__name__", kind)
         raise ConfigError(f"{name} must be a {wanted}, got {value!r} ({type(value).__name__})")
@@ -243,6 +264,7 @@ def _validate(config: Config) -> None:
     one_of("data.on_error", config.data.on_error, ("raise", "skip"))
     check(config.data.val_share < 1, "data.val_share must be in [0, 1)")
     check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
+    one_of("budget.count", config.budget.count, ("run", "published"))
     one_of("search.decision", config.search.decision, ("project", "threshold"))
     one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))
     kind = config.data.source.partition(":")[0]
@@ -272,13 +294,13 @@ def _validate(config: Config) -> None:
     for name in ("dropout", "drop_path"):
         check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
     if config.stage in ("all", "search"):
-        gmacs, ratio = config.search.target_gmacs, config.search.target_ratio
+        budget = config.budget
         check(
-            (gmacs > 0) != (ratio > 0),
-            "set exactly one of search.target_gmacs (in 1e9 MACs) and search.target_ratio"
-            f" (share of the dense model); got {gmacs} and {ratio}",
+            bool(budget.macs or budget.params or budget.latency),
+            "set a budget: budget.macs or budget.params, a share of the dense model's or a number,"
+            " or budget.latency, TABLE.json:SHARE",
         )
-        check(ratio <= 1, f"search.target_ratio is a share of the dense model's MACs; got {ratio}")
+        _check_share("budget.latency", budget.latency)
     if config.stage == "pretrain":
         check(
             config.pretrain.distillation == "none" or bool(config.teacher.checkpoint),
@@ -298,3 +320,17 @@ def _validate(config: Config) -> None:
             " of configs/architectures/",
         )
     check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _check_share(name: str, value: str) -> None:
+    """Raises ``ConfigError`` unless ``value`` is empty or ends in a share after a colon."""
+    path, _, share = value.rpartition(":")
+    try:
+        good = not value or (bool(path) and 0 < float(share) <= 1)
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"{name} is TABLE.json:SHARE, a file and a number in (0, 1], such as cpu.json:0.6; got"
+            f" {value!r}"
+        )

@@ -18,7 +18,7 @@ from flax import nnx
 
 from spvit_jax import evaluation, hosts, pretrained
 from spvit_jax.config import STAGES, Config, ConfigError, Training
-from spvit_jax.convert import About, about_of, save_model, save_torch
+from spvit_jax.convert import About, about_of, save, save_torch
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
@@ -27,13 +27,17 @@ from spvit_jax.data.sources import open_source
 from spvit_jax.measure import measure
 from spvit_jax.models import MODELS, Classifier, RegNetSpec
 from spvit_jax.progress import Console
-from spvit_jax.report import Result, figure, table
+from spvit_jax.report import Held, Result, figure, table
 from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
-from spvit_jax.single_path.budget import BudgetError, project, target_macs
-from spvit_jax.single_path.cost import cost, dense_macs
-from spvit_jax.single_path.gates import Gates, decide
-from spvit_jax.single_path.prune import count_parameters, fold, prune
+from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.latency import TableError
+from spvit_jax.single_path.prices import cost, count_parameters
+from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.space import SpaceError
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.checkpoint import CheckpointError
 from spvit_jax.training.fit import Trainer
@@ -41,7 +45,6 @@ from spvit_jax.training.loop import Interrupted, Metrics, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
 from spvit_jax.training.sharding import check_batch, host, make_mesh
 from spvit_jax.training.step import TrainState
-from spvit_jax.training.task import Gating
 from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir, versions
 
@@ -62,6 +65,8 @@ USER_ERRORS = (  # whose message says what to do
     NonFiniteLoss,
     OSError,
     PretrainedError,
+    SpaceError,
+    TableError,
 )
 
 
@@ -151,22 +156,25 @@ class Run:
         """Search, decide, prune, fine-tune, fold, evaluate, measure."""
         dense = self._dense()
         dense_top1 = self._top1("dense", dense)
-        searched, logits = self._search(dense)
-        found, threshold = self._decide(logits)
+        gating = self._gating(dense)
+        searched, logits = self._search(dense, gating)
+        found, budgets = self._decide(gating, logits)
         start = searched if self.config.finetune.start == "searched" else dense
         self._compress(
             dense,
             start,
             found,
-            target_macs=target_macs(self.config.search, self.spec),
-            threshold_macs=threshold.macs(self.spec),
+            budgets=budgets,
+            candidates=gating.space.ops,
             decision=self.config.search.decision,
             dense_top1=dense_top1,
         )
 
     def search(self) -> None:
         """Search and decide: ends with ``architecture.json``."""
-        self._decide(self._search(self._dense())[1])
+        dense = self._dense()
+        gating = self._gating(dense)
+        self._decide(gating, self._search(dense, gating)[1])
 
     def finetune(self) -> None:
         """As ``all``, of a given architecture and from the pretrained weights."""
@@ -180,8 +188,8 @@ class Run:
             dense,
             dense,
             found,
-            target_macs=None,
-            threshold_macs=None,
+            budgets=(),
+            candidates=(),
             decision="given",
             dense_top1=self._top1("dense", dense),
         )
@@ -189,21 +197,22 @@ class Run:
     def evaluate(self) -> None:
         """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
         config, names = self.config, self.trainer.test.class_names
+        notes: list[str] = []
         with hosts.together(*USER_ERRORS):
-            source, notes = pretrained.load_trained(config, self.spec)
-        hosts.agree_on("model.checkpoint", nnx.state(source.model))
+            network = pretrained.load_trained(config, self.spec, notes)
+        hosts.agree_on("model.checkpoint", nnx.state(network))
         about = about_of(pretrained.address(config.model.checkpoint))
         notes += pretrained.check_about(about, config, names)
-        parameters, file = count_parameters(source.model), config.model.checkpoint
-        self.console.stage("model", f"{file}: {source.form}, {parameters:,} parameters")
+        parameters, file = count_parameters(network), config.model.checkpoint
+        self.console.stage("model", f"{file}: {form(network)}, {parameters:,} parameters")
         for note in notes:
             self.console.say(note)
         data = f"{config.data.source}, {config.data.test_split}"
         self.stage("evaluate", f"{len(self.trainer.test):,} images of {data}")
-        trainer = dataclasses.replace(self.trainer, image_size=source.model.spec.image_size)
-        counts = trainer.evaluate(source.model)
+        trainer = dataclasses.replace(self.trainer, image_size=network.spec.image_size)
+        counts = trainer.evaluate(network)
         model = Path(file).stem
-        found = evaluation.report(counts, names, model=model, form=source.form, data=data)
+        found = evaluation.report(counts, names, model=model, form=form(network), data=data)
         title = f"{model}: top-1 {counts.top1:.2%} of {counts.images:,} images"
         write = self.workdir.write
         write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
@@ -221,17 +230,19 @@ class Run:
         self.stage("pretrain", f"{training.epochs:g} epochs from scratch")
         teacher = self._teacher(training)
         model, _ = self.trainer.fit("pretrain", model, training, teacher=teacher)
-        self.workdir.write("pretrained.safetensors", lambda path: save_torch(path, model, "dense"))
+        self.workdir.write("pretrained.safetensors", lambda path: save_torch(model, path))
         self._top1("pretrained", model)
 
     def _dense(self) -> Classifier:
         """The pretrained dense model."""
+        notes: list[str] = []
         with hosts.together(*USER_ERRORS):
-            dense, notes = pretrained.load(self.config, self.spec)
+            dense = pretrained.load_dense(self.config, self.spec, notes)
         hosts.agree_on("model.checkpoint", nnx.state(dense))
         facts = [f"{self.name}: {count_parameters(dense):,} parameters"]
         if not isinstance(self.spec, RegNetSpec):
-            facts.append(f"{dense_macs(self.spec):,} MACs")
+            run, published = prices.macs(self.spec), prices.published_macs(self.spec)
+            facts.append(f"{run.dense:,} MACs, {published.dense:,} as published")
         self.console.stage("dense", ", ".join(facts))
         for note in notes:
             self.console.say(note)
@@ -263,40 +274,60 @@ class Run:
         self.console.stage("evaluate", f"{name}: top-1 {top1:.2%} of {images:,} images")
         return top1
 
-    def _search(self, dense: Classifier) -> tuple[Classifier, Gates]:
-        """Trains weights and gates under the budget; the supernet and its gate logits."""
+    def _gating(self, dense: Classifier) -> Gating:
+        """What the search chooses from and within; an impossible budget is an error before it."""
+        with hosts.together(*USER_ERRORS):
+            gating = Gating.of(self.config.search, self.config.budget, self.spec, dense)
+            gating.project(gating.initial())
+        return gating
+
+    def _search(self, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
+        """Trains weights and gates under the budgets; the supernet and its gate logits."""
         search = self.config.search
-        gating, target = Gating.of(search, self.spec), target_macs(search, self.spec)
-        project(gating.logits, self.spec, target)  # an impossible budget is an error before it
-        self.stage("search", f"{search.epochs:g} epochs towards {target:,} MACs")
+        budgets = ", ".join(f"{b.target:,.8g} {b.prices.unit}" for b in gating.budgets)
+        self.stage("search", f"{search.epochs:g} epochs towards {budgets}")
 
         def describe(state: TrainState) -> Metrics:
-            return search_metrics(self.spec, jax.device_get(state.gates), target)
+            return search_metrics(gating, jax.device_get(state.gates))
 
         return self.trainer.fit(
             "search",
-            supernet(dense),
+            supernet(dense, gating.space.ops),
             search,
             gating=gating,
             describe=describe,
             teacher=self._teacher(search),
         )
 
-    def _decide(self, logits: Gates) -> tuple[Architecture, Architecture]:
-        """The architecture of the gate logits, as the config decides and by plain threshold."""
-        variant, target = self.config.model.variant, target_macs(self.config.search, self.spec)
-        threshold = architectures.from_gates(decide(logits), variant)
+    def _decide(self, gating: Gating, logits: Gates) -> tuple[Architecture, tuple[Held, ...]]:
+        """The architecture of the gate logits, as the config decides, and what it costs."""
+        variant = self.config.model.variant
+        threshold = gating.threshold(logits, variant)
         found = threshold
         if self.config.search.decision == "project":
-            found = project(logits, self.spec, target, variant)
+            found = gating.project(logits, variant)
+        held = tuple(
+            Held(
+                budget.prices.unit,
+                budget.target,
+                budget.prices.dense,
+                *(
+                    cost(budget.prices, a.gates(self.spec, gating.space.ops)).item()
+                    for a in (found, threshold)
+                ),
+            )
+            for budget in gating.budgets
+        )
         self.console.stage(
             "decide",
-            f"{' '.join(found.ops)}; {found.macs(self.spec):,} MACs"
-            f" (plain threshold: {threshold.macs(self.spec):,})",
+            "; ".join(
+                [architectures.describe(found, self.spec)]
+                + [f"{h.found:,.8g} {h.unit} (plain threshold: {h.threshold:,.8g})" for h in held]
+            ),
         )
         self.workdir.write("architecture_threshold.json", threshold.save)
         self.workdir.write("architecture.json", found.save)
-        return found, threshold
+        return found, held
 
     def _compress(
         self, dense: Classifier, start: Classifier, found: Architecture, **known: Any
@@ -310,18 +341,21 @@ class Run:
         folded = fold(pruned, batch_norm=True)
         data = self.config.data
         about = About(self.trainer.test.class_names, data.mean, data.std, data.crop_ratio)
-        self.workdir.write(
-            "pruned.safetensors",
-            lambda path: save_model(path, folded, "deploy", found, about=about),
-        )
+        self.workdir.write("pruned.safetensors", lambda path: save(folded, path, about=about))
+        blocks, run = self.spec.blocks, prices.macs(self.spec)
+        published = prices.published_macs(self.spec)
         self._report(
             Result(
                 model=self.name,
                 ops=found.ops,
+                heads=found.head_counts(self.spec),
+                dense_heads=tuple(block.heads for block in blocks),
                 ffn_widths=found.widths,
-                dense_ffn_widths=tuple(block.hidden for block in self.spec.blocks),
-                dense_macs=dense_macs(self.spec),
-                pruned_macs=found.macs(self.spec),
+                dense_ffn_widths=tuple(block.hidden for block in blocks),
+                dense_macs=run.dense,
+                pruned_macs=found.price(run, self.spec),
+                dense_published_macs=published.dense,
+                pruned_published_macs=found.price(published, self.spec),
                 decided_top1=decided_top1,
                 pruned_top1=self._top1("pruned", folded),
                 dense_params=count_parameters(dense),
@@ -358,11 +392,19 @@ def _splits(config: Config) -> tuple[str, str]:
     return data.train_split if STAGES[config.stage] else data.test_split, data.test_split
 
 
-def search_metrics(spec: Any, logits: Gates, target: int) -> Metrics:
-    """What the trajectory shows: MACs under the plain threshold, and gate probabilities."""
-    values = {"macs": float(cost(spec, decide(logits))), "target_macs": float(target)}
+def search_metrics(gating: Gating, logits: Gates) -> Metrics:
+    """What the trajectory shows: shares of the budgets that the plain threshold takes, and gates.
+
+    A probability for each gate of the operations, a mean for each other axis of a block.
+    """
+    gates = gating.decide(logits)
+    costs = ((b.prices.unit, float(cost(b.prices, gates)) / b.target) for b in gating.budgets)
+    values = {f"budget/{unit}": share for unit, share in costs}
     for i, block in enumerate(logits):
-        kernel, ffn = (1 / (1 + np.exp(-np.asarray(x))) for x in block)
-        values |= {f"kernel_probability/{i}/{j}": float(p) for j, p in enumerate(kernel)}
-        values[f"ffn_probability/{i}"] = float(ffn.mean())
+        for axis, x in block.items():
+            shares = 1 / (1 + np.exp(-np.asarray(x)))
+            if axis == "op":
+                values |= {f"op_probability/{i}/{j}": float(p) for j, p in enumerate(shares)}
+            else:
+                values[f"{axis}_probability/{i}"] = float(shares.mean())
     return values

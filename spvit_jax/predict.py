@@ -93,19 +93,12 @@ def _predict(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     """The model, of whatever form it is found in, and what its file says of its training."""
     from spvit_jax import pretrained
-    from spvit_jax.config import ConfigError
-    from spvit_jax.convert import about_of, load_dense, load_released
+    from spvit_jax.convert import about_of, load
 
-    where, size = pretrained.address(options.checkpoint), options.image_size
-    source, notes = pretrained.decided(load_released(where, heads=options.heads))
-    model, spec = source.model, source.model.spec
-    if size and size != spec.image_size:
-        if source.form != "dense":
-            raise ConfigError(
-                f"--image-size {size}: a pruned model keeps its own size, {spec.image_size}"
-            )
-        model, changes = load_dense(where, pretrained.resized(spec, size, "--image-size"))
-        notes += changes
+    notes: list[str] = []
+    where = pretrained.address(options.checkpoint)
+    found = load(where, image_size=options.image_size or 0, heads=options.heads, notes=notes)
+    model = pretrained.decided(found, notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return model, about_of(where)

@@ -7,16 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.convert import (
-    About,
-    CheckpointError,
-    Released,
-    load_dense,
-    load_released,
-    read_spec,
-)
+from spvit_jax.convert import About, CheckpointError, load, read_spec
+from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
-from spvit_jax.single_path.prune import prune
+from spvit_jax.single_path.prune import form, prune
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
 
@@ -49,15 +43,7 @@ def dense_spec(config: Config, found: int) -> Spec:
     classes = model.classes or found
     if classes < found:
         raise ConfigError(f"model.classes={classes}, but the data has {found}; set it to 0")
-    return resized(dataclasses.replace(spec, classes=classes), model.image_size, "model.image_size")
-
-
-def resized(spec: Spec, size: int, name: str) -> Spec:
-    """``spec`` for images of ``size`` pixels; 0: as it is. ``name`` is the setting to blame."""
-    try:
-        return dataclasses.replace(spec, image_size=size or spec.image_size)
-    except ValueError as error:
-        raise ConfigError(f"{name}={size}: {error}") from error
+    return resized(dataclasses.replace(spec, classes=classes), model.image_size)
 
 
 def address(checkpoint: str) -> str:
@@ -85,40 +71,36 @@ def options(config: Config, spec: Spec) -> dict[str, Any]:
     }
 
 
-def load(config: Config, spec: Spec) -> tuple[Classifier, list[str]]:
-    """The dense model with its pretrained weights, and what had to be changed in them."""
-    return load_dense(address(config.model.checkpoint), spec, **options(config, spec))
+def load_dense(config: Config, spec: Spec, notes: list[str]) -> Classifier:
+    """The dense model with its pretrained weights; ``notes`` gets what had to be changed."""
+    where = address(config.model.checkpoint)
+    return load(where, spec, notes=notes, **options(config, spec))
 
 
-def load_trained(config: Config, spec: Spec) -> tuple[Released, list[str]]:
+def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """The model in model.checkpoint as an evaluation needs it: trained, of whatever form it is.
 
     Args:
       spec: the dense model's, by ``dense_spec``: its classes are those that are expected.
-
-    Returns:
-      The model, dense or pruned, and a sentence on each thing the user should know of it.
+      notes: gets a sentence on each thing the user should know of it.
 
     Raises:
       ConfigError: its head is of other classes, or it is not the variant or the size asked for.
       convert.CheckpointError: not a checkpoint that converts.
     """
-    model, dtype = config.model, _dtype(config.model.dtype)
-    where = address(model.checkpoint)
+    model, where = config.model, address(config.model.checkpoint)
+    dtype = _dtype(model.dtype)
     heads = model.heads or _heads(VARIANTS[model.variant] if model.variant else None)
-    source, notes = decided(load_released(where, heads=heads, dtype=dtype))
-    found = source.model.spec
-    _check_trained(config, found, spec.classes)
-    if source.form == "dense":
-        wanted = dataclasses.replace(spec, classes=found.classes)
-        if wanted != found:
-            dense, changes = load_dense(where, wanted, dtype=dtype)
-            source, notes = source._replace(model=dense), notes + changes
-        return source, notes
-    _check_pruned(config, found, spec)
+    found = load(where, heads=heads, notes=notes, dtype=dtype)
+    _check_trained(config, found.spec, spec.classes)
+    if form(found) == "dense":
+        wanted = dataclasses.replace(spec, classes=found.spec.classes)
+        return found if wanted == found.spec else load(where, wanted, notes=notes, dtype=dtype)
+    found = decided(found, notes)
+    _check_pruned(config, found.spec, spec)
     if model.variant:
-        notes.append(f"model.checkpoint is a pruned model ({source.form} form), evaluated as it is")
-    return source, notes
+        notes.append(f"model.checkpoint is a pruned model ({form(found)} form), evaluated as it is")
+    return found
 
 
 def _check_trained(config: Config, found: Spec, wanted: int) -> None:
@@ -149,23 +131,22 @@ def _check_pruned(config: Config, found: Spec, wanted: Spec) -> None:
         )
 
 
-def decided(source: Released) -> tuple[Released, list[str]]:
-    """A supernet pruned as its gates decide, and a sentence on that; others as they are.
+def decided(model: Classifier, notes: list[str]) -> Classifier:
+    """A supernet pruned as its gates decide, with a note of that; others as they are.
 
     Raises:
       CheckpointError: a supernet that does not say what its gates decide.
     """
-    if source.form != "supernet":
-        return source, []
-    if source.architecture is None:
+    if form(model) != "supernet":
+        return model
+    if model.architecture is None:
         raise CheckpointError(
             "a supernet without gate logits computes nothing by itself; give a dense, fine-tuned or"
             " folded model"
         )
-    pruned = prune(source.model, source.architecture)
-    ops = " ".join(source.architecture.ops)
-    note = f"the checkpoint is a supernet, pruned as its gates decide: {ops}"
-    return source._replace(model=pruned, form="shared", gate_logits=None), [note]
+    ops = " ".join(model.architecture.ops)
+    notes.append(f"the checkpoint is a supernet, pruned as its gates decide: {ops}")
+    return prune(model, model.architecture)
 
 
 def check_about(about: About, config: Config, class_names: tuple[str, ...]) -> list[str]:
@@ -203,30 +184,22 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
     """
     teacher, data = config.teacher, config.data
     normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
-    dtype = _dtype(teacher.dtype)
+    dtype, size = _dtype(teacher.dtype), student.image_size
     if not teacher.checkpoint:
-        model, _ = load_dense(address(config.model.checkpoint), student, dtype=dtype)
-        return freeze(model, normalise)
+        where = address(config.model.checkpoint)
+        return freeze(load(where, student, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    model, form, *_ = load_released(where, heads=teacher.heads or None, dtype=dtype)
-    spec, size = model.spec, student.image_size
-    if spec.classes != student.classes:
+    model = load(where, image_size=size, heads=teacher.heads or None, dtype=dtype)
+    if model.spec.classes != student.classes:
         raise ConfigError(
-            f"teacher.checkpoint={teacher.checkpoint} knows {spec.classes} classes, the student"
-            f" {student.classes}; a teacher must know the same ones, in the same order"
+            f"teacher.checkpoint={teacher.checkpoint} knows {model.spec.classes} classes, the"
+            f" student {student.classes}; a teacher must know the same ones, in the same order"
         )
-    if form == "supernet":
+    if form(model) == "supernet":
         raise ConfigError(
             f"teacher.checkpoint={teacher.checkpoint} is a supernet; give a dense, fine-tuned or"
             " folded model"
         )
-    if spec.image_size != size and not isinstance(spec, RegNetSpec):
-        if form != "dense":
-            raise ConfigError(
-                f"teacher.checkpoint={teacher.checkpoint} is a pruned model for images of"
-                f" {spec.image_size} pixels, the student sees {size}; set model.image_size to that"
-            )
-        model, _ = load_dense(where, resized(spec, size, "the teacher at image size"), dtype=dtype)
     return freeze(model, normalise)
 
 

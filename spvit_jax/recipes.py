@@ -23,7 +23,7 @@ import dataclasses
 import os
 from typing import Any
 
-from spvit_jax.config import Config, ConfigError, Data, Finetune, Model, Search
+from spvit_jax.config import Budget, Config, ConfigError, Data, Finetune, Model, Search
 
 # 28x28 grey images, which need no crop; mean and std of the training pixels
 FASHION_MNIST: dict[str, Any] = {
@@ -50,8 +50,8 @@ def released(
     checkpoint: str,
     architecture: str | os.PathLike,
     gate_learning_rate: float,
+    budget_macs: float,
     budget_lambda: float,
-    target_gmacs: float,
     drop_path: float = 0.1,
     clip_norm: float = 0.0,
     final_learning_rate: float = 1e-5,
@@ -65,7 +65,8 @@ def released(
       model: a row of ``spvit_jax.models.VARIANTS``.
       checkpoint: its pretrained weights.
       architecture: JSON of the published architecture.
-      gate_learning_rate, budget_lambda, target_gmacs: those of its search.
+      gate_learning_rate, budget_macs: those of its search, MACs counted as published.
+      budget_lambda: lambda F*^2 of its search, F* in GMACs.
       drop_path, clip_norm, final_learning_rate, repeats: DeiT's unless given.
 
     Raises:
@@ -85,11 +86,11 @@ def released(
             workers=8,
             eval_batch_size=BATCH,
         ),
+        budget=Budget(macs=budget_macs, count="published"),
         search=Search(
             epochs=20,
             gate_learning_rate=gate_learning_rate,
             budget_lambda=budget_lambda,
-            target_gmacs=target_gmacs,
             clip_norm=clip_norm,
             **SHARED,
         ),
@@ -155,7 +156,8 @@ def tiny(config: Config) -> Config:
             **FASHION_MNIST,
         ),
         pretrain=dataclasses.replace(config.pretrain, **small),
-        search=dataclasses.replace(config.search, **small, target_gmacs=0.0, target_ratio=0.5),
+        budget=dataclasses.replace(config.budget, macs=0.5, params=0.0, latency=""),
+        search=dataclasses.replace(config.search, **small),
         finetune=dataclasses.replace(config.finetune, **small),
         checkpoint_every=4,
         log_every=2,

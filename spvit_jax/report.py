@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,27 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from spvit_jax.measure import Timing
+from spvit_jax.single_path.axes import AXES, Subset
+from spvit_jax.single_path.ops import OPS
 from spvit_jax.text import aligned
 
-_OPS = {  # what a block computes: its colour (told apart by colour-blind eyes too) and name
-    "msa": ("#1f5fa8", "attention"),
-    "conv3x3": ("#e08214", "3×3 convolution"),
-    "conv1x1": ("#f6c667", "1×1 convolution"),
-    "skip": ("#d9d9d9", "skip"),
-    "norm_skip": ("#a6a6a6", "norm skip"),
-}
+_AXES = {name: axis.noun for name, axis in AXES.items() if isinstance(axis, Subset)}
+_LINES = ("#1f5fa8", "#8e44ad", "#e08214")
 _DENSE, _PRUNED, _BEFORE, _INK = "#8a8f98", "#2a7f62", "#b5d3c7", "#333333"
-_GATES = ("≥ 1×1 convolution", "≥ 3×3 convolution", "attention")
 _MISSING = "–"
+_PER_BLOCK = ("ops", "heads", "dense_heads", "ffn_widths", "dense_ffn_widths")
 _Row = tuple[str, ...]  # name, dense, pruned, ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A budget of a search and what was found within it, in its unit."""
+
+    unit: str
+    target: float
+    dense: float  # the dense model's price
+    found: float  # of the architecture that was pruned
+    threshold: float  # of the plain 0.5 decision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +44,17 @@ class Result:
     """A finished run. Accuracies are fractions 0..1; MACs and parameters are counts."""
 
     model: str
-    ops: tuple[str, ...]  # of each block: msa, conv3x3, conv1x1, skip or norm_skip
+    ops: tuple[str, ...]  # of each block
+    heads: tuple[int, ...]  # kept heads of each block; 0 where there is no attention
+    dense_heads: tuple[int, ...]
     ffn_widths: tuple[int, ...]  # kept units of each block
     dense_ffn_widths: tuple[int, ...]
-    target_macs: int | None  # None: no search, the architecture was given
-    dense_macs: int
+    candidates: tuple[str, ...]  # what the search chose from; (): no search
+    budgets: tuple[Held, ...]  # (): no search, the architecture was given
+    dense_macs: int  # per image, as the program runs
     pruned_macs: int
-    threshold_macs: int | None  # of the plain 0.5 decision; None: no search
+    dense_published_macs: int  # by the paper's formula
+    pruned_published_macs: int
     decision: str  # "project", "threshold", or "given" without a search
     dense_top1: float | None
     decided_top1: float | None  # pruned, before fine-tuning
@@ -55,13 +68,11 @@ class Result:
     seed: int
 
     def __post_init__(self) -> None:
-        if not len(self.ops) == len(self.ffn_widths) == len(self.dense_ffn_widths) > 0:
-            raise ValueError(
-                "a result needs an op, an FFN width and a dense FFN width for every block, got"
-                f" {len(self.ops)}, {len(self.ffn_widths)} and {len(self.dense_ffn_widths)}"
-            )
-        if unknown := set(self.ops) - set(_OPS):
-            raise ValueError(f"ops must be among {', '.join(_OPS)}; got {sorted(unknown)}")
+        counts = [len(getattr(self, name)) for name in _PER_BLOCK]
+        if len(set(counts)) > 1 or not counts[0]:
+            raise ValueError(f"a result needs {', '.join(_PER_BLOCK)} of every block, got {counts}")
+        if unknown := set(self.ops) - set(OPS):
+            raise ValueError(f"ops must be among {', '.join(OPS)}; got {sorted(unknown)}")
 
     def to_json(self) -> str:
         """The result as indented JSON; ``from_json`` reads it."""
@@ -82,42 +93,45 @@ class Result:
                 f"not a result of this version: missing {sorted(expected - got)}, unknown"
                 f" {sorted(got - expected)}; delete the file and run the same command again"
             )
-        for name in ("ops", "ffn_widths", "dense_ffn_widths"):
+        for name in (*_PER_BLOCK, "candidates"):
             values[name] = tuple(values[name])
+        values["budgets"] = tuple(Held(**held) for held in values["budgets"])
         if values["timings"] is not None:
             values["timings"] = {k: Timing(**v) for k, v in values["timings"].items()}
         return cls(**values)
 
 
 def table(result: Result) -> str:
-    """Dense against pruned as aligned text, then how well the budget was met."""
+    """Dense against pruned as aligned text, then how well each budget was met."""
     rows = [
         (result.model, "dense", "pruned", "pruned / dense"),
         _accuracy_row(result.dense_top1, result.pruned_top1),
-        _count_row("MACs", result.dense_macs, result.pruned_macs),
+        _count_row("MACs, as run", result.dense_macs, result.pruned_macs),
+        _count_row("MACs, as published", result.dense_published_macs, result.pruned_published_macs),
         _count_row("parameters, shared form", result.dense_params, result.shared_params),
         _count_row("parameters, folded", result.dense_params, result.folded_params),
         *_timing_rows(result.timings, result.measure_batch),
     ]
     measured = [f"Speed measured on {result.device}."] if result.timings else []
-    return "\n".join([aligned(rows), "", _budget_line(result), *measured])
+    return "\n".join([aligned(rows), "", *_budget_lines(result), *measured])
 
 
-def _budget_line(result: Result) -> str:
-    if result.target_macs is None:
-        return "Budget: none, the architecture was given."
-    target = result.target_macs
-    unit, scale, digits = _unit(result.dense_macs)
+def _budget_lines(result: Result) -> list[str]:
+    if not result.budgets:
+        return ["Budget: none, the architecture was given."]
+    return [_budget_line(held, result.decision == "project") for held in result.budgets]
 
-    def macs(value: int | None) -> str:
-        if value is None:
-            return _MISSING
-        return f"{value / scale:.{digits}f} {unit} ({_minus(f'{value / target - 1:+.2%}')})"
 
-    projected = result.pruned_macs if result.decision == "project" else None
+def _budget_line(held: Held, projected: bool) -> str:
+    unit, scale, digits = _unit(held.dense)
+
+    def price(value: float) -> str:
+        return f"{value / scale:.{digits}f}{unit} ({_minus(f'{value / held.target - 1:+.2%}')})"
+
+    found = price(held.found) if projected else _MISSING
     return (
-        f"Budget: {target / scale:.{digits}f} {unit} MACs; projected {macs(projected)},"
-        f" plain 0.5 threshold {macs(result.threshold_macs)}."
+        f"Budget: {held.target / scale:.{digits}f}{unit} {held.unit}; projected {found}, plain 0.5"
+        f" threshold {price(held.threshold)}."
     )
 
 
@@ -129,7 +143,7 @@ def _accuracy_row(dense: float | None, pruned: float | None) -> _Row:
 def _count_row(name: str, dense: int, pruned: int) -> _Row:
     unit, scale, digits = _unit(dense)
     cells = [f"{x / scale:.{digits}f}" for x in (dense, pruned)]
-    return f"{name} ({unit})", cells[0], cells[1], f"{pruned / dense:.2f}×"
+    return f"{name} ({unit.strip() or 1})", cells[0], cells[1], f"{pruned / dense:.2f}×"
 
 
 def _timing_rows(timings: Mapping[str, Timing] | None, batch: int) -> list[_Row]:
@@ -157,12 +171,12 @@ def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def _unit(count: int) -> tuple[str, float, int]:
+def _unit(count: float) -> tuple[str, float, int]:
     """Name and size of a unit for ``count``, and the decimals that give four digits."""
-    for name, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for name, scale in ((" G", 1e9), (" M", 1e6), (" k", 1e3)):
         if count >= scale:
             return name, scale, max(0, 3 - int(math.log10(count / scale)))
-    return "1", 1.0, 0
+    return "", 1.0, 0 if isinstance(count, int) else 3
 
 
 def figure(
@@ -172,11 +186,11 @@ def figure(
 
     Args:
       result: the finished run.
-      search_metrics: lines of the search, any of them with "step", "macs", "target_macs",
-        "kernel_probability/BLOCK/GATE" and "ffn_probability/BLOCK"; empty without a search.
+      search_metrics: lines of the search, any of them with "step", "budget/UNIT",
+        "op_probability/BLOCK/GATE" and "AXIS_probability/BLOCK"; empty without a search.
       path: where the image goes.
     """
-    gates = [row for row in search_metrics if "ffn_probability/0" in row]
+    gates = [row for row in search_metrics if _maps(row)]
     heights = [1.15, 1, 1] if gates else [1.15, 1]
     page = Figure(figsize=(12, 3.5 * sum(heights)), dpi=130)
     page.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
@@ -187,7 +201,7 @@ def figure(
     _trajectory(trajectory, result, search_metrics)
     _accuracy(accuracy, result)
     if gates:
-        _gates(parts[2], len(result.ops), gates)
+        _gates(parts[2], result, gates)
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     page.savefig(temporary, format="png")
@@ -196,7 +210,7 @@ def figure(
 
 def _title(result: Result) -> str:
     unit, scale, digits = _unit(result.dense_macs)
-    macs = [f"{x / scale:.{digits}f} {unit}" for x in (result.dense_macs, result.pruned_macs)]
+    macs = [f"{x / scale:.{digits}f}{unit}" for x in (result.dense_macs, result.pruned_macs)]
     ratio = result.pruned_macs / result.dense_macs
     return f"{result.model}: {macs[0]} → {macs[1]} MACs ({ratio:.2f}×)"
 
@@ -208,17 +222,23 @@ def _style(axes: Axes, title: str) -> None:
 
 
 def _blocks(part: SubFigure, result: Result) -> None:
-    """The op of every block as a coloured cell above the bar of its FFN width."""
+    """The op of every block, with its heads, as a coloured cell above the bar of its FFN width."""
     ops, widths = part.subplots(2, 1, sharex=True, height_ratios=[1, 4])
     blocks = range(len(result.ops))
-    ops.bar(blocks, 1, width=0.9, color=[_OPS[op][0] for op in result.ops])
-    _style(ops, "Op of every block")
+    ops.bar(blocks, 1, width=0.9, color=[OPS[op].colour for op in result.ops])
+    for block, (heads, dense) in enumerate(zip(result.heads, result.dense_heads, strict=True)):
+        if heads:
+            ops.text(
+                block, 0.5, f"{heads}/{dense}", ha="center", va="center", color="white",
+                fontsize=9 if len(result.ops) <= 16 else 7,
+            )  # fmt: skip
+    _style(ops, "Op of every block, and heads of attention")
     ops.set(ylim=(0, 1), yticks=[])
     ops.spines[["left", "bottom"]].set_visible(False)
     ops.tick_params(bottom=False)
-    used = [op for op in _OPS if op in result.ops]
+    used = [OPS[op] for op in reversed(OPS) if op in result.ops]
     ops.legend(
-        handles=[Patch(color=_OPS[op][0], label=_OPS[op][1]) for op in used],
+        handles=[Patch(color=op.colour, label=op.label) for op in used],
         ncols=len(used), loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9,
     )  # fmt: skip
     widths.bar(blocks, result.dense_ffn_widths, width=0.9, color="#e1e4e9", label="dense")
@@ -239,29 +259,27 @@ def _blocks(part: SubFigure, result: Result) -> None:
 
 
 def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
-    rows = [row for row in metrics if "macs" in row]
-    unit, scale, _ = _unit(result.dense_macs)
-    _style(axes, f"Search: MACs of the gates' decision ({unit})")
+    units = [held.unit for held in result.budgets]
+    rows = [row for row in metrics if units and f"budget/{units[0]}" in row]
+    _style(axes, "Search: what the gates' decision takes of the budget")
     if not rows:
         axes.set_axis_off()
-        given = result.target_macs is None
-        text = "No search: the architecture was given." if given else "The search logged nothing."
+        text = "The search logged nothing." if units else "No search: the architecture was given."
         axes.text(0.5, 0.5, text, ha="center", color=_DENSE, transform=axes.transAxes)
         return
     steps = [row["step"] for row in rows]
-    axes.axhline(result.dense_macs / scale, color=_DENSE, linestyle=":", label="dense")
-    axes.plot(
-        steps, [row["macs"] / scale for row in rows], color=_OPS["msa"][0], label="decision",
-        marker="" if len(rows) > 1 else "s",
-    )  # fmt: skip
-    target = result.target_macs or rows[-1].get("target_macs")
-    if target:
-        axes.axhline(target / scale, color="#c0392b", linestyle="--", label="target")
-    axes.plot(
-        steps[-1], result.pruned_macs / scale, "o", color=_PRUNED, label="pruned", clip_on=False
-    )
-    highest = max(result.dense_macs, *(row["macs"] for row in rows))
-    axes.set(xlabel="step", ylim=(0, 1.08 * highest / scale))
+    highest = 1.0
+    for held, colour in zip(result.budgets, itertools.cycle(_LINES)):
+        shares = [row[f"budget/{held.unit}"] for row in rows]
+        marker = "" if len(rows) > 1 else "s"
+        axes.plot(steps, shares, color=colour, label=held.unit, marker=marker)
+        axes.axhline(held.dense / held.target, color=colour, linestyle=":")
+        axes.plot(steps[-1], held.found / held.target, "o", color=_PRUNED, clip_on=False)
+        highest = max(highest, held.dense / held.target, *shares)
+    axes.axhline(1, color="#c0392b", linestyle="--", label="budget")
+    axes.plot([], [], "o", color=_PRUNED, label="pruned")
+    axes.plot([], [], ":", color=_DENSE, label="dense")
+    axes.set(xlabel="step", ylim=(0, 1.08 * highest))
     axes.legend(loc="lower left", ncols=4, frameon=False, fontsize=9)
 
 
@@ -277,26 +295,39 @@ def _accuracy(axes: Axes, result: Result) -> None:
     axes.set_yticks(range(0, 101, 20))
 
 
-def _gates(part: SubFigure, blocks: int, rows: Sequence[Mapping[str, Any]]) -> None:
+def _maps(row: Mapping[str, Any]) -> list[str]:
+    """The gates a line of the search has probabilities of: its keys, without the block."""
+    found = (re.fullmatch(r"(\w+_probability)/0(/\d+)?", key) for key in row)
+    return [f"{m[1]}/{{}}{m[2] or ''}" for m in found if m]
+
+
+def _gates(part: SubFigure, result: Result, rows: Sequence[Mapping[str, Any]]) -> None:
     """Heat maps [block, step] of the probability that a gate is on."""
-    maps = [(f"Gate: {_GATES[gate]}", f"kernel_probability/{{}}/{gate}") for gate in range(3)]
-    maps.append(("Gates: FFN units (mean)", "ffn_probability/{}"))
+    blocks, keys = len(result.ops), _maps(rows[0])
     edges = _edges([row["step"] for row in rows])
-    grid = part.subplots(1, 4, sharey=True)
-    for axes, (name, key) in zip(grid, maps, strict=True):
+    grid = part.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for axes, key in zip(grid, keys, strict=True):
         values = [[row.get(key.format(b), math.nan) for row in rows] for b in range(blocks)]
         mesh = axes.pcolormesh(
             edges, [b - 0.5 for b in range(blocks + 1)], values, vmin=0, vmax=1, cmap="RdBu"
         )
-        _style(axes, name)
+        _style(axes, _gate_name(key, result.candidates))
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    grid[0].invert_yaxis()  # shared by all four
+    grid[0].invert_yaxis()  # shared by all
     grid[0].set_ylabel("block")
     grid[0].set_yticks(range(0, blocks, 1 if blocks <= 12 else 2))
     bar = part.colorbar(mesh, ax=list(grid), pad=0.01, aspect=18)
     bar.set_label("probability (on above 0.5)", fontsize=9)
     bar.outline.set_visible(False)
+
+
+def _gate_name(key: str, candidates: tuple[str, ...]) -> str:
+    axis, _, gate = key.partition("_probability/{}")
+    if not gate:
+        return f"Gates: {_AXES[axis]} (mean)"
+    place = int(gate[1:]) + 1
+    return f"Gate: {'≥ ' if place < len(candidates) - 1 else ''}{OPS[candidates[place]].label}"
 
 
 def _edges(steps: Sequence[int]) -> list[float]:

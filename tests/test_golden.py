@@ -34,18 +34,22 @@ from spvit_jax.convert import forms, released_from_state
 from spvit_jax.convert.families import FAMILIES, ignored
 from spvit_jax.convert.tables import apply
 from spvit_jax.models import SwinSpec
-from spvit_jax.single_path.budget import budget_loss
-from spvit_jax.single_path.gates import BlockGates, decide, sample
-from spvit_jax.single_path.prune import count_parameters, fold
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.budget import Budget
+from spvit_jax.single_path.budget import penalty as budget_penalty
+from spvit_jax.single_path.gates import decide, sample
+from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.prune import fold, form
+from spvit_jax.single_path.space import Space
 from spvit_jax.training.losses import cross_entropy, smooth_targets
 from spvit_jax.training.optim import optimizer
 
 FOLDER = Path(os.environ.get("SPVIT_GOLDEN") or Path(__file__).parent / "golden")
 FILES = sorted(FOLDER.glob("*.npz"))
 DENSE = ("vit_", "regnety_", "swin_dense_", "swin_timm_")
-WINDOWED = re.compile(r"gates\.\d+\.kernel|blocks\.\d+\.mixer\.norm3x3\.(scale|bias)")
+WINDOWED = re.compile(r"gates\.\d+\.op|blocks\.\d+\.mixer\.parts\.conv3x3\.(scale|bias)")
 TOLERANCES = {"float32": 1e-5, "float64": 1e-6}
-NOISE = ("mixer.attention.qk.bias", "mixer.attention.v.bias", "norm1x1.mean", "norm3x3.mean")
+NOISE = ("mixer.attention.qk.bias", "mixer.attention.v.bias", "conv1x1.mean", "conv3x3.mean")
 
 
 @pytest.fixture(params=TOLERANCES)
@@ -64,8 +68,9 @@ class Golden:
         self.config = self.meta.get("cfg", self.meta)
         heads = self.config.get("num_heads")
         heads = heads if isinstance(heads, int) else None  # Swin's tables tell
-        self.released = released_from_state(self.under("state/"), heads)
-        self.model, self.form, self.architecture, self.gate_logits = self.released
+        self.model, self.gate_logits = released_from_state(self.under("state/"), heads)
+        self.form, self.architecture = form(self.model), self.model.architecture
+        self.space = Space(getattr(self.model.spec, "blocks", ()))
 
     def __getitem__(self, name):
         return self.arrays[name]
@@ -79,8 +84,8 @@ class Golden:
 
     def uniforms(self, prefix):
         def block(i):
-            parts = (self[f"{prefix}/{i}/{part}"] for part in ("attention", "ffn"))
-            return BlockGates(*(jnp.asarray(part, float) for part in parts))
+            parts = {"op": self[f"{prefix}/{i}/attention"], "ffn": self[f"{prefix}/{i}/ffn"]}
+            return {axis: jnp.asarray(part, float) for axis, part in parts.items()}
 
         return tuple(block(i) for i in range(len(self.model.spec.blocks)))
 
@@ -125,9 +130,9 @@ def check_logits(golden, tolerance):
 
 def check_search(golden, tolerance, path):
     spec, meta = golden.model.spec, golden.meta
-    logits = golden.model(golden.images(), decide(golden.gate_logits))
+    logits = golden.model(golden.images(), decide(golden.space, golden.gate_logits))
     close(logits, golden["eval/logits"], tolerance, "eval/logits")
-    assert golden.architecture.macs(spec) == meta["eval_macs"]["total"]
+    assert golden.architecture.published_macs(spec) == meta["eval_macs"]["total"]
     levels = [int(sum(row)) for row in meta["gates"]]
     assert [("skip", "conv1x1", "conv3x3", "msa")[n] for n in levels] == [*golden.architecture.ops]
 
@@ -222,8 +227,11 @@ def check_decided(golden):
 
 
 def penalty(golden, gates):
-    config = golden.config
-    return budget_loss(golden.model.spec, gates, config["target_gmacs"], config["loss_lambda"])
+    """The released ``lambda (F* - F)^2``, F in GMACs, as ours: relative to the target."""
+    config, space = golden.config, golden.space
+    target = config["target_gmacs"]
+    budget = Budget(prices.published_macs(golden.model.spec, space.ops), 1e9 * target)
+    return budget_penalty(space, gates, (budget,), config["loss_lambda"] * target**2)
 
 
 def search_step(golden, images, labels, uniforms):
@@ -233,7 +241,7 @@ def search_step(golden, images, labels, uniforms):
 
         def loss(trained, stats, images, labels, uniforms):
             model = nnx.merge(graph, trained["params"], stats, copy=True)
-            logits = model(images, sample(trained["gates"], uniforms=uniforms), train=True)
+            logits = model(images, sample(golden.space, trained["gates"], uniforms=uniforms), train=True)
             losses = (
                 cross_entropy(logits, smooth_targets(labels, logits.shape[-1])),
                 penalty(golden, trained["gates"]),
@@ -251,8 +259,7 @@ def named(state):
 
 
 def named_gates(gates):
-    parts = BlockGates._fields
-    return {f"gates.{i}.{p}": getattr(g, p) for i, g in enumerate(gates) for p in parts}
+    return {f"gates.{i}.{axis}": x for i, block in enumerate(gates) for axis, x in block.items()}
 
 
 def close_gradients(found, expected, tolerance, without=None):

@@ -10,38 +10,29 @@ and fills it; ``load`` does all of it, ``to_torch`` the way back, ``native`` is 
 
 from spvit_jax.convert.checkpoint import read_state
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.forms import FORMS, build, fill
+from spvit_jax.convert.forms import build, fill
 from spvit_jax.convert.load import (
-    Released,
     about_of,
     dense_from_state,
-    load_dense,
-    load_folded,
-    load_released,
+    load,
     read_spec,
     released_from_state,
 )
-from spvit_jax.convert.native import About, Loaded, load_model, save_model
+from spvit_jax.convert.native import About, save
 from spvit_jax.convert.to_torch import save_torch, state_for_torch
 
 __all__ = [
-    "FORMS",
     "About",
     "CheckpointError",
-    "Loaded",
-    "Released",
     "about_of",
     "build",
     "dense_from_state",
     "fill",
-    "load_dense",
-    "load_folded",
-    "load_model",
-    "load_released",
+    "load",
     "read_spec",
     "read_state",
     "released_from_state",
-    "save_model",
+    "save",
     "save_torch",
     "state_for_torch",
 ]

@@ -7,11 +7,13 @@ import sys
 from typing import Any
 
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.load import Released, about_of, folded, load_released
-from spvit_jax.convert.native import save_model
+from spvit_jax.convert.load import about_of, load
+from spvit_jax.convert.native import save
 from spvit_jax.convert.to_torch import save_torch
-from spvit_jax.single_path.cost import dense_macs
-from spvit_jax.single_path.prune import count_parameters
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.architecture import ArchitectureError
+from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.prune import fold, form
 
 DESCRIPTION = """\
 Converts a checkpoint into a model file of this package, or with --to-torch into one for PyTorch.
@@ -45,40 +47,45 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--batch-norm goes with --fold")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        source = load_released(options.source, heads=options.heads)
-        print(describe(source))
+        model = load(options.source, heads=options.heads)
+        print(describe(model))
         if options.fold:
-            source = folded(source, batch_norm=options.batch_norm)
-        model = source.model, source.form, source.architecture
+            model = fold(model, batch_norm=options.batch_norm)
         if options.to_torch:
-            save_torch(options.target, *model)
+            save_torch(model, options.target)
         else:
-            save_model(options.target, *model, about=about_of(options.source))
-    except (CheckpointError, OSError) as error:
+            save(model, options.target, about=about_of(options.source))
+    except (ArchitectureError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    parameters = f"{count_parameters(source.model):,} parameters"
-    names = _names(source.form) if options.to_torch else ""
-    print(f"wrote       {options.target}: {source.form}, {parameters}{names}")
+    parameters = f"{count_parameters(model):,} parameters"
+    names = _names(form(model)) if options.to_torch else ""
+    print(f"wrote       {options.target}: {form(model)}, {parameters}{names}")
     return 0
 
 
-def describe(source: Released) -> str:
+def describe(model: Any) -> str:
     """What a checkpoint turned out to be, a fact a line."""
-    spec, architecture = source.model.spec, source.architecture
+    spec, architecture = model.spec, model.architecture
     lines = [
-        f"form        {source.form}",
+        f"form        {form(model)}",
         f"dense model {type(spec).__name__.removesuffix('Spec')}: {_fields(spec)}",
-        f"parameters  {count_parameters(source.model):,}",
+        f"parameters  {count_parameters(model):,}",
     ]
-    macs = f"{dense_macs(spec):,} dense" if hasattr(spec, "blocks") else ""
     if architecture is not None:
-        widths = " ".join(map(str, architecture.widths))
-        lines += [f"ops         {' '.join(architecture.ops)}", f"FFN units   {widths}"]
-        macs = f"{architecture.macs(spec):,} of {macs}"
-    if macs:
-        lines.append(f"MACs        {macs}")
-    if source.gate_logits is not None:
+        lines.append(f"ops         {' '.join(architecture.ops)}")
+        if architecture.heads:
+            lines.append(f"heads       {' '.join(map(str, architecture.head_counts(spec)))}")
+        lines.append(f"FFN units   {' '.join(map(str, architecture.widths))}")
+    for priced in (
+        (prices.macs(spec), prices.published_macs(spec)) if hasattr(spec, "blocks") else ()
+    ):
+        macs = f"{priced.dense:,} dense"
+        if architecture is not None:
+            macs = f"{architecture.price(priced, spec):,} of {macs}"
+        name, _, rest = priced.unit.partition(" ")
+        lines.append(f"{name:11} {macs} {rest}".rstrip())
+    if form(model) == "supernet":
         lines.append("gate logits are not kept in the model file; the ops they decide are")
     return "\n".join(lines)
 

@@ -1,11 +1,13 @@
 """The blocks of ViT and Swin in checkpoints: dense, and in the three forms SPViT released.
 
 Both families write a block alike but for its name, the order of a kernel's taps, the name of its
-gate logits and Swin's relative position bias. Released skip blocks compute ``x + norm1(x)``,
+gate logits and Swin's relative position bias. What an operation's arrays are called it says itself;
+here stands what that means. Released skip blocks compute ``x + norm1(x)``,
 which here is the op ``norm_skip``; one whose norm1 is all zero is a true ``skip``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
@@ -22,9 +24,9 @@ from spvit_jax.convert.tables import (
     norm,
     rule,
 )
-from spvit_jax.single_path.architecture import NORM_SKIP
+from spvit_jax.single_path.ops import OPS, PAPER, Names
 
-Mixers = Mapping[str, Mapping[str, tuple[Rule, ...]]]  # by form, then by op
+Kinds = Mapping[str, Callable[[str, str], tuple[Rule, ...]]]  # rules of a pair of names, by kind
 
 NORM1 = norm("{block}.norm1", "blocks.{i}.norm1")
 FFN = (
@@ -32,87 +34,105 @@ FFN = (
     *layer("{block}.mlp.fc1", "blocks.{i}.ffn.fc1", LINEAR),
     *layer("{block}.mlp.fc2", "blocks.{i}.ffn.fc2", LINEAR),
 )
-FOLDED = (
-    *NORM1,
-    *layer("{block}.attn.bconv.0", "blocks.{i}.mixer", CONV),
-    *batch_norm("{block}.attn.bconv.1", "blocks.{i}.mixer.norm"),
-    *layer("{block}.attn.bconv.3", "blocks.{i}.mixer.out", CONV_1X1),
-)
 
 
-def mixers(taps: Pair, gate_logits: str, position_bias: bool = False) -> Mixers:
-    """The rules of norm1 and what mixes tokens.
+def kinds(taps: Pair, position_bias: bool = False) -> Kinds:
+    """The kinds of arrays that operations name.
 
     Args:
       taps: between the released order of a kernel's taps and ours.
-      gate_logits: the released name of the kernel gates' logits.
       position_bias: whether attention has a table of relative position biases.
     """
-    bias = (_position_bias("mixer"),) if position_bias else ()
-    searched_bias = (_position_bias("mixer.attention"),) if position_bias else ()
-    pruned = {
-        "skip": (),
-        NORM_SKIP: NORM1,
-        "msa": (*NORM1, *_split("mixer", "qk", "v"), *bias),
-    }
-    shared = {f"conv{size}": _shared(size, taps) for size in ("1x1", "3x3")}
+
+    def one(pair: Pair) -> Callable[[str, str], tuple[Rule, ...]]:
+        return lambda source, target: (rule(source, target, pair),)
+
     return {
-        "dense": {"msa": (*NORM1, *_fused(), *bias)},
-        "supernet": {"msa": (*_searched(taps, gate_logits), *searched_bias)},
-        "shared": pruned | shared,
-        "folded": pruned | {"conv1x1": FOLDED, "conv3x3": FOLDED},
+        "linear": partial(layer, kernel=LINEAR),
+        "convolution": partial(layer, kernel=CONV),
+        "pointwise": partial(layer, kernel=CONV_1X1),
+        "batch_norm": batch_norm,
+        "taps": one(taps),
+        "position_bias": one(SAME) if position_bias else lambda source, target: (),
     }
 
 
-def _position_bias(mixer: str) -> Rule:
-    source = "{block}.attn.relative_position_bias_table"
-    return rule(source, f"blocks.{{i}}.{mixer}.position_bias", SAME)
+def _named(by_kind: Kinds, mixer: str, names: Names) -> tuple[Rule, ...]:
+    """The rules of arrays below ``mixer``."""
+    pairs = ((".".join(filter(None, (mixer, ours))), *rest) for ours, *rest in names)
+    rules = (by_kind[kind](f"{{block}}.{theirs}", f"blocks.{{i}}.{o}") for o, theirs, kind in pairs)
+    return tuple(r for some in rules for r in some)
 
 
-def _fused() -> tuple[Rule, ...]:
+def _fused(by_kind: Kinds) -> tuple[Rule, ...]:
+    """A dense model's attention: queries, keys and values in one array."""
+
     def fused(source: str, name: str) -> Rule:
         targets = f"blocks.{{i}}.mixer.qk.{name}", f"blocks.{{i}}.mixer.v.{name}"
         return Rule((f"{{block}}.attn.qkv.{source}",), targets, QKV)
 
-    out = layer("{block}.attn.proj", "blocks.{i}.mixer.out", LINEAR)
-    return (fused("weight", "kernel"), fused("bias", "bias"), *out)
-
-
-def _split(mixer: str, *names: str) -> tuple[Rule, ...]:
-    """The projections ``names`` of an attention layer, and its output."""
-    pairs = [(name, name) for name in names] + [("proj", "out")]
-    rules = [layer(f"{{block}}.attn.{a}", f"blocks.{{i}}.{mixer}.{b}", LINEAR) for a, b in pairs]
-    return tuple(r for both in rules for r in both)
-
-
-def _shared(size: str, taps: Pair) -> tuple[Rule, ...]:
+    names = OPS["msa"].names("shared") or ()
+    own = tuple(name for name in names if name[0] not in ("qk", "v"))
     return (
         *NORM1,
-        *_split("mixer", "v"),
-        rule("{block}.attn.head_probs", "blocks.{i}.mixer.head_logits", taps),
-        *batch_norm(f"{{block}}.attn.bn_{size}", "blocks.{i}.mixer.norm"),
+        fused("weight", "kernel"),
+        fused("bias", "bias"),
+        *_named(by_kind, "mixer", own),
     )
 
 
-def _searched(taps: Pair, gate_logits: str) -> tuple[Rule, ...]:
+def _searched(by_kind: Kinds, gate_logits: str) -> tuple[Rule, ...]:
+    parts = (
+        r
+        for op in PAPER
+        for r in _named(by_kind, f"mixer.parts.{op}", OPS[op].names("supernet") or ())
+    )
     return (
         *NORM1,
-        *_split("mixer.attention", "qk", "v"),
-        rule("{block}.attn.head_probs", "blocks.{i}.mixer.head_logits", taps),
-        *batch_norm("{block}.attn.bn_1x1", "blocks.{i}.mixer.norm1x1"),
-        *batch_norm("{block}.attn.bn_3x3", "blocks.{i}.mixer.norm3x3"),
-        rule(f"{{block}}.attn.{gate_logits}", "gates.{i}.kernel", SAME),
+        *_named(by_kind, "mixer.attention", OPS["msa"].names("shared") or ()),
+        *_named(by_kind, "mixer", (("head_logits", "attn.head_probs", "taps"),)),
+        *parts,
+        rule(f"{{block}}.attn.{gate_logits}", "gates.{i}.op", SAME),
         rule("{block}.mlp.ffn_thresholds", "gates.{i}.ffn", SAME),
     )
 
 
-def rules(mixers: Mixers, form: str, blocks: Sequence[str], ops: Sequence[str]) -> tuple[Rule, ...]:
-    """The rules of all blocks; without ``ops``, of attention in each."""
+def _mixing(by_kind: Kinds, gate_logits: str, form: str, op: str) -> tuple[Rule, ...]:
+    """The rules of norm1 and what mixes tokens.
+
+    Raises:
+      CheckpointError: the released code has no such operation.
+    """
+    if form == "dense":
+        return _fused(by_kind)
+    if form == "supernet":
+        return _searched(by_kind, gate_logits)
+    names = OPS[op].names(form)
+    if names is None:
+        raise CheckpointError(
+            f"the released PyTorch code has no {OPS[op].label}; keep the model as .safetensors of"
+            " this package"
+        )
+    return (*(NORM1 if OPS[op].norm1 else ()), *_named(by_kind, "mixer", names))
+
+
+def rules(
+    by_kind: Kinds, gate_logits: str, form: str, blocks: Sequence[str], ops: Sequence[str]
+) -> tuple[Rule, ...]:
+    """The rules of all blocks; without ``ops``, of attention in each.
+
+    Args:
+      by_kind: the family's ``kinds``.
+      gate_logits: the released name of the operations' gate logits.
+      form: which the model is in.
+      blocks: what the checkpoint calls each.
+      ops: of each.
+    """
     ops = ops or ("msa",) * len(blocks)
     return tuple(
         r.at(i, block)
         for i, (block, op) in enumerate(zip(blocks, ops, strict=True))
-        for r in (*mixers[form][op], *FFN)
+        for r in (*_mixing(by_kind, gate_logits, form, op), *FFN)
     )
 
 
@@ -128,21 +148,13 @@ def form_of(state: State) -> str:
 
 def ops_of(state: State, blocks: Iterable[str]) -> tuple[str, ...]:
     """The op of each block, from the names, shapes and zeros that are there."""
-    return tuple(_op(state, f"{block}.") for block in blocks)
-
-
-def _op(state: State, block: str) -> str:
-    folded = state.get(f"{block}attn.bconv.0.weight")
-    if folded is not None:
-        return "conv1x1" if folded.shape[-1:] == (1,) else "conv3x3"
-    mine = [name for name in state if name.startswith(block)]
-    if any(".attn.qk" in name for name in mine):  # qk, or qkv; a supernet has all of them
-        return "msa"
-    for op, mark in (("conv3x3", ".attn.bn_3x3."), ("conv1x1", ".attn.bn_1x1.")):
-        if any(mark in name for name in mine):
-            return op
-    norm1 = (state.get(f"{block}norm1.{name}") for name in ("weight", "bias"))
-    return NORM_SKIP if any(value is not None and value.any() for value in norm1) else "skip"
+    found = []
+    for block in blocks:
+        own = {
+            n.removeprefix(f"{block}."): v for n, v in state.items() if n.startswith(f"{block}.")
+        }
+        found.append(next(name for name in reversed(OPS) if OPS[name].found_in(own)))
+    return tuple(found)
 
 
 def dead_norms(blocks: Iterable[str]) -> set[str]:

@@ -11,6 +11,7 @@ from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.plain import plain
 from spvit_jax.convert.tables import Arrays, Rule, revert
 from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
+from spvit_jax.single_path.prune import form
 
 BUFFERS = (  # of no use here: they follow from the rest
     "num_batches_tracked",
@@ -81,11 +82,18 @@ def ignored(name: str) -> bool:
     return name.rpartition(".")[2] in BUFFERS
 
 
-def revert_model(model: Any, form: str, ops: tuple[str, ...] = (), **more: np.ndarray) -> Arrays:
+def revert_model(model: Any, **more: np.ndarray) -> Arrays:
     """A model's weights in a checkpoint's names; nothing that only strict loading needs.
 
+    Args:
+      model: of any form but a supernet.
+      more: arrays in our names that are not the model's: with batch norms, a deployed model has
+        the names of a folded one.
+
     Raises:
-      ValueError: the model is not of that form and those ops.
+      CheckpointError: the released code has no such operation.
     """
     arrays = {name: np.asarray(value) for name, value in forms.variables(model).items()}
-    return revert(FAMILIES[type(model.spec)].table(form, model.spec, ops), arrays | more)
+    of = {"deploy": "folded"}.get(form(model), form(model))
+    ops = model.architecture.ops if model.architecture else ()
+    return revert(FAMILIES[type(model.spec)].table(of, model.spec, ops), arrays | more)

@@ -1,4 +1,4 @@
-"""The forms a model takes on its way, each built from the dense one by the same surgery."""
+"""Models of shapes only in any form, each built from the dense one by the same surgery."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,19 +12,28 @@ from flax import nnx
 from spvit_jax.convert.tables import Shapes, require
 from spvit_jax.models import MODELS
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.single_path.ops import PAPER
+from spvit_jax.single_path.prune import FORMS, fold, prune
 from spvit_jax.single_path.supernet import supernet
 
-FORMS = ("dense", "supernet", "shared", "folded", "deploy")  # deploy: batch norms folded too
 
-
-def build(spec: Any, form: str, architecture: Architecture | None = None, **options: Any) -> Any:
-    """A model of shapes only, for ``fill``.
+def build(
+    spec: Any,
+    form: str,
+    architecture: Architecture | None = None,
+    *,
+    ops: tuple[str, ...] = PAPER,
+    temperature: float | None = None,
+    **options: Any,
+) -> Any:
+    """Builds a model of shapes only, for ``fill``.
 
     Args:
       spec: the dense model's.
       form: one of ``FORMS``.
-      architecture: of a pruned form; only its ops and widths matter.
+      architecture: of a pruned form.
+      ops: of a supernet.
+      temperature: of the head mixture; None: as released for the family.
       options: of the dense model: dropout, drop_path, dtype, remat.
 
     Raises:
@@ -32,20 +41,32 @@ def build(spec: Any, form: str, architecture: Architecture | None = None, **opti
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
-    return nnx.eval_shape(partial(_build, spec, form, architecture, options))
-
-
-def _build(spec: Any, form: str, architecture: Architecture | None, options: Mapping) -> nnx.Module:
-    model: Any = MODELS[type(spec)](spec, rngs=nnx.Rngs(0), **options)
-    if form == "dense":
-        return model
-    if form == "supernet":
-        return supernet(model)
-    if architecture is None:
+    if form not in ("dense", "supernet") and architecture is None:
         raise ValueError(f"a model of {form} form needs its architecture")
-    units = tuple(tuple(range(width)) for width in architecture.widths)
-    model = prune(model, dataclasses.replace(architecture, ffn=units))
-    return model if form == "shared" else fold(model, batch_norm=form == "deploy")
+
+    def make() -> nnx.Module:
+        model: Any = MODELS[type(spec)](spec, rngs=nnx.Rngs(0), **options)
+        if form == "supernet":
+            return supernet(model, ops, temperature)
+        if form == "dense" or architecture is None:
+            return model
+        model = prune(model, _counted(architecture, spec), temperature)
+        return model if form == "shared" else fold(model, batch_norm=form == "deploy")
+
+    model: Any = nnx.eval_shape(make)
+    model.architecture = architecture  # with the indices that weights of shapes cannot give
+    return model
+
+
+def _counted(architecture: Architecture, spec: Any) -> Architecture:
+    """As many heads and units of each block, whichever: magnitudes need weights."""
+    architecture.check(spec)
+    return dataclasses.replace(
+        architecture,
+        ffn=tuple(tuple(range(width)) for width in architecture.widths),
+        heads=architecture.heads
+        and tuple(tuple(range(count)) for count in architecture.head_counts(spec)),
+    )
 
 
 def variables(model: nnx.Module) -> dict[str, Any]:

@@ -1,103 +1,109 @@
-"""Models from checkpoints of any origin: a dense one to start from, or a released pruned one."""
+"""``load``: the model at an address, whatever it is; the one place that resizes a dense one."""
 
-from typing import Any, NamedTuple
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 
-from spvit_jax.convert import blocks, forms
+from spvit_jax.convert import blocks, forms, native
 from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.families import FAMILIES, Family, ignored, recognise, revert_model
 from spvit_jax.convert.fetch import fetch
-from spvit_jax.convert.native import About, is_native, load_model, load_spec, read_about
+from spvit_jax.convert.native import About
 from spvit_jax.convert.tables import apply
 from spvit_jax.models import Spec
 from spvit_jax.single_path.architecture import Architecture, from_gates
-from spvit_jax.single_path.gates import BlockGates, Gates, decide
-from spvit_jax.single_path.prune import fold
-
-GATES = BlockGates._fields
-
-
-class Released(NamedTuple):
-    """A model as a checkpoint has it."""
-
-    model: Any
-    form: str  # one of forms.FORMS
-    architecture: Architecture | None  # a pruned model's: widths only; a supernet's: its decision
-    gate_logits: Gates | None  # a supernet's
+from spvit_jax.single_path.gates import Gates, decide
+from spvit_jax.single_path.ops import PAPER
+from spvit_jax.single_path.space import Space
 
 
-def load_dense(address: str, spec: Spec, **options: Any) -> tuple[Any, list[str]]:
-    """The dense model of ``spec`` with the weights at ``address``, and what had to be changed.
+def load(
+    address: str,
+    spec: Spec | None = None,
+    *,
+    image_size: int = 0,
+    heads: int | None = None,
+    notes: list[str] | None = None,
+    **options: Any,
+) -> Any:
+    """Loads the model at ``address``: dense, a supernet, or pruned, with its architecture.
 
-    Position embeddings of another image size and relative position biases of another window are
-    interpolated; another number of classes gets a fresh head.
+    A dense model is made to fit: position embeddings of another image size and relative position
+    biases of another window are interpolated, another number of classes gets a fresh head.
 
     Args:
-      address: of a checkpoint of any family, or of our own dense model file; see ``fetch``.
-      spec: the model that is wanted.
+      address: of a checkpoint of any family, of SPViT in any of its forms, or of our own file; see
+        ``fetch``.
+      spec: the dense model that is wanted, and no other; None: the one that is found.
+      image_size: pixels a side; 0: as found.
+      heads: for checkpoints that do not say; of Swin's first stage.
+      notes: gets a sentence for each change, for the user to see.
       options: of the model: dropout, drop_path, dtype, remat; a RegNet has dtype alone.
 
-    Returns:
-      The model, and a sentence for each change, for the user to see.
-
     Raises:
       CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
     """
     path = fetch(address)
-    try:
-        return dense_from_state(_dense_state(str(path)), spec, **options)
-    except CheckpointError as error:
-        raise _named(error, path) from error
+    notes = [] if notes is None else notes
+    with _naming(path):
+        if native.is_native(path):
+            return _load_native(path, spec, image_size, notes, options)
+        family, state = recognise(read_state(str(path)))
+        if family.form_of(state) == "dense":
+            wanted = spec or family.spec_from_state(state, heads)
+            return dense_from_state(state, resized(wanted, image_size), notes, **options)
+        if spec is not None:
+            raise _not_dense(family.form_of(state))
+        model, _ = released_from_state(state, heads, **options)
+        _check_size(model, image_size)
+        return model
 
 
-def load_released(address: str, *, heads: int | None = None, **options: Any) -> Released:
-    """The model at ``address``, in the form it is found in.
+def _load_native(
+    path: Any, spec: Spec | None, size: int, notes: list[str], options: dict[str, Any]
+) -> Any:
+    has, form = native.load_spec(path), native.load_form(path)
+    if form != "dense" and spec is not None:
+        raise _not_dense(form)
+    wanted = resized(spec or has, size if form == "dense" else 0)
+    if wanted == has:
+        model = native.load_model(path, **options)
+        _check_size(model, size)
+        return model
+    state = revert_model(native.load_model(path))
+    return dense_from_state(state, wanted, notes, **options)
 
-    Args:
-      address: of a checkpoint of SPViT in any of its forms, of a dense one, or of our own file.
-      heads: for checkpoints that do not say; of Swin's first stage.
-      options: of the model; see ``load_dense``.
+
+def resized(spec: Spec, image_size: int) -> Spec:
+    """The spec for images of another size, the option ``image_size``; 0: as it is.
 
     Raises:
-      CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
-    """
-    path = fetch(address)
-    try:
-        if is_native(path):
-            return Released(*load_model(path, **options), gate_logits=None)
-        return released_from_state(read_state(str(path)), heads, **options)
-    except CheckpointError as error:
-        raise _named(error, path) from error
-
-
-def load_folded(address: str, *, heads: int | None = None, batch_norm: bool = False) -> Released:
-    """The pruned model at ``address``, its convolutions folded into plain layers.
-
-    Args:
-      address: of a released SPViT checkpoint, DeiT or Swin, or of our own file.
-      heads: for checkpoints that do not say; of Swin's first stage.
-      batch_norm: fold the batch norms too, for deployment.
-
-    Raises:
-      CheckpointError: not such a checkpoint, or not of a pruned model.
+      CheckpointError: its patches or windows do not divide them.
     """
     try:
-        return folded(load_released(address, heads=heads), batch_norm=batch_norm)
-    except CheckpointError as error:
-        raise _named(error, address) from error
+        return dataclasses.replace(spec, image_size=image_size or spec.image_size)
+    except ValueError as error:
+        raise CheckpointError(f"image_size={image_size}: {error}") from error
 
 
-def folded(source: Released, *, batch_norm: bool = False) -> Released:
-    """A pruned model with its convolutions folded; see ``load_folded``."""
-    if source.form in ("dense", "supernet"):
+def _check_size(model: Any, image_size: int) -> None:
+    if image_size not in (0, model.spec.image_size):
         raise CheckpointError(
-            f"only a pruned model folds; this one is of {source.form} form: search or prune it"
-            " first, or load it with load_released"
+            f"a pruned model or supernet for images of {model.spec.image_size} pixels stays so;"
+            f" expected {image_size}: set the image size to {model.spec.image_size}, or prune a"
+            " dense model of the size that is wanted"
         )
-    form = "deploy" if batch_norm or source.form == "deploy" else "folded"
-    return source._replace(model=fold(source.model, batch_norm=batch_norm), form=form)
+
+
+def _not_dense(form: str) -> CheckpointError:
+    return CheckpointError(
+        f"expected a dense model, this one is of {form} form; give its dense weights, or take this"
+        " one as it is: stage=evaluate, spvit_jax.predict, spvit_jax.load(address)"
+    )
 
 
 def read_spec(address: str, heads: int | None = None) -> Spec:
@@ -111,44 +117,43 @@ def read_spec(address: str, heads: int | None = None) -> Spec:
       CheckpointError: not such a checkpoint.
     """
     path = fetch(address)
-    try:
-        if is_native(path):
-            return load_spec(path)
+    with _naming(path):
+        if native.is_native(path):
+            return native.load_spec(path)
         family, state = recognise(read_state(str(path)))
         return family.spec_from_state(state, heads)
-    except CheckpointError as error:
-        raise _named(error, path) from error
 
 
 def about_of(address: str) -> About:
     """What the checkpoint at ``address`` says its model was trained on; only files of ours do."""
     path = fetch(address)
-    return read_about(path) if is_native(path) else About()
+    return native.read_about(path) if native.is_native(path) else About()
 
 
-def dense_from_state(state: State, spec: Spec, **options: Any) -> tuple[Any, list[str]]:
-    """``load_dense`` of arrays in a checkpoint's names."""
+def dense_from_state(state: State, spec: Spec, notes: list[str], **options: Any) -> Any:
+    """The dense model of ``spec`` with a checkpoint's arrays; see ``load``."""
     family, state = recognise(state)
     form = family.form_of(state)
     if form != "dense":
-        raise CheckpointError(
-            f"expected a dense model with attn.qkv in its blocks, got a single-path one ({form}"
-            " form); read it with load_released or python -m spvit_jax.convert"
-        )
+        raise _not_dense(form)
     if family is not FAMILIES[type(spec)]:
         raise CheckpointError(
             f"the model wanted is a {type(spec).__name__.removesuffix('Spec')}, the checkpoint one"
             f" of {family.KIND}; choose a variant of its family, or another checkpoint"
         )
-    notes: list[str] = []
     family.fit(state, spec, notes)
     model = forms.build(spec, "dense", **options)
     arrays = apply(family.table("dense", spec, (), state), state, forms.shapes(model), ignored)
-    return forms.fill(model, arrays), notes
+    return forms.fill(model, arrays)
 
 
-def released_from_state(state: State, heads: int | None = None, **options: Any) -> Released:
-    """``load_released`` of arrays in a checkpoint's names."""
+def released_from_state(
+    state: State, heads: int | None = None, **options: Any
+) -> tuple[Any, Gates | None]:
+    """The model of a checkpoint's arrays, in the form they are in, and a supernet's gate logits.
+
+    A supernet's architecture is what its gates decide; a pruned model's has widths only.
+    """
     family, state = recognise(state)
     spec, form = family.spec_from_state(state, heads), family.form_of(state)
     ops, architecture = _architecture(family, state, spec, form)
@@ -156,20 +161,22 @@ def released_from_state(state: State, heads: int | None = None, **options: Any) 
     shapes = dict(forms.shapes(model))
     if form == "supernet":
         for i, block in enumerate(spec.blocks):
-            shapes |= {f"gates.{i}.kernel": (3,), f"gates.{i}.ffn": (block.hidden,)}
+            shapes |= {f"gates.{i}.op": (len(PAPER) - 1,), f"gates.{i}.ffn": (block.hidden,)}
     dead = blocks.dead_norms(
         name for name, op in zip(family.block_names(spec), ops, strict=False) if op == "skip"
     )
     state = {name: value for name, value in state.items() if name not in dead}
     arrays = apply(family.table(form, spec, ops, state), state, shapes, ignored)
-    logits = None
-    if form == "supernet":
-        logits = tuple(
-            BlockGates(*(jnp.asarray(arrays.pop(f"gates.{i}.{part}"), float) for part in GATES))
-            for i in range(len(spec.blocks))
-        )
-        architecture = from_gates(decide(logits))
-    return Released(forms.fill(model, arrays), form, architecture, logits)
+    if form != "supernet":
+        return forms.fill(model, arrays), None
+    space = Space(spec.blocks)
+    logits = tuple(
+        {axis: jnp.asarray(arrays.pop(f"gates.{i}.{axis}"), float) for axis in space.axes}
+        for i in range(len(spec.blocks))
+    )
+    model = forms.fill(model, arrays)
+    model.architecture = from_gates(decide(space, logits), space.ops)
+    return model, logits
 
 
 def _architecture(
@@ -187,15 +194,12 @@ def _architecture(
     return ops, Architecture(ops, tuple(width for (width,) in widths))
 
 
-def _dense_state(path: str) -> State:
-    if not is_native(path):
-        return read_state(path)
-    model, form, _ = load_model(path)
-    if form != "dense":
-        raise CheckpointError(f"expected a dense model, this one is of {form} form")
-    return revert_model(model, form)
-
-
-def _named(error: CheckpointError, path: Any) -> CheckpointError:
-    """The error with the file's name in front, once."""
-    return error if str(path) in str(error) else CheckpointError(f"{path}: {error}")
+@contextlib.contextmanager
+def _naming(path: Any) -> Iterator[None]:
+    """Puts the file's name in front of an error, once."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error

@@ -9,8 +9,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -19,21 +20,15 @@ import safetensors.numpy
 from spvit_jax.convert import forms
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.files import write_whole
-from spvit_jax.convert.tables import require
 from spvit_jax.models import MODELS, Spec
-from spvit_jax.single_path.architecture import Architecture, from_json
+from spvit_jax.single_path.architecture import from_json
+from spvit_jax.single_path.prune import form
+from spvit_jax.single_path.sharing import SharedConv
+from spvit_jax.single_path.supernet import SinglePathAttention
 
 HEADER = "spvit_jax"  # the metadata key
-VERSION = 1
+VERSION = 2
 SPECS = {spec.__name__: spec for spec in MODELS}
-
-
-class Loaded(NamedTuple):
-    """What a model file holds; ``model.spec`` is the dense model's."""
-
-    model: Any
-    form: str
-    architecture: Architecture | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,39 +54,26 @@ class About:
             raise ValueError(f"crop_ratio must be in (0, 1], got {ratio!r}")
 
 
-def save_model(
-    path: str | os.PathLike,
-    model: Any,
-    form: str,
-    architecture: Architecture | None = None,
-    *,
-    about: About | None = None,
-) -> None:
+def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> None:
     """Writes a model file, whole or not at all.
 
     Args:
+      model: of any form; a pruned one's architecture goes along.
       path: conventionally ``….safetensors``.
-      model: with ``spec``; of any of ``forms.FORMS``.
-      form: which one.
-      architecture: of a pruned model; of a supernet or dense one it is kept as a remark.
       about: what it was trained on; ``read_about`` gives it back.
 
     Raises:
-      ValueError: the model is not of that form and architecture, or has fewer logits than
-        ``about`` has names.
+      ValueError: the model has fewer logits than ``about`` has names.
       OSError: the file cannot be written; what was there is untouched.
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in forms.variables(model).items()}
-    try:
-        expected = forms.shapes(forms.build(model.spec, form, architecture))
-        require({name: value.shape for name, value in arrays.items()}, expected)
-    except CheckpointError as error:
-        raise ValueError(f"not a model of {form} form with this architecture: {error}") from None
+    architecture = model.architecture
     header = {
         "version": VERSION,
         "spec": {"type": type(model.spec).__name__, **dataclasses.asdict(model.spec)},
-        "form": form,
+        "form": form(model),
         "architecture": architecture and json.loads(architecture.to_json()),
+        **_mixture(model),
     }
     if about is not None:
         _check_names(about, model.spec)
@@ -99,8 +81,17 @@ def save_model(
     write_whole(path, safetensors.numpy.save(arrays, {HEADER: json.dumps(header)}))
 
 
-def load_model(path: str | os.PathLike, **options: Any) -> Loaded:
-    """The model in a file that ``save_model`` wrote.
+def _mixture(model: Any) -> dict[str, Any]:
+    """What a head mixture needs beside its logits, and a supernet beside its arrays."""
+    mixers = [block.mixer for block in getattr(model, "blocks", ())]
+    shared = [m for m in mixers if isinstance(m, SharedConv | SinglePathAttention)]
+    searched = [m for m in mixers if isinstance(m, SinglePathAttention)]
+    said: dict[str, Any] = {"temperature": shared[0].temperature} if shared else {}
+    return said | ({"ops": searched[0].ops} if searched else {})
+
+
+def load_model(path: str | os.PathLike, **options: Any) -> Any:
+    """Reads the model in a file that ``save`` wrote.
 
     Args:
       path: the file.
@@ -110,30 +101,46 @@ def load_model(path: str | os.PathLike, **options: Any) -> Loaded:
       CheckpointError: not such a file, or a damaged one.
     """
     with _readable(path):
-        spec, form, architecture = _described(path)
-        model = forms.build(spec, form, architecture, **options)
-        return Loaded(forms.fill(model, safetensors.numpy.load_file(path)), form, architecture)
+        said = _described(path)
+        model = forms.build(said.pop("spec"), said.pop("form"), **said, **options)
+        arrays = safetensors.numpy.load_file(path)
+        return forms.fill(model, {_renamed(name): value for name, value in arrays.items()})
+
+
+def _renamed(name: str) -> str:
+    """An array's name today: supernets of version 1 had two norms and no other parts."""
+    return re.sub(r"\.mixer\.norm(1x1|3x3)\.", r".mixer.parts.conv\1.", name)
 
 
 def load_spec(path: str | os.PathLike) -> Spec:
-    """The spec of the dense model in a file that ``save_model`` wrote, weights left unread.
+    """The spec of the dense model in a file that ``save`` wrote, weights left unread.
 
     Raises:
       CheckpointError: not such a file, or a damaged one.
     """
     with _readable(path):
-        return _described(path)[0]
+        return _described(path)["spec"]
+
+
+def load_form(path: str | os.PathLike) -> str:
+    """Reads the form of the model in such a file.
+
+    Raises:
+      CheckpointError: not such a file, or a damaged one.
+    """
+    with _readable(path):
+        return str(_described(path)["form"])
 
 
 def read_about(path: str | os.PathLike) -> About:
-    """What a file that ``save_model`` wrote says its model was trained on.
+    """What a file that ``save`` wrote says its model was trained on.
 
     Raises:
       CheckpointError: not such a file, or a damaged one.
     """
     with _readable(path):
         about = About(**_with_tuples(_values(path).get("about", {})))
-        _check_names(about, _described(path)[0])
+        _check_names(about, _described(path)["spec"])
         return about
 
 
@@ -160,17 +167,24 @@ def _readable(path: str | os.PathLike) -> Iterator[None]:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"{path} says of itself what no model is: {type(error).__name__}: {error}; write it"
-            " again with save_model or python -m spvit_jax.convert"
+            " again with spvit_jax.save or python -m spvit_jax.convert"
         ) from error
 
 
-def _described(path: str | os.PathLike) -> tuple[Spec, str, Architecture | None]:
-    """Spec, form and architecture, as the header says."""
+def _described(path: str | os.PathLike) -> dict[str, Any]:
+    """How to build the model, as the header says: arguments of ``forms.build``."""
     values = _values(path)
     fields = _with_tuples(values["spec"])
-    spec = SPECS[str(fields.pop("type"))](**fields)
+    said: dict[str, Any] = {"form": values["form"]}
+    for name in ("temperature", "ops"):
+        if name in values:
+            said |= _with_tuples({name: values[name]})
+    if "temperature" in fields:  # version 1 had it in the spec
+        said["temperature"] = fields.pop("temperature")
+    said["spec"] = SPECS[str(fields.pop("type"))](**fields)
     architecture = values["architecture"]
-    return spec, values["form"], architecture and from_json(json.dumps(architecture))
+    said["architecture"] = architecture and from_json(json.dumps(architecture))
+    return said
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -187,9 +201,9 @@ def _values(path: str | os.PathLike) -> dict[str, Any]:
             f" spvit_jax.convert {path} OUT.safetensors"
         )
     values = json.loads(header)
-    if values["version"] != VERSION:
+    if values["version"] not in (1, VERSION):
         raise CheckpointError(
-            f"{path} has format version {values['version']}, this package reads {VERSION};"
+            f"{path} has format version {values['version']}, this package reads 1 and {VERSION};"
             " install the spvit_jax it was written with"
         )
     return values

@@ -42,7 +42,7 @@ STEM = (
     *norm("patch_embed.norm", "embed_norm"),
     *norm("norm", "norm"),
 )
-MIXERS = blocks.mixers(CENTRE_FIRST_TAPS, "kernel_thresholds_full", position_bias=True)
+MIXING = blocks.kinds(CENTRE_FIRST_TAPS, position_bias=True), "kernel_thresholds_full"
 
 
 def recognises(state: State) -> bool:
@@ -72,7 +72,7 @@ def table(
     merges = [
         r for s in range(len(spec.depths) - 1) for r in _merging(f"layers.{s + late}.downsample", s)
     ]
-    return (*STEM, *head, *merges, *blocks.rules(MIXERS, form, block_names(spec), ops))
+    return (*STEM, *head, *merges, *blocks.rules(*MIXING, form, block_names(spec), ops))
 
 
 def _microsoft(names: Container[str]) -> bool:

@@ -17,54 +17,45 @@ from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.families import FAMILIES, revert_model
 from spvit_jax.convert.files import write_whole
 from spvit_jax.models.layers import BatchNorm
-from spvit_jax.single_path.architecture import Architecture
-
-WRITTEN = ("dense", "shared", "folded", "deploy")
+from spvit_jax.single_path.prune import form
 
 
-def state_for_torch(
-    model: Any, form: str, architecture: Architecture | None = None
-) -> dict[str, np.ndarray]:
+def state_for_torch(model: Any) -> dict[str, np.ndarray]:
     """The names and arrays of a model in PyTorch.
 
-    A deployed model's batch norms come back as the identity, because the released code has them;
-    a skip, for which it has ``x + norm1(x)``, as a norm1 of zeros.
-
-    Args:
-      model: with ``spec``.
-      form: dense, in timm's names; shared, folded or deploy, in the released ones.
-      architecture: a pruned model's; only its ops matter.
+    A dense model's are timm's, a pruned one's those of the released code. A deployed model's batch
+    norms come back as the identity, because that code has them; a skip, for which it has
+    ``x + norm1(x)``, as a norm1 of zeros.
 
     Raises:
-      CheckpointError: the form is none that PyTorch code reads.
-      ValueError: the model is not of that form and architecture.
+      CheckpointError: the released code has no such model: a supernet without its gate logits,
+        attention with fewer heads, an operation of ours.
     """
-    if form not in WRITTEN:
-        raise CheckpointError(
-            f"models of {form} form are not written for PyTorch, but those of"
-            f" {', '.join(WRITTEN)} form are: prune it first"
-        )
-    if form == "dense":
-        state = revert_model(model, form)
-    elif architecture is None:
-        raise ValueError(f"a model of {form} form needs its architecture")
-    else:
-        state = _pruned(model, form, architecture.ops)
+    if form(model) == "supernet":
+        raise CheckpointError("a supernet is not written for PyTorch: prune it first")
+    state = revert_model(model) if form(model) == "dense" else _pruned(model)
     for name in [name for name in state if name.endswith(".running_mean")]:
         state[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return {name: np.asarray(value, order="C") for name, value in state.items()}
 
 
-def _pruned(model: Any, form: str, ops: tuple[str, ...]) -> State:
-    family = FAMILIES[type(model.spec)]
-    named = list(zip(family.block_names(model.spec), ops, model.spec.blocks, strict=True))
-    norms = _identity_norms(model) if form == "deploy" else {}
-    state = revert_model(model, "shared" if form == "shared" else "folded", ops, **norms)
+def _pruned(model: Any) -> State:
+    family, architecture = FAMILIES[type(model.spec)], model.architecture
+    if architecture.heads:
+        raise CheckpointError(
+            "the released PyTorch code has no attention with fewer heads than the dense model;"
+            " keep this one as .safetensors of this package"
+        )
+    named = list(
+        zip(family.block_names(model.spec), architecture.ops, model.spec.blocks, strict=True)
+    )
+    norms = _identity_norms(model) if form(model) == "deploy" else {}
+    state = revert_model(model, **norms)
     for block, op, geometry in named:
         if op == "skip":
             dead = np.zeros(geometry.width, state["norm.weight"].dtype)
             state |= dict.fromkeys(blocks.dead_norms([block]), dead)
-    return state | family.buffers(model.spec, ops)
+    return state | family.buffers(model.spec, architecture.ops)
 
 
 def _identity_norms(model: Any) -> State:
@@ -79,18 +70,15 @@ def _identity_norms(model: Any) -> State:
     return arrays
 
 
-def save_torch(
-    path: str | os.PathLike, model: Any, form: str, architecture: Architecture | None = None
-) -> None:
+def save_torch(model: Any, path: str | os.PathLike) -> None:
     """Writes ``state_for_torch`` as a file, whole or not at all.
 
     Args:
+      model: see ``state_for_torch``.
       path: ``….safetensors``, or ``….pth`` and the like for ``{"model": state}`` as torch saves.
-      model: see ``state_for_torch``, as ``form`` and ``architecture``.
 
     Raises:
-      CheckpointError: PyTorch is needed and missing, or no such form or kind of file.
-      ValueError: the model is not of that form and architecture.
+      CheckpointError: PyTorch is needed and missing, or no such model or kind of file.
       OSError: the file cannot be written; what was there is untouched.
     """
     suffix = Path(path).suffix
@@ -99,7 +87,7 @@ def save_torch(
             f"cannot tell from {path} what to write; end its name in .safetensors or"
             f" {', '.join(TORCH)}"
         )
-    state = state_for_torch(model, form, architecture)
+    state = state_for_torch(model)
     binary = safetensors.numpy.save(state) if suffix == ".safetensors" else _torch_file(state, path)
     write_whole(path, binary)
 

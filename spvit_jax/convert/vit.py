@@ -54,7 +54,7 @@ PREFIX: tuple[tuple[Rule, ...], ...] = (  # by the number of class tokens
         *layer("head_dist", "head_dist", LINEAR),
     ),
 )
-MIXERS = blocks.mixers(COLUMN_MAJOR_TAPS, "kernel_thresholds")
+MIXING = blocks.kinds(COLUMN_MAJOR_TAPS), "kernel_thresholds"
 
 
 def recognises(state: State) -> bool:
@@ -72,7 +72,7 @@ def table(
 ) -> tuple[Rule, ...]:
     """The rules between a checkpoint and our model; see ``families.Family``."""
     last = norm("fc_norm" if spec.pool == "average_norm" else "norm", "norm")
-    mixing = blocks.rules(MIXERS, form, block_names(spec), ops)
+    mixing = blocks.rules(*MIXING, form, block_names(spec), ops)
     return (*STEM, *last, *PREFIX[spec.prefix], *mixing)
 
 

@@ -7,11 +7,11 @@ original ViT: Xavier's uniform distribution, zero biases.
 
 import dataclasses
 import math
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Array = jax.Array
@@ -21,7 +21,7 @@ INIT = nnx.initializers.xavier_uniform()
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What one block works on: enough to count its MACs and to build its convolutions."""
+    """What one block works on: enough to price it and to build its convolutions."""
 
     width: int  # D, features of a token
     heads: int  # H
@@ -30,6 +30,7 @@ class Geometry:
     prefix: int = 0  # class tokens before the map
     window: int = 0  # attention runs in windows of so many tokens a side; 0: over all tokens
     shift: int = 0  # the windows' offset, in tokens down and to the right
+    class_only: bool = False  # nobody reads the patches that leave the block: only class tokens do
 
     @property
     def head_dim(self) -> int:
@@ -41,7 +42,13 @@ class Geometry:
 
     @property
     def tokens(self) -> int:
+        """Tokens that enter attention."""
         return self.prefix + self.patches
+
+    @property
+    def ffn_tokens(self) -> int:
+        """Tokens that leave attention and enter the FFN, the first of ``tokens``."""
+        return self.prefix if self.class_only else self.tokens
 
     @property
     def windows(self) -> int:
@@ -164,23 +171,45 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over ``[batch, tokens, width]``.
+    """Multi-head self-attention: ``[batch, tokens, width]`` to ``[batch, ffn_tokens, width]``.
 
     Queries and keys are one projection, values another: the values are what convolutions share.
+    Heads may have been taken out, so that ``heads * head_dim`` is not the width.
     """
 
     def __init__(self, geometry: Geometry, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
         width = geometry.width
         self.heads = geometry.heads
+        self.queries = geometry.ffn_tokens
         self.qk = Dense(width, 2 * width, dtype=dtype, rngs=rngs)
         self.v = Dense(width, width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
 
     def attend(self, x: Array, values: Array) -> Array:
-        """The values ``[batch, tokens, width]`` weighted by attention, before the projection."""
-        q, k = jnp.split(self.qk(x), 2, axis=-1)
-        split = partial(jnp.reshape, shape=(*x.shape[:2], self.heads, x.shape[-1] // self.heads))
-        return attention(split(q), split(k), split(values)).reshape(x.shape)
+        """Averages values ``[batch, tokens, heads * head_dim]`` by attention: ``[…, queries, …]``."""
+        q, k = self.queries_and_keys(x)
+        q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, values))
+        return attention(q, k, v).reshape(*q.shape[:2], values.shape[-1])
+
+    def queries_and_keys(self, x: Array) -> tuple[Array, Array]:
+        """Projects queries of the tokens that are read, and keys of all."""
+        if self.queries == x.shape[1]:
+            q, k = jnp.split(self.qk(x), 2, axis=-1)
+            return q, k
+        x, (kernel, bias) = cast(x, self.qk.dtype), self.qk.weights()
+        (q_kernel, k_kernel), (q_bias, k_bias) = (jnp.split(a, 2, -1) for a in (kernel, bias))
+        return dense(x[:, : self.queries], q_kernel, q_bias), dense(x, k_kernel, k_bias)
+
+    def keep_heads(self, kept: tuple[int, ...]) -> None:
+        """Takes out all heads but those ``kept``."""
+        width = self.v.kernel.shape[1]
+        rows = np.arange(width).reshape(self.heads, -1)[list(kept)].ravel()
+        both = np.concatenate([rows, width + rows])
+        for projection, columns in ((self.qk, both), (self.v, rows)):
+            projection.kernel = nnx.Param(projection.kernel[...][:, columns])
+            projection.bias = nnx.Param(projection.bias[...][columns])
+        self.out.kernel = nnx.Param(self.out.kernel[...][rows])
+        self.heads = len(kept)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         return self.out(self.attend(x, self.v(x)))
@@ -203,19 +232,19 @@ class Mlp(nnx.Module):
         self.fc2 = Dense(hidden, width, dtype=dtype, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(self, x: Array, gates: Array | None = None, key: Array | None = None) -> Array:
-        """``gates [hidden]`` multiply the units, here as the rows of the second kernel."""
-        units = dropout(gelu(self.fc1(x)), self.dropout, key)
-        kernel, bias = self.fc2.weights()
-        if gates is not None:
-            kernel = gates[:, None].astype(kernel.dtype) * kernel
-        return dense(units, kernel, bias)
+    def units(self, x: Array, key: Array | None = None) -> Array:
+        """The units' activations, ``[batch, tokens, hidden]``."""
+        return dropout(gelu(self.fc1(x)), self.dropout, key)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        return self.fc2(self.units(x, key))
 
 
 class Block(nnx.Module):
     """``x + mixer(norm1(x))``, then ``x + ffn(norm2(x))``, on ``[batch, tokens, width]``.
 
-    A mixer is called as ``mixer(x, train)``; None, with no norm1 either, is the skip.
+    A mixer is called as ``mixer(x, train)``; None, with no norm1 either, is the skip. Of the tokens
+    the first ``ffn_tokens`` are read, and so go on.
     """
 
     def __init__(
@@ -225,6 +254,7 @@ class Block(nnx.Module):
         norm2: nnx.LayerNorm,
         ffn: Mlp,
         *,
+        ffn_tokens: int,
         dropout: float,
         drop_path: float,
     ):
@@ -232,14 +262,16 @@ class Block(nnx.Module):
         self.mixer = mixer
         self.norm2 = norm2
         self.ffn = ffn
+        self.ffn_tokens = ffn_tokens
         self.dropout = dropout
         self.drop_path = drop_path
 
     def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
-        keys = split_key(key, 5)
+        keys, read = split_key(key, 5), x[:, : self.ffn_tokens]
         if self.mixer is not None:
-            x = x + self.residual(self.mixer(self.norm1(x), train), keys[:2])
-        return x + self.residual(self.ffn(self.norm2(x), key=keys[2]), keys[3:])
+            branch = self.mixer(self.norm1(x), train)[:, : self.ffn_tokens]
+            read = read + self.residual(branch, keys[:2])
+        return read + self.residual(self.ffn(self.norm2(read), keys[2]), keys[3:])
 
     def residual(self, branch: Array, keys: list[Array | None]) -> Array:
         """A branch after dropout and stochastic depth."""

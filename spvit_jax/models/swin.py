@@ -46,7 +46,6 @@ class SwinSpec:
     patch_size: int = 4
     image_size: int = 224
     classes: int = 1000
-    temperature: float = 100.0  # alpha of the head mixture, as released for Swin
 
     def __post_init__(self) -> None:
         if not len(self.depths) == len(self.heads) == len(self.hidden) > 0:
@@ -89,17 +88,6 @@ class SwinSpec:
                 found.append(Geometry(width, heads, hidden, grid, window=window, shift=shift))
         return tuple(found)
 
-    @property
-    def fixed_macs(self) -> int:
-        """MACs outside the blocks, counted as released: embedding, merging, last norm, head."""
-        stages, patches = len(self.depths), self.grid(0) ** 2
-        last = self.width << (stages - 1)
-        total = patches * self.width * (3 * self.patch_size**2 + 1)
-        for stage in range(stages - 1):
-            grid, width = self.grid(stage), self.width << stage
-            total += grid**2 * width + (grid // 2) ** 2 * 4 * width * 2 * width
-        return total + last * patches // 2**stages + last * self.classes
-
 
 VARIANTS = {
     "swin_tiny_patch4_window7_224": SwinSpec(),
@@ -140,10 +128,14 @@ class WindowAttention(Attention):
         self.position_bias = nnx.Param(POSITION_INIT(rngs.params(), table))
 
     def attend(self, x: Array, values: Array) -> Array:
-        q, k = jnp.split(self.qk(x), 2, axis=-1)
-        q, k, v = (to_windows(a, self.geometry) for a in (q, k, values))
+        q, k = self.queries_and_keys(x)
+        q, k, v = (to_windows(a, self.geometry, self.heads) for a in (q, k, values))
         out = jax.vmap(attention)(q, k, v, self.bias())
         return from_windows(out, self.geometry)
+
+    def keep_heads(self, kept: tuple[int, ...]) -> None:
+        super().keep_heads(kept)
+        self.position_bias = nnx.Param(self.position_bias[...][:, list(kept)])
 
     def bias(self) -> Array:
         """What is added to the logits of each window, ``[windows, heads, w*w, w*w]``."""
@@ -154,24 +146,25 @@ class WindowAttention(Attention):
         return bias + shift_mask(self.geometry)[:, None].astype(bias.dtype)
 
 
-def to_windows(x: Array, geometry: Geometry) -> Array:
+def to_windows(x: Array, geometry: Geometry, heads: int) -> Array:
     """``[batch, S*S, D]`` as shifted windows ``[windows, batch, w*w, heads, head_dim]``."""
     count, window = geometry.grid // geometry.window, geometry.window
     x = x.reshape(x.shape[0], geometry.grid, geometry.grid, -1)
     if geometry.shift:
         x = jnp.roll(x, (-geometry.shift, -geometry.shift), (1, 2))
     x = x.reshape(x.shape[0], count, window, count, window, -1).transpose(1, 3, 0, 2, 4, 5)
-    return x.reshape(count**2, -1, window**2, geometry.heads, geometry.head_dim)
+    return x.reshape(count**2, -1, window**2, heads, geometry.head_dim)
 
 
 def from_windows(x: Array, geometry: Geometry) -> Array:
     """The inverse of ``to_windows``."""
     count, window, grid = geometry.grid // geometry.window, geometry.window, geometry.grid
-    x = x.reshape(count, count, -1, window, window, geometry.width).transpose(2, 0, 3, 1, 4, 5)
-    x = x.reshape(-1, grid, grid, geometry.width)
+    width = x.shape[-2] * x.shape[-1]
+    x = x.reshape(count, count, -1, window, window, width).transpose(2, 0, 3, 1, 4, 5)
+    x = x.reshape(-1, grid, grid, width)
     if geometry.shift:
         x = jnp.roll(x, (geometry.shift, geometry.shift), (1, 2))
-    return x.reshape(-1, grid * grid, geometry.width)
+    return x.reshape(-1, grid * grid, width)
 
 
 def relative_position_index(window: int) -> np.ndarray:
@@ -236,7 +229,7 @@ class Swin(Transformer):
     def heads(
         self,
         images: Array,
-        gates: tuple | None = None,
+        extras: tuple | None = None,
         *,
         key: Array | None = None,
         train: bool = False,
@@ -247,5 +240,5 @@ class Swin(Transformer):
         ends = dict(zip(np.cumsum(self.spec.depths).tolist(), self.merges, strict=False))
         for i in range(len(self.blocks)):
             x = ends[i](x) if i in ends else x
-            x = self.run_block(i, x, gates, keys[i], train)
+            x = self.run_block(i, x, extras, keys[i], train)
         return (wide(self.head(self.norm(x).mean(1))),)

@@ -13,11 +13,12 @@ class Classifier(nnx.Module):
 
     spec: Any
     dtype: jnp.dtype | None  # of the computation; None: that of the parameters
+    architecture: Any = None  # what a pruned model kept of the dense one of ``spec``
 
     def heads(
         self,
         images: Array,
-        gates: tuple | None = None,
+        extras: tuple | None = None,
         *,
         key: Array | None = None,
         train: bool = False,
@@ -28,7 +29,7 @@ class Classifier(nnx.Module):
     def __call__(
         self,
         images: Array,
-        gates: tuple | None = None,
+        extras: tuple | None = None,
         *,
         key: Array | None = None,
         train: bool = False,
@@ -36,11 +37,11 @@ class Classifier(nnx.Module):
         """Logits ``[batch, classes]`` of normalised images ``[batch, height, width, 3]``.
 
         Args:
-          gates: one ``BlockGates`` a block, for a supernet only.
+          extras: one more argument per block, where blocks were replaced by ones that take one.
           key: for dropout and stochastic depth; None switches both off.
           train: batch norm uses the batch's statistics and updates its own.
         """
-        return mean_logits(self.heads(images, gates, key=key, train=train))
+        return mean_logits(self.heads(images, extras, key=key, train=train))
 
 
 def mean_logits(heads: tuple[Array, ...]) -> Array:
@@ -102,6 +103,7 @@ class Transformer(Classifier):
             self.MIXER(geometry, dtype=self.dtype, rngs=rngs),
             self.layer_norm(width, rngs),
             Mlp(width, hidden, dropout=self.dropout, dtype=self.dtype, rngs=rngs),
+            ffn_tokens=geometry.ffn_tokens,
             dropout=self.dropout,
             drop_path=drop_path,
         )
@@ -124,14 +126,14 @@ class Transformer(Classifier):
         return self.patch_embed(split.reshape(batch, grid * grid, 3 * patch**2))
 
     def run_block(
-        self, i: int, x: Array, gates: tuple | None, key: Array | None, train: bool
+        self, i: int, x: Array, extras: tuple | None, key: Array | None, train: bool
     ) -> Array:
         """Block ``i`` on its tokens; recomputed in the backward pass if ``remat``."""
 
         def call(block: Block, arguments: tuple, key: Array | None) -> Array:
             return block(*arguments, key=key, train=train)
 
-        arguments = (x,) if gates is None else (x, gates[i])
+        arguments = (x,) if extras is None else (x, extras[i])
         return (nnx.remat(call) if self.remat else call)(self.blocks[i], arguments, key)
 
 

@@ -33,7 +33,6 @@ class ViTSpec:
     distilled: bool = False  # DeiT's second token and head; logits are the mean of both heads
     pool: str = "token"  # what the head sees: the class token, or the average of the patches,
     # taken after the last norm ("norm_average") or before it ("average_norm", timm's fc_norm)
-    temperature: float = 0.01  # alpha of the head mixture, as released for DeiT
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -59,17 +58,11 @@ class ViTSpec:
 
     @property
     def blocks(self) -> tuple[Geometry, ...]:
-        """What each block works on."""
+        """What each block works on; of the last the head reads class tokens alone, or patches."""
         grid = self.image_size // self.patch_size
         block = Geometry(self.width, self.heads, self.hidden, grid, self.prefix)
-        return (block,) * self.depth
-
-    @property
-    def fixed_macs(self) -> int:
-        """MACs outside the blocks: patch embedding and heads."""
-        patches = (self.image_size // self.patch_size) ** 2
-        embedding = patches * self.width * 3 * self.patch_size**2
-        return embedding + self.width * self.classes * (1 + self.distilled)
+        last = dataclasses.replace(block, class_only=self.pool == "token")
+        return (block,) * (self.depth - 1) + (last,)
 
 
 _TINY = ViTSpec(width=192, heads=3, hidden=768)
@@ -116,7 +109,7 @@ class ViT(Transformer):
     def heads(
         self,
         images: Array,
-        gates: tuple | None = None,
+        extras: tuple | None = None,
         *,
         key: Array | None = None,
         train: bool = False,
@@ -125,7 +118,7 @@ class ViT(Transformer):
         keys = split_key(key, len(self.blocks) + 1)
         x = dropout(self.embed(images), self.dropout, keys[-1])
         for i in range(len(self.blocks)):
-            x = self.run_block(i, x, gates, keys[i], train)
+            x = self.run_block(i, x, extras, keys[i], train)
         x = self._pooled(x)
         if self.spec.distilled:
             return wide(self.head(x[:, 0])), wide(self.head_dist(x[:, 1]))

@@ -13,7 +13,6 @@ from spvit_jax.config import Config
 from spvit_jax.planning.collectives import sent
 from spvit_jax.planning.macs import macs
 from spvit_jax.planning.trainings import Images, Planned
-from spvit_jax.single_path.gates import decide
 from spvit_jax.training.evaluate import make_eval_step, no_totals
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.step import train_program
@@ -125,7 +124,8 @@ def _evaluation_macs(
     normalise = Normalise(config.data.mean, config.data.std)
     step = make_eval_step(nnx.graphdef(planned.model), normalise, mesh, state.params)
     totals = jax.eval_shape(partial(no_totals, spec.classes, mesh))
-    gates = jax.eval_shape(decide, state.gates) if state.gates else None
+    gating = planned.task.objective.gating
+    gates = jax.eval_shape(gating.decide, state.gates) if gating else None
     batch = _batch(size, spec.image_size, mask=jax.ShapeDtypeStruct((size,), jnp.bool))
     traced = step.trace(totals, state.params, state.stats, gates, batch)
     return -(-images.test // size) * macs(traced.jaxpr.jaxpr)

@@ -18,10 +18,9 @@ from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS, Classifier
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.budget import project, target_macs
-from spvit_jax.single_path.gates import BlockGates
+from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.task import Gating, Task
+from spvit_jax.training.task import Task
 from spvit_jax.training.teacher import Teacher, freeze
 
 KNOWN = {"tfds:imagenet2012": ({"train": 1_281_167, "validation": 50_000}, 1000)}
@@ -90,8 +89,9 @@ def trainings(config: Config, images: Images) -> Iterator[Planned]:
         training: Training = getattr(config, name)
         gating, remark = None, ""
         if name == "search":
-            gating, model = Gating.of(config.search, spec), forms.build(spec, "supernet", **options)
-            project(gating.logits, spec, target_macs(config.search, spec))
+            gating = Gating.of(config.search, config.budget, spec)
+            gating.project(gating.initial())  # an impossible budget is an error before it
+            model = forms.build(spec, "supernet", ops=gating.space.ops, **options)
         elif name == "finetune":
             found, remark = _architecture(config, spec)
             model = forms.build(spec, "shared", found, **options)
@@ -110,16 +110,13 @@ def _architecture(config: Config, spec: Any) -> tuple[Architecture, str]:
     if file:
         return architectures.load(file), f"fine-tunes {file}"
     rng = np.random.default_rng(config.seed)
-    logits = tuple(
-        BlockGates(rng.standard_normal(3), rng.standard_normal(block.hidden))
-        for block in spec.blocks
-    )
-    target = target_macs(config.search, spec)
+    gating = Gating.of(config.search, config.budget, spec)
+    logits = jax.tree.map(lambda x: rng.standard_normal(x.shape), gating.initial())
     remark = (
-        "what the search will find is not known: fine-tunes random blocks of the same MACs"
+        "what the search will find is not known: fine-tunes random blocks within the same budget"
         " (--config.finetune.architecture=FILE.json plans for that one)"
     )
-    return project(logits, spec, target), remark
+    return gating.project(logits), remark
 
 
 def _teacher(config: Config, student: Any) -> tuple[Teacher, str]:

@@ -1,8 +1,9 @@
-"""``Architecture``: the op and the kept FFN units of every block, and nothing else.
+"""``Architecture``: what every block keeps on each axis, and nothing else.
 
-It is all that search hands to pruning. It lives as JSON, and a person can write one by hand:
-``{"model": "deit_tiny_patch16_224", "ops": ["conv1x1", "msa", ...], "ffn": [744, [0, 5, 9], ...]}``
-where a number keeps that many units of that block, those of the largest pretrained magnitude.
+It is all that choosing hands to pruning. It lives as JSON, and a person can write one by hand:
+``{"model": "deit_tiny_patch16_224", "ops": ["conv1x1", "msa", ...], "heads": [0, [0, 2], ...],
+"ffn": [744, [0, 5, 9], ...]}`` where a number keeps that many of the block's heads or units, those
+of the largest pretrained magnitude. Without ``heads`` every attention keeps all of them.
 """
 
 import dataclasses
@@ -11,16 +12,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from spvit_jax.remote import reading
-from spvit_jax.single_path.cost import cost
-from spvit_jax.single_path.gates import BlockGates, Gates
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.prices import EVERY_OP, Prices, cost
 
-OPS = ("skip", "conv1x1", "conv3x3", "msa")  # by cost; the index is how many kernel gates are open
-NORM_SKIP = "norm_skip"  # the branch is norm1(x): in released models, never chosen by pruning
+KEYS = tuple(axis.key for axis in AXES.values())
+Kept = int | tuple[int, ...]
 
 
 class ArchitectureError(ValueError):
@@ -29,67 +31,88 @@ class ArchitectureError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The op and the FFN units of each block.
+    """What each block keeps.
 
     Attributes:
-      ops: one of ``OPS`` or ``norm_skip`` a block.
+      ops: the name of one of ``ops.OPS`` per block.
       ffn: the kept units of each block, ascending, or only their number.
       model: the dense model it was found for, a row of ``spvit_jax.models.VARIANTS``; or "".
+      heads: the kept heads of each block, ascending, or only their number; none where the op is
+        not attention. (): all, wherever it is.
     """
 
     ops: tuple[str, ...]
-    ffn: tuple[int | tuple[int, ...], ...]
+    ffn: tuple[Kept, ...]
     model: str = ""
+    heads: tuple[Kept, ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """FFN units of each block."""
-        return tuple(units if isinstance(units, int) else len(units) for units in self.ffn)
+        """Counts the FFN units of each block."""
+        return tuple(map(_count, self.ffn))
+
+    def head_counts(self, spec: Any) -> tuple[int, ...]:
+        """Counts the heads of each block of the dense model of ``spec``."""
+        return tuple(map(_count, self._per_block(spec)["heads"]))
 
     def check(self, spec: Any) -> None:
         """Raises ``ArchitectureError`` unless it fits the dense model of ``spec``."""
-        for name, found in (("ops", self.ops), ("ffn", self.ffn)):
-            if len(found) != len(spec.blocks):
+        blocks = spec.blocks
+        entries = self._per_block(spec)
+        for key, kept in entries.items():
+            if len(kept) != len(blocks):
                 raise ArchitectureError(
-                    f"{name} must name {len(spec.blocks)} blocks, as the model has;"
-                    f" it names {len(found)}"
+                    f"{key} must name {len(blocks)} blocks, as the model has; it names {len(kept)}"
                 )
-        for i, (op, units, block) in enumerate(zip(self.ops, self.ffn, spec.blocks, strict=True)):
-            if op not in (*OPS, NORM_SKIP):
-                raise ArchitectureError(
-                    f"block {i}: op must be one of {', '.join((*OPS, NORM_SKIP))}; got {op!r}"
-                )
-            if isinstance(units, int):
-                good = 0 <= units <= block.hidden
-            else:
-                good = set(units) <= set(range(block.hidden)) and list(units) == sorted(set(units))
-            if not good:
-                raise ArchitectureError(
-                    f"block {i}: FFN units must be a number up to {block.hidden}, or different"
-                    f" ascending indices below it; got {str(units)[:80]}"
-                )
+        for i, block in enumerate(blocks):
+            for axis in AXES.values():
+                problem = axis.problem(entries[axis.key][i], self.ops[i], block)
+                if problem:
+                    raise ArchitectureError(f"block {i}: {problem}")
 
-    def gates(self, spec: Any) -> Gates:
-        """Integer gates of the dense model that compute this architecture."""
+    def of_block(self, i: int, spec: Any) -> dict[str, Any]:
+        """What block ``i`` keeps, by axis; ``spec`` is the dense model's."""
+        entries = self._per_block(spec)
+        return {axis.name: entries[axis.key][i] for axis in AXES.values()}
+
+    def _per_block(self, spec: Any) -> dict[str, tuple]:
+        """The entries by key, with ``heads`` written out."""
+        whole = tuple(
+            tuple(range(block.heads)) if op == "msa" else ()
+            for op, block in zip(self.ops, spec.blocks, strict=False)
+        )
+        return {"ops": self.ops, "heads": self.heads or whole, "ffn": self.ffn}
+
+    def gates(self, spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Gates:
+        """Makes the integer gates over ``ops`` of the dense model that compute this architecture."""
         self.check(spec)
-        gates = []
-        for op, units, block in zip(self.ops, self.ffn, spec.blocks, strict=True):
-            level = OPS.index(op) if op in OPS else 0
-            ffn = np.zeros(block.hidden, np.int64)
-            ffn[slice(units) if isinstance(units, int) else list(units)] = 1
-            gates.append(BlockGates((np.arange(3) < level).astype(np.int64), ffn))
-        return tuple(gates)
+        return tuple(
+            {
+                name: AXES[name].opened(kept, self.ops[i], block, ops)
+                for name, kept in self.of_block(i, spec).items()
+            }
+            for i, block in enumerate(spec.blocks)
+        )
+
+    def price(self, priced: Prices, spec: Any) -> Any:
+        """Its price; ``priced`` is over every op, as ``prices``' functions give it."""
+        return cost(priced, self.gates(spec)).item()
 
     def macs(self, spec: Any) -> int:
-        """Exact multiply-accumulates, counted as ``cost`` does."""
-        return int(cost(spec, self.gates(spec)))
+        """Counts the multiply-accumulates per image of its folded program, exactly."""
+        return self.price(prices.macs(spec), spec)
+
+    def published_macs(self, spec: Any) -> int:
+        """Counts them by the paper's formula."""
+        return self.price(prices.published_macs(spec), spec)
 
     def to_json(self) -> str:
-        """The JSON text, one line a block of units."""
+        """Writes the JSON text, one line a block of units."""
         rows = ",\n  ".join(json.dumps(units) for units in self.ffn)
+        heads = f' "heads": {json.dumps(self.heads)},\n' if self.heads else ""
         return (
             f'{{\n "model": {json.dumps(self.model)},\n "ops": {json.dumps(self.ops)},\n'
-            f' "ffn": [\n  {rows}\n ]\n}}\n'
+            f'{heads} "ffn": [\n  {rows}\n ]\n}}\n'
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -99,35 +122,45 @@ class Architecture:
         temporary.replace(path)
 
 
+def _count(kept: Kept) -> int:
+    return kept if isinstance(kept, int) else len(kept)
+
+
 def from_json(text: str) -> Architecture:
-    """The architecture of a JSON text.
+    """Reads the architecture of a JSON text.
 
     Raises:
       ArchitectureError: not JSON, or not of this form.
     """
     try:
         values = json.loads(text)
-        ops, ffn, model = values["ops"], values["ffn"], values.get("model", "")
+        ops, ffn, heads = values["ops"], values["ffn"], values.get("heads", [])
         if not isinstance(ops, list):
             raise TypeError(f"ops must be a list, got {ops!r}")
-        return Architecture(tuple(map(str, ops)), tuple(map(_units, ffn)), str(model))
+        unknown = set(values) - {"model", *KEYS}
+        if unknown:
+            raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+        kept = {"ffn": tuple(_kept("ffn", v) for v in ffn)}
+        kept["heads"] = tuple(_kept("heads", v) for v in heads)
+        return Architecture(tuple(map(str, ops)), model=str(values.get("model", "")), **kept)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchitectureError(
             'expected JSON like {"model": "deit_tiny_patch16_224", "ops": ["msa", ...],'
-            f' "ffn": [512, [0, 3, 4], ...]}}; {type(error).__name__}: {error}'
+            ' "heads": [2, [0, 2], ...], "ffn": [512, [0, 3, 4], ...]};'
+            f" {type(error).__name__}: {error}"
         ) from error
 
 
-def _units(value: Any) -> int | tuple[int, ...]:
+def _kept(key: str, value: Any) -> Kept:
     if type(value) is int:
         return value
-    if isinstance(value, list) and all(type(unit) is int for unit in value):
+    if isinstance(value, list) and all(type(index) is int for index in value):
         return tuple(value)
-    raise TypeError(f"ffn must hold numbers or lists of indices, got {str(value)[:80]!r}")
+    raise TypeError(f"{key} must hold numbers or lists of indices, got {str(value)[:80]!r}")
 
 
 def load(path: str | os.PathLike) -> Architecture:
-    """The architecture in a JSON file, local or on ``gs://``.
+    """Reads the architecture in a JSON file, local or on ``gs://``.
 
     Raises:
       ArchitectureError: there is none, or it cannot be read.
@@ -145,30 +178,27 @@ def load(path: str | os.PathLike) -> Architecture:
         raise ArchitectureError(f"{path}: {error}") from error
 
 
-def from_gates(gates: Gates, model: str = "") -> Architecture:
-    """The architecture of decided gates (0 or 1, kernel gates nested)."""
-    kernel = [np.asarray(g.kernel) for g in gates]
-    ffn = [np.flatnonzero(np.asarray(g.ffn)) for g in gates]
+def from_gates(gates: Gates, ops: tuple[str, ...], model: str = "") -> Architecture:
+    """Reads the architecture of decided gates (0 or 1, nested) over ``ops``."""
+    blocks = [
+        {name: AXES[name].kept(np.asarray(gate), ops) for name, gate in block.items()}
+        for block in gates
+    ]
+    whole = all(
+        block["op"] != "msa" or len(block["heads"]) == len(gate["heads"])
+        for block, gate in zip(blocks, gates, strict=True)
+    )
     return Architecture(
-        tuple(OPS[round(float(k.sum()))] for k in kernel),
-        tuple(tuple(int(u) for u in units) for units in ffn),
+        tuple(block["op"] for block in blocks),
+        tuple(block["ffn"] for block in blocks),
         model,
+        () if whole else tuple(block["heads"] for block in blocks),
     )
 
 
-def by_magnitude(architecture: Architecture, model: Any) -> Architecture:
-    """The architecture with every number replaced by that many units of ``model``.
-
-    The released models' widths are published, not which units they kept. A unit's magnitude is
-    the product of the norms of its two weight vectors, which is invariant to moving scale from
-    one to the other.
-    """
-    ffn = []
-    for units, block in zip(architecture.ffn, model.blocks, strict=True):
-        if isinstance(units, int):
-            into = jnp.linalg.norm(block.ffn.fc1.kernel[...], axis=0)
-            out = jnp.linalg.norm(block.ffn.fc2.kernel[...], axis=1)
-            largest = np.argsort(-np.asarray(into * out), kind="stable")[:units]
-            units = tuple(int(u) for u in np.sort(largest))
-        ffn.append(units)
-    return dataclasses.replace(architecture, ffn=tuple(ffn))
+def describe(architecture: Architecture, spec: Any) -> str:
+    """Names the op of each block, attention with its number of heads where it lost some."""
+    counts = zip(architecture.ops, architecture.head_counts(spec), spec.blocks, strict=True)
+    return " ".join(
+        op if count in (0, block.heads) else f"{op}:{count}" for op, count, block in counts
+    )

@@ -1,96 +1,173 @@
-"""Holding the compute budget: the loss during search, and the projection after it.
+"""Holding compute budgets: the penalty during a search, and the choice after it.
 
-The loss is the paper's. Alone it misses: the released models are 4 to 40 % above their targets.
-So the decision is projected onto the budget.
+The paper's penalty alone misses: the released models are 4 to 40 % above their targets. So what the
+gates say is turned into a choice among options that every budget allows.
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from spvit_jax.single_path import latency, prices
 from spvit_jax.single_path.architecture import Architecture, from_gates
-from spvit_jax.single_path.cost import cost, dense_macs, op_macs, unit_macs
-from spvit_jax.single_path.gates import BlockGates, Gates, budget_gates
-
-TOLERANCE = 0.005  # of the target: how far below it a projected architecture may stay
+from spvit_jax.single_path.choose import Site, choose
+from spvit_jax.single_path.gates import Gates, budget_gates
+from spvit_jax.single_path.prices import Prices, cost
+from spvit_jax.single_path.space import Space
 
 
 class BudgetError(ValueError):
     """A budget no architecture of the model can meet."""
 
 
-def target_macs(search: Any, spec: Any) -> int:
-    """The budget F* in MACs, of ``config.Search`` and the dense model's spec."""
-    if search.target_gmacs > 0:
-        return round(search.target_gmacs * 1e9)
-    return round(search.target_ratio * dense_macs(spec))
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A price and what it may come to, in the price's unit."""
+
+    prices: Prices
+    target: float
+    field: str = "budget.macs"  # of the configuration, for messages
 
 
-def budget_loss(spec: Any, logits: Gates, target_gmacs: float, weight: float) -> jax.Array:
-    """``weight * (target - GMACs)^2`` of the decided gates, differentiable in the logits."""
-    return weight * (target_gmacs - cost(spec, budget_gates(logits)) / 1e9) ** 2
+def budgets(given: Any, spec: Any, ops: tuple[str, ...]) -> tuple[Budget, ...]:
+    """The budgets that ``config.Budget`` sets for the dense model of ``spec``.
 
-
-def project(logits: Gates, spec: Any, target: int, model: str = "") -> Architecture:
-    """The architecture of the highest-ranked gates at or under ``target`` MACs.
-
-    Gates are ranked by their logits, a kernel gate by the least of its own and of those it is
-    nested in. In that order each gate that still fits is opened. If that ends more than
-    ``TOLERANCE`` below the target, because what is left is too dear, kernel gates go before FFN
-    units: first the highest-ranked one, then the two highest, and so on until it does not. FFN
-    units are cheap, so one of these fills the budget to within a unit.
+    A share of the MACs is of the dense model's as published, whichever way the pruned one's are
+    counted: that is what everybody quotes.
 
     Raises:
-      BudgetError: even with every gate closed the model is above the target.
+      BudgetError: none is set.
+      latency.TableError: of a table that cannot be read or is not of this model.
     """
-    ranking = _Ranking(logits, spec)
-    if ranking.base > target:
-        raise BudgetError(
-            f"the budget of {target:,} MACs is below the {ranking.base:,} that embedding, norms"
-            " and head alone take; raise search.target_gmacs or search.target_ratio"
-        )
-    best, spent = ranking.fill(target, first=[])
-    kernels = [gate for gate in ranking.order if ranking.is_kernel[gate]]
-    for count in range(1, len(kernels) + 1):
-        if spent >= target * (1 - TOLERANCE):
-            break
-        opened, macs = ranking.fill(target, first=kernels[:count])
-        if macs > spent:
-            best, spent = opened, macs
-    return from_gates(ranking.gates(best), model)
+    found = []
+    if given.macs:
+        published = prices.published_macs(spec, ops)
+        counted = published if given.count == "published" else prices.macs(spec, ops)
+        found.append(Budget(counted, _absolute(given.macs, published.dense), "budget.macs"))
+    if given.params:
+        counted = prices.parameters(spec, ops)
+        found.append(Budget(counted, _absolute(given.params, counted.dense), "budget.params"))
+    if given.latency:
+        path, _, target = given.latency.rpartition(":")
+        timed = latency.prices(latency.load(path), spec, ops)
+        found.append(Budget(timed, float(target) * timed.dense, "budget.latency"))
+    if not found:
+        raise BudgetError("no budget is set: give budget.macs, budget.params or budget.latency")
+    return tuple(found)
 
 
-class _Ranking:
-    """All gates of a model in one list: cost, strength, and the gate each is nested in."""
+def _absolute(given: float, dense: float) -> int:
+    """A target in its unit: up to 1 it is a share of the dense model's."""
+    return round(given * dense if given <= 1 else given)
 
-    def __init__(self, logits: Gates, spec: Any):
-        self.blocks = spec.blocks
-        shut = tuple(BlockGates(np.zeros(3, int), np.zeros(b.hidden, int)) for b in self.blocks)
-        self.base = int(cost(spec, shut))
-        kernel = np.stack([np.minimum.accumulate(np.asarray(g.kernel)) for g in logits])
-        strengths = [kernel.ravel(), *(np.asarray(g.ffn) for g in logits)]
-        steps = [np.diff(list(op_macs(b).values())) for b in self.blocks]
-        units = [np.full(b.hidden, unit_macs(b)) for b in self.blocks]
-        self.costs = [int(c) for c in np.concatenate([*steps, *units])]
-        self.is_kernel = np.arange(len(self.costs)) < kernel.size
-        self.order = np.argsort(-np.concatenate(strengths), kind="stable")
 
-    def fill(self, target: int, first: list[int]) -> tuple[np.ndarray, int]:
-        """Opens ``first``, then every gate in order that fits; says which, and the MACs."""
-        opened = np.zeros(len(self.costs), bool)
-        spent = self.base
-        for gate in [*first, *self.order]:
-            allowed = not self.is_kernel[gate] or gate % 3 == 0 or opened[gate - 1]
-            if allowed and not opened[gate] and spent + self.costs[gate] <= target:
-                opened[gate] = True
-                spent += self.costs[gate]
-        return opened, spent
+def penalty(space: Space, logits: Gates, held: tuple[Budget, ...], weight: float) -> jax.Array:
+    """``weight * (cost / target - 1)^2`` of the decided gates, summed over the budgets ``held``.
 
-    def gates(self, opened: np.ndarray) -> Gates:
-        """The list as gates again."""
-        count = 3 * len(self.blocks)
-        kernel = opened[:count].reshape(-1, 3)
-        ends = count + np.cumsum([b.hidden for b in self.blocks])
-        ffn = np.split(opened[count:], ends[:-1] - count)
-        return tuple(BlockGates(k, f) for k, f in zip(kernel, ffn, strict=True))
+    Differentiable in the logits. The paper's ``lambda * (F* - F)^2`` in GMACs is that of weight
+    ``lambda * F*^2``.
+    """
+    gates = budget_gates(space, logits)
+    misses = (cost(budget.prices, gates) / budget.target - 1 for budget in held)
+    return weight * sum(miss**2 for miss in misses)
+
+
+def project(space: Space, logits: Gates, held: tuple[Budget, ...], model: str = "") -> Architecture:
+    """Chooses the architecture that the logits value most within every budget.
+
+    A gate is worth its price times its logit, in units of the mean size of its axis' logits: 0, the
+    plain threshold, keeps its meaning on every axis, and none is louder for having been trained by
+    larger gradients. Without a budget the plain threshold's gates would be worth opening; a budget
+    moves that threshold, for all axes alike. Prices are relative to their targets, and summed.
+
+    Raises:
+      BudgetError: with every gate shut the model is above a target.
+    """
+    for budget in held:
+        if budget.prices.base > budget.target:
+            raise BudgetError(
+                f"{budget.field}: {budget.target:,.6g} {budget.prices.unit} are below the"
+                f" {budget.prices.base:,.6g} that embedding, norms and head alone take; raise it"
+            )
+    room = np.array([budget.target - budget.prices.base for budget in held])
+    levels, offers = _levels(logits), []
+    for i in range(len(space.blocks)):
+        offers += [_mixing(space, i, levels[i], held), _units(space, i, levels[i], held)]
+    picked = choose([offer.site for offer in offers], room)
+    chosen = [offer.gates(option) for offer, option in zip(offers, picked, strict=True)]
+    pairs = zip(chosen[::2], chosen[1::2], strict=True)
+    return from_gates(tuple(mixing | units for mixing, units in pairs), space.ops, model)
+
+
+def _levels(logits: Gates) -> list[dict[str, np.ndarray]]:
+    """What every gate is worth for its price: above 0, for a budget is filled to its end."""
+    own = [{axis: np.asarray(x, float) for axis, x in block.items()} for block in logits]
+    sizes = {axis: np.abs(np.concatenate([b[axis] for b in own])).mean() or 1.0 for axis in own[0]}
+    scaled = [{axis: x / sizes[axis] for axis, x in block.items()} for block in own]
+    every = np.concatenate([x for block in scaled for x in block.values()])
+    floor = every.min() - 1e-3 * (np.ptp(every) or 1.0)
+    return [{axis: x - floor for axis, x in block.items()} for block in scaled]
+
+
+class _Offer(NamedTuple):
+    """What a block may choose from on axes that depend on each other."""
+
+    site: Site
+    gates: Callable[[int], dict[str, np.ndarray]]  # of an option
+
+
+def _mixing(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budget, ...]) -> _Offer:
+    """The operations of a block; attention with its best heads, as many as may be."""
+    steps, by_head = _price(held, i, "op"), _price(held, i, "heads")
+    targets = np.array([budget.target for budget in held])
+    last, heads = len(steps), len(by_head)
+    nested = np.minimum.accumulate(level["op"]) if "op" in level else np.full(last, np.inf)
+    strength = level.get("heads", np.full(heads, nested[-1]))
+    order = np.argsort(-strength, kind="stable")
+    worth = (by_head / targets).sum(1) * np.minimum(strength, nested[-1])
+    options, surplus, rival = [], 0.0, 0.0
+    if "op" in level:
+        spent = np.vstack([np.zeros(len(held)), np.cumsum(steps[:-1], axis=0)])
+        values = np.append(0, np.cumsum((steps[:-1] / targets).sum(1) * nested[:-1]))
+        options = [(values[op], spent[op], op, 0) for op in range(last)]
+        # Attention nests in its rivals: what they are worth beyond its level is its own as well.
+        rival = (spent[-1] / targets).sum()
+        surplus = values[-1] - rival * nested[-1]
+    for kept in range(1 if "heads" in level else heads, heads + 1):
+        price = steps.sum(0) + by_head[order[:kept]].sum(0)
+        share = min((price / targets).sum() / rival, 1) if rival else 0
+        options.append((share * surplus + worth[order[:kept]].sum(), price, last, kept))
+    options.sort(key=lambda option: tuple(option[1]))
+
+    def gates(option: int) -> dict[str, np.ndarray]:
+        _, _, op, kept = options[option]
+        opened = np.isin(np.arange(heads), order[:kept])
+        return {"op": (np.arange(last) < op).astype(int), "heads": opened.astype(int)}
+
+    site = Site(np.array([o[0] for o in options]), np.array([o[1] for o in options]))
+    return _Offer(site, gates)
+
+
+def _units(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budget, ...]) -> _Offer:
+    """Each number of FFN gates of a block, the best ones."""
+    by_unit = _price(held, i, "ffn")
+    if "ffn" not in level:
+        whole = np.ones(len(by_unit), int)
+        return _Offer(Site(np.zeros(1), by_unit.sum(0)[None]), lambda option: {"ffn": whole})
+    targets = np.array([budget.target for budget in held])
+    order = np.argsort(-level["ffn"], kind="stable")
+    rank = space.spread("ffn", i, np.argsort(order))  # of each unit's gate
+    price = np.stack([np.bincount(rank, prices) for prices in by_unit.T], axis=-1)
+    values = np.cumsum((price / targets).sum(1) * level["ffn"][order])
+    spent = np.vstack([np.zeros(len(held)), np.cumsum(price, axis=0)])
+    return _Offer(
+        Site(np.append(0, values), spent), lambda count: {"ffn": (rank < count).astype(int)}
+    )
+
+
+def _price(held: tuple[Budget, ...], i: int, axis: str) -> np.ndarray:
+    """What each gate of an axis in block ``i`` costs of every budget, ``[gates, budgets]``."""
+    return np.stack([budget.prices.blocks[i][axis] for budget in held], axis=-1).astype(float)

@@ -1,45 +1,43 @@
 """Binary gates and their straight-through gradients (paper, sections 3.2 and 3.3).
 
-Gate logits and gates are the same pytree, one ``BlockGates`` a block. Gates are sampled outside
+Gate logits and gates are pytrees alike, for each block a dict by axis: logits of the axes that a
+``Space`` puts under gates, gates of all of them, nested, an FFN unit each. Gates are sampled outside
 the network and passed in.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from spvit_jax.models import Geometry
+from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.space import Space
 
 Array = jax.Array
+Gates = tuple[dict[str, Any], ...]
 
 INITIAL_LOGIT = 1.5  # as released: every gate starts open with probability 0.82
 
 
-class BlockGates(NamedTuple):
-    """The gates, gate logits or uniforms of one block."""
-
-    kernel: Any  # [3]: at least conv1x1, at least conv3x3, MSA
-    ffn: Any  # [hidden]: each FFN unit
-
-
-Gates = tuple[BlockGates, ...]
-
-
-def initial_logits(blocks: tuple[Geometry, ...]) -> Gates:
-    """The logits a search starts from."""
+def initial_logits(space: Space) -> Gates:
+    """Makes the logits a search starts from."""
 
     def full(size: int) -> Array:  # an explicit dtype: a weak one would compile the step again
         return jnp.full(size, INITIAL_LOGIT, float)
 
-    return tuple(BlockGates(full(3), full(b.hidden)) for b in blocks)
+    return tuple(
+        {axis: full(space.gates(axis, i)) for axis in space.axes} for i in range(len(space.blocks))
+    )
 
 
-def sample(logits: Gates, key: Array | None = None, *, uniforms: Gates | None = None) -> Gates:
-    """Gates of one training step: exactly 0 or 1, with the gradient of their relaxation.
+def sample(
+    space: Space, logits: Gates, key: Array | None = None, *, uniforms: Gates | None = None
+) -> Gates:
+    """Draws the gates of one training step: exactly 0 or 1, with the gradient of their relaxation.
 
     Args:
+      space: whose gates they are.
       logits: gate logits.
       key: draws the uniforms; or
       uniforms: the numbers in (0, 1) themselves, shaped as ``logits``.
@@ -55,27 +53,44 @@ def sample(logits: Gates, key: Array | None = None, *, uniforms: Gates | None = 
     limit = jnp.log1p(-eps) - jnp.log(eps)  # the logit of 1 - eps
     noise = jnp.clip(noise, eps, 1 - eps)
     noisy = jnp.log(noise) - jnp.log1p(-noise) + jnp.clip(flat, -limit, limit)
-    gates = unravel(_straight_through(noisy > 0, jax.nn.sigmoid(noisy)))
-    return tuple(BlockGates(_slow_down(jnp.cumprod(g.kernel)), g.ffn) for g in gates)
+    gates = nested(space, unravel(_straight_through(noisy > 0, jax.nn.sigmoid(noisy))))
+    return tuple({**block, "op": _slow_down(block["op"])} for block in gates)
 
 
-def decide(logits: Gates) -> Gates:
-    """The gates of evaluation: 1 where the probability is above a half, kernel gates nested."""
-    return tuple(
-        BlockGates(
-            jnp.cumprod(jnp.where(g.kernel > 0, 1.0, 0.0)).astype(g.kernel.dtype),
-            jnp.where(g.ffn > 0, 1.0, 0.0).astype(g.ffn.dtype),
-        )
-        for g in logits
-    )
+def decide(space: Space, logits: Gates) -> Gates:
+    """Opens the gates of a probability above a half: those of evaluation."""
+    hard = _by_axis(logits, lambda axis, x: jnp.where(AXES[axis].hard(x), 1.0, 0.0).astype(x.dtype))
+    return nested(space, hard)
 
 
-def budget_gates(logits: Gates) -> Gates:
-    """``decide`` with the gradient the budget loss uses, that of sigmoid(probability - 1/2)."""
-    flat, unravel = ravel_pytree(logits)
-    soft = jax.nn.sigmoid(jax.nn.sigmoid(flat) - 0.5)
-    gates = unravel(_straight_through(flat > 0, soft))
-    return tuple(BlockGates(jnp.cumprod(g.kernel), g.ffn) for g in gates)
+def budget_gates(space: Space, logits: Gates) -> Gates:
+    """``decide`` with the gradient the penalty uses, that of sigmoid(probability - 1/2)."""
+
+    def decision(axis: str, x: Array) -> Array:
+        soft = jax.nn.sigmoid(jax.nn.sigmoid(x) - 0.5)
+        return _straight_through(AXES[axis].hard(x), soft)
+
+    return nested(space, _by_axis(logits, decision))
+
+
+def _by_axis(logits: Gates, function: Any) -> Gates:
+    return tuple({axis: function(axis, x) for axis, x in block.items()} for block in logits)
+
+
+def nested(space: Space, own: Gates) -> Gates:
+    """The gates of every axis: an ungated one is open, inner gates close with those around them."""
+    gates = []
+    for i, (block, geometry) in enumerate(zip(own, space.blocks, strict=True)):
+        found: dict[str, Array] = {}
+        dtype = jnp.result_type(*block.values())
+        for name, axis in AXES.items():
+            if name in block:
+                mine = space.spread(name, i, block[name])
+            else:
+                mine = jnp.ones(axis.gates(geometry, space.ops), dtype)
+            found[name] = axis.nest(mine, found)
+        gates.append(found)
+    return tuple(gates)
 
 
 def _straight_through(hard: Array, soft: Array) -> Array:
@@ -84,7 +99,7 @@ def _straight_through(hard: Array, soft: Array) -> Array:
 
 
 def _slow_down(gates: Array) -> Array:
-    """Stops the gradient of a kernel gate where the next dearer one is on as well.
+    """Stops the gradient of an operation's gate where the next dearer one is on as well.
 
     The cheaper operation is then not what the block computes, and its gate should not be
     rewarded for it (paper, section 3.3).

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from spvit_jax.models import SwinSpec, ViTSpec
 from spvit_jax.models.layers import Array, Attention, BatchNorm, Dense, Geometry, cast, dense
 
 TAPS = 9
 CENTRE = 4
-KERNEL_SIZES = {"conv1x1": 1, "conv3x3": 3}
+TEMPERATURES = {ViTSpec: 0.01, SwinSpec: 100.0}  # alpha, as released for DeiT and for Swin
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -55,10 +56,15 @@ def tap_inputs(v: Dense, mixture: Array) -> tuple[Array, Array]:
 
 
 def tap_outputs(out: Dense, mixture: Array) -> Array:
-    """Kernels ``[taps, d, D]`` that the output projection contains."""
+    """The kernel ``[d, D]`` that the output projection contains, summed over the taps."""
     kernel = out.kernel[...]
-    heads = mixture.shape[0]
-    return jnp.einsum("hdo,ht->tdo", kernel.reshape(heads, -1, kernel.shape[-1]), mixture)
+    split = kernel.reshape(mixture.shape[0], -1, kernel.shape[-1])
+    return jnp.einsum("hdo,h->do", split, mixture.sum(1))
+
+
+def own_taps(mixture: Array, size: int) -> Array:
+    """Those of the mixture's taps that a kernel of this size has: all nine, or the centre's."""
+    return mixture[:, CENTRE : CENTRE + 1] if size == 1 else mixture
 
 
 def _sum(maps: Iterable[Array]) -> Array:
@@ -73,8 +79,8 @@ def _shifted(x: Array, tap: int) -> Array:
 
 
 @jax.custom_vjp
-def mix_values(values: Array, mixture: Array) -> tuple[Array, Array]:
-    """Both convolutions of already projected values, bias left out.
+def mix_values(values: Array, mixture: Array) -> Array:
+    """A convolution of already projected values, bias left out: ``[b, S, S, d]``.
 
     Mixing the heads' values and shifting them is the same as convolving with the mixed kernels.
     Written as multiply-adds with a derivative of its own: XLA's for the equivalent einsum
@@ -82,40 +88,31 @@ def mix_values(values: Array, mixture: Array) -> tuple[Array, Array]:
 
     Args:
       values: ``[b, S, S, D]``, the value projection of the patch tokens.
-      mixture: ``[heads, 9]``.
-
-    Returns:
-      the 1x1 and the 3x3 hidden map, each ``[b, S, S, d]``.
+      mixture: ``[heads, taps]``, of one tap or nine.
     """
-    rows = _spread(values, mixture)
-    conv3 = _sum(_shifted(values, tap) * rows[tap] for tap in range(TAPS))
-    heads = mixture.shape[0]
-    return (
-        _sum(jnp.split(values * rows[CENTRE], heads, axis=-1)),
-        _sum(jnp.split(conv3, heads, axis=-1)),
-    )
+    rows = jnp.repeat(mixture.T, values.shape[-1] // mixture.shape[0], axis=1)  # [taps, D]
+    if len(rows) == 1:
+        mixed = values * rows[0]
+    else:
+        mixed = _sum(_shifted(values, tap) * rows[tap] for tap in range(TAPS))
+    return _sum(jnp.split(mixed, mixture.shape[0], axis=-1))
 
 
-def _spread(values: Array, mixture: Array) -> Array:
-    """The mixture as a factor for each channel of each tap, ``[9, D]``."""
-    return jnp.repeat(mixture.T, values.shape[-1] // mixture.shape[0], axis=1)
-
-
-def _mix_forward(values: Array, mixture: Array) -> tuple[tuple[Array, Array], tuple]:
+def _mix_forward(values: Array, mixture: Array) -> tuple[Array, tuple]:
     return mix_values(values, mixture), (values, mixture)
 
 
-def _mix_backward(saved: tuple, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+def _mix_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
     values, mixture = saved
-    centre, conv3 = gradients
-    heads = mixture.shape[0]
-    taps = [_shifted(conv3, TAPS - 1 - tap) for tap in range(TAPS)]  # the transposed shifts
-    taps[CENTRE] += centre
-    by_head = [_sum(row[tap] * taps[tap] for tap in range(TAPS)) for row in mixture]
-    split = values.reshape(-1, heads, conv3.shape[-1])
+    heads, taps = mixture.shape
+    maps = [gradient]
+    if taps == TAPS:
+        maps = [_shifted(gradient, TAPS - 1 - tap) for tap in range(TAPS)]  # the transposed shifts
+    by_head = [_sum(share * one for share, one in zip(row, maps, strict=True)) for row in mixture]
+    split = values.reshape(-1, heads, gradient.shape[-1])
     wide = jnp.promote_types(mixture.dtype, jnp.float32)
     shares = [
-        (split * tap.reshape(-1, 1, conv3.shape[-1])).sum(0, dtype=wide).sum(-1) for tap in taps
+        (split * one.reshape(-1, 1, gradient.shape[-1])).sum(0, dtype=wide).sum(-1) for one in maps
     ]
     return jnp.concatenate(by_head, -1), jnp.stack(shares, 1).astype(mixture.dtype)
 
@@ -160,9 +157,11 @@ class _Conv(nnx.Module):
     geometry: Geometry
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """``x [batch, prefix + S*S, D]``, normalised; the class tokens come back unchanged."""
-        prefix = self.geometry.prefix
-        return jnp.concatenate([x[:, :prefix], self.convolve(x[:, prefix:], train)], axis=1)
+        """Convolves the patches of normalised ``x [batch, prefix + S*S, D]``, if they are read."""
+        tokens, patches = jnp.split(x, [self.geometry.prefix], axis=1)
+        if self.geometry.class_only:
+            return tokens
+        return jnp.concatenate([tokens, self.convolve(patches, train)], axis=1)
 
     def convolve(self, x: Array, train: bool) -> Array:
         """The convolution branch on patch tokens ``[batch, S*S, D]``."""
@@ -175,7 +174,7 @@ class SharedConv(_Conv):
     def __init__(
         self,
         attention: Attention,
-        head_logits: Array,
+        head_logits: nnx.Param,
         norm: BatchNorm,
         size: int,
         geometry: Geometry,
@@ -183,7 +182,7 @@ class SharedConv(_Conv):
     ):
         self.v = attention.v
         self.out = attention.out
-        self.head_logits = nnx.Param(head_logits)
+        self.head_logits = head_logits
         self.norm = norm
         self.size = size
         self.geometry = geometry
@@ -191,11 +190,16 @@ class SharedConv(_Conv):
 
     def kernels(self) -> tuple[Array, Array, Array, Array]:
         """Input kernel ``[D, taps, d]`` and bias ``[d]``, output kernel ``[d, D]`` and bias."""
-        mixture = head_mixture(self.head_logits[...], self.temperature)
-        if self.size == 1:
-            mixture = mixture[:, CENTRE : CENTRE + 1]
+        mixture = own_taps(head_mixture(self.head_logits[...], self.temperature), self.size)
         kernel, bias = tap_inputs(self.v, mixture)
-        return kernel, bias.sum(0), tap_outputs(self.out, mixture).sum(0), self.out.bias[...]
+        return kernel, bias.sum(0), tap_outputs(self.out, mixture), self.out.bias[...]
+
+    def folded(self) -> "FoldedConv":
+        """The same function as plain layers."""
+        kernel, bias, out_kernel, out_bias = self.kernels()
+        out = nnx.clone(self.out)
+        out.kernel, out.bias = nnx.Param(out_kernel), nnx.Param(out_bias)
+        return FoldedConv(kernel, bias, self.norm, out, self.geometry)
 
     def convolve(self, x: Array, train: bool) -> Array:
         dtype = self.v.dtype
@@ -221,6 +225,14 @@ class FoldedConv(_Conv):
         if self.norm is not None:
             y = self.norm(y, train)
         return self.out(jax.nn.relu(y))
+
+    def fold_norm(self) -> None:
+        """Takes the batch norm, with its running statistics, into the kernel."""
+        if self.norm is not None:
+            scale = self.norm.scale[...] / jnp.sqrt(self.norm.var[...] + self.norm.EPSILON)
+            self.kernel[...] = self.kernel[...] * scale
+            self.bias[...] = (self.bias[...] - self.norm.mean[...]) * scale + self.norm.bias[...]
+            self.norm = None
 
 
 def _project(x: Array, kernel: Array, grid: int) -> Array:

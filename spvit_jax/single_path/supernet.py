@@ -1,109 +1,134 @@
-"""The supernet: a dense model whose attention layers contain their convolutions.
+"""The supernet: a dense model whose attention layers contain their other operations.
 
 With hard gates a block computes exactly what its pruned form will. Gates multiply parameters,
-not activations: choosing an operation is choosing which weights to use, so a gated FFN or
+not activations: choosing an operation is choosing which weights to use, so a gated FFN, head or
 projection costs what the dense one does.
 """
 
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import (
-    Array,
-    Attention,
-    BatchNorm,
-    Block,
-    Geometry,
-    cast,
-    dense,
-    split_key,
-)
-from spvit_jax.single_path.gates import BlockGates
-from spvit_jax.single_path.sharing import CENTRE, TAPS, head_mixture, mix_values, tap_outputs
+from spvit_jax.models.layers import Array, Attention, Block, Geometry, cast, dense, split_key
+from spvit_jax.single_path.ops import OPS, PAPER, Branch, Shared
+from spvit_jax.single_path.sharing import TAPS, TEMPERATURES, head_mixture
 
 Model = TypeVar("Model", bound=Any)  # a network with ``spec`` and ``blocks``
 
 
 class SinglePathAttention(nnx.Module):
-    """MSA, 3x3, 1x1 and skip in one set of weights."""
+    """Attention, convolutions and skip in one set of weights."""
 
-    def __init__(self, attention: Attention, geometry: Geometry, temperature: float):
+    def __init__(
+        self, attention: Attention, geometry: Geometry, ops: tuple[str, ...], temperature: float
+    ):
         self.attention = attention
         self.head_logits = nnx.Param(jnp.ones((geometry.heads, TAPS)))
-        self.norm1x1 = BatchNorm(geometry.head_dim)
-        self.norm3x3 = BatchNorm(geometry.head_dim)
+        parts = {name: OPS[name].parts(geometry) for name in ops}
+        self.parts = nnx.Dict({name: part for name, part in parts.items() if part is not None})
+        self.ops = ops
         self.geometry = geometry
         self.temperature = temperature
 
-    def __call__(self, x: Array, gates: Array, train: bool) -> Array:
-        """``gates [3]``, nested, on normalised tokens ``[batch, prefix + S*S, D]``."""
-        attention, prefix = self.attention, self.geometry.prefix
-        kernel, bias = attention.v.weights()
-        x = cast(x, attention.v.dtype)
+    def __call__(self, x: Array, gates: dict[str, Array], train: bool) -> Array:
+        """Mixes normalised tokens ``[batch, tokens, D]`` to ``[batch, ffn_tokens, D]``.
+
+        Args:
+          gates: of this block: ``op``, nested, and ``heads``, nested in attention's.
+        """
+        kernel, _ = self.attention.v.weights()
+        x = cast(x, self.attention.v.dtype)
         values = dense(x, kernel)  # computed once, for all branches
-        mixture = head_mixture(self.head_logits[...], self.temperature)
-        attended = attention.attend(x, values + bias)
-        conv1, conv3 = self._convolutions(values[:, prefix:], cast(mixture, x.dtype), train)
+        shared = Shared(x, values, head_mixture(self.head_logits[...], self.temperature))
+        chosen = []
+        for name, gate in zip(self.ops, shares(gates["op"]), strict=True):
+            branch = OPS[name].branch(self, shared, gate, gates["heads"], train)
+            if branch is not None:
+                chosen.append((gate, branch))
+        parts = [self._tokens(x, chosen)] if self.geometry.prefix else []
+        if not self.geometry.class_only:
+            parts.append(self._project([b.patches for _, b in chosen], chosen, x.dtype))
+        return jnp.concatenate(parts, axis=1)
 
-        use_msa = gates[2]
-        use_conv3 = gates[1] * (1 - gates[2])
-        use_conv1 = gates[0] * (1 - gates[1]) * (1 - gates[2])
-        outputs = tap_outputs(attention.out, mixture)
-        out, out_bias = attention.out.kernel[...], attention.out.bias[...]
-        patch_kernel = jnp.concatenate(
-            [use_msa * out, use_conv3 * outputs.sum(0), use_conv1 * outputs[CENTRE]]
-        )
-        branches = jnp.concatenate([attended[:, prefix:], conv3, conv1], axis=-1)
-        any_branch = use_msa + use_conv3 + use_conv1
-        patches = dense(branches, cast(patch_kernel, x.dtype), cast(any_branch * out_bias, x.dtype))
-        if prefix == 0:
-            return patches
-        msa_kernel, msa_bias = cast(use_msa * out, x.dtype), cast(use_msa * out_bias, x.dtype)
-        passed = (use_conv3 + use_conv1).astype(x.dtype) * x[:, :prefix]
-        tokens = dense(attended[:, :prefix], msa_kernel, msa_bias) + passed
-        return jnp.concatenate([tokens, patches], axis=1)
+    def _tokens(self, x: Array, chosen: list[tuple[Array, Branch]]) -> Array:
+        """What becomes of the class tokens: some operations mix them, under others they pass."""
+        mixing = [(gate, b) for gate, b in chosen if b.tokens is not None]
+        passing = sum((gate for gate, b in chosen if b.tokens is None), jnp.zeros(()))
+        tokens = x[:, : self.geometry.prefix]
+        mixed = self._project([b.tokens for _, b in mixing], mixing, x.dtype)
+        return mixed + passing.astype(x.dtype) * tokens
 
-    def _convolutions(self, values: Array, mixture: Array, train: bool) -> tuple[Array, Array]:
-        """Both hidden maps ``[batch, S*S, d]``, of values ``[batch, S*S, D]`` without bias."""
-        geometry = self.geometry
-        batch, grid, heads = values.shape[0], geometry.grid, geometry.heads
-        conv1, conv3 = mix_values(values.reshape(batch, grid, grid, -1), mixture)
-        head_bias = cast(self.attention.v.bias[...], values.dtype).reshape(heads, -1)
-        bias = jnp.einsum("hd,ht->td", head_bias, mixture)
-        conv1 = self.norm1x1(conv1 + bias[CENTRE], train)
-        conv3 = self.norm3x3(conv3 + bias.sum(0), train)
-        flat = (batch, grid * grid, geometry.head_dim)
-        return jax.nn.relu(conv1).reshape(flat), jax.nn.relu(conv3).reshape(flat)
+    def _project(
+        self, inputs: list[Any], chosen: list[tuple[Array, Branch]], dtype: jnp.dtype
+    ) -> Array:
+        """One output projection of all branches side by side."""
+        kernel = jnp.concatenate([b.kernel for _, b in chosen])
+        bias = sum(gate for gate, _ in chosen) * self.attention.out.bias[...]
+        return dense(jnp.concatenate(inputs, axis=-1), cast(kernel, dtype), cast(bias, dtype))
+
+
+def shares(gates: Array) -> list[Array]:
+    """How far each operation is chosen: its own gate is open, and every dearer one is shut."""
+    opened = [jnp.ones_like(gates[0]), *gates]
+    found, dearer = [], jnp.ones_like(gates[0])
+    for gate in reversed(opened):
+        found.append(gate * dearer)
+        dearer = dearer * (1 - gate)
+    return found[::-1]
 
 
 class SinglePathBlock(Block):
-    """A block of the supernet: gates choose its operation and its FFN units."""
+    """A block of the supernet: gates choose its operation, its heads and its FFN units."""
 
-    def __init__(self, block: Block, geometry: Geometry, temperature: float):
-        mixer = SinglePathAttention(block.mixer, geometry, temperature)
+    def __init__(self, block: Block, geometry: Geometry, ops: tuple[str, ...], temperature: float):
+        mixer = SinglePathAttention(block.mixer, geometry, ops, temperature)
         super().__init__(
             block.norm1,
             mixer,
             block.norm2,
             block.ffn,
+            ffn_tokens=block.ffn_tokens,
             dropout=block.dropout,
             drop_path=block.drop_path,
         )
 
     def __call__(  # type: ignore[override]  # a gated block cannot stand where a plain one is
-        self, x: Array, gates: BlockGates, *, key: Array | None = None, train: bool = False
+        self, x: Array, gates: dict[str, Array], *, key: Array | None = None, train: bool = False
     ) -> Array:
-        keys = split_key(key, 5)
-        x = x + self.residual(self.mixer(self.norm1(x), gates.kernel, train), keys[:2])
-        return x + self.residual(self.ffn(self.norm2(x), gates.ffn, keys[2]), keys[3:])
+        keys, read = split_key(key, 5), x[:, : self.ffn_tokens]
+        read = read + self.residual(self.mixer(self.norm1(x), gates, train), keys[:2])
+        units = self.ffn.units(self.norm2(read), keys[2])
+        kernel, bias = self.ffn.fc2.weights()
+        branch = dense(units, gates["ffn"][:, None].astype(kernel.dtype) * kernel, bias)
+        return read + self.residual(branch, keys[3:])
+
+    def plain(self) -> Block:
+        """The same norms and FFN, ungated, around the mixer: what pruning cuts down."""
+        return Block(
+            self.norm1,
+            self.mixer,
+            self.norm2,
+            self.ffn,
+            ffn_tokens=self.ffn_tokens,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+        )
 
 
-def supernet(dense_model: Model) -> Model:
-    """The dense model, its weights kept, with every block made a ``SinglePathBlock``."""
+def supernet(
+    dense_model: Model, ops: tuple[str, ...] = PAPER, temperature: float | None = None
+) -> Model:
+    """Makes every block of a dense model, its weights kept, a ``SinglePathBlock``.
+
+    Args:
+      dense_model: stays as it is.
+      ops: what a block may choose from, in the order of ``OPS``.
+      temperature: of the head mixture; None: as released for the family.
+    """
     model = nnx.clone(dense_model)
+    if temperature is None:
+        temperature = TEMPERATURES[type(model.spec)]
     for i, geometry in enumerate(model.spec.blocks):
-        model.blocks[i] = SinglePathBlock(model.blocks[i], geometry, model.spec.temperature)
+        model.blocks[i] = SinglePathBlock(model.blocks[i], geometry, ops, temperature)
     return model

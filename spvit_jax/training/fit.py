@@ -14,7 +14,8 @@ from spvit_jax.data.pipeline import eval_batches, prefetch, to_device, train_bat
 from spvit_jax.data.sources import Source
 from spvit_jax.models import Classifier
 from spvit_jax.progress import Console
-from spvit_jax.single_path.gates import Gates, decide
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.checkpoint import Checkpoints
 from spvit_jax.training.evaluate import EvalStep, Evaluation, make_eval_step, no_totals
 from spvit_jax.training.loop import EVALUATED, Interrupted, Loop, Metrics
@@ -22,7 +23,7 @@ from spvit_jax.training.metrics import MetricWriter
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.sharding import batch_sharded, local_rows, place, sharded, whole
 from spvit_jax.training.step import TrainState, make_train_step
-from spvit_jax.training.task import Gating, Task
+from spvit_jax.training.task import Task
 from spvit_jax.training.teacher import Teacher
 from spvit_jax.workdir import Workdir
 
@@ -101,7 +102,8 @@ class Trainer:
         classes = model.spec.classes
 
         def evaluate(state: TrainState) -> Metrics:
-            gates = decide(state.gates) if state.gates else None
+            gating = task.objective.gating
+            gates = gating.decide(state.gates) if gating else None
             weights = _weights(state)
             found = self._evaluate(step, classes, weights, state.stats, gates, self._go_on)
             return {EVALUATED: found.top1}

@@ -16,7 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spvit_jax.models import mean_logits
-from spvit_jax.single_path.gates import Gates, sample
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.losses import (
     correct,
     cross_entropy,
@@ -52,8 +53,8 @@ class TrainState:
 class Objective:
     """What a step minimises.
 
-    Cross-entropy, or ``(1 - w)`` of it and ``w`` of the distillation loss, plus a penalty on the
-    gates. A student with a second head (a distilled DeiT) learns labels with the first and the
+    Cross-entropy, or ``(1 - w)`` of it and ``w`` of the distillation loss, plus the gates'
+    penalty. A student with a second head (a distilled DeiT) learns labels with the first and the
     teacher with the second; one head learns both. Where images are mixed, accuracy is counted
     against the label with the larger share.
     """
@@ -66,7 +67,7 @@ class Objective:
     distillation: str = "none"  # "none", "hard" or "soft"
     distillation_weight: float = 0.5  # w
     distillation_temperature: float = 1.0  # of "soft"
-    penalty: Callable[[Gates], Array] | None = None
+    gating: Gating | None = None  # of a search
     accumulation: int = 1
     ema_decay: float = 0.0
 
@@ -177,7 +178,8 @@ def train_program(
 
     def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array, frozen: Any) -> tuple:
         gates_key, drop_key, batch_key = jax.random.split(key, 3)
-        gates = sample(trained["gates"], gates_key) if trained["gates"] else None
+        gating = objective.gating
+        gates = gating.sample(trained["gates"], gates_key) if gating else None
         model = nnx.merge(graph, gathered(mesh, trained["params"]), stats, copy=True)
         drop_key, batch_key = (jax.random.fold_in(k, batch["micro"]) for k in (drop_key, batch_key))
         classes = model.spec.classes
@@ -187,8 +189,8 @@ def train_program(
         if teacher is not None:
             taught = teacher.logits(gathered(mesh, frozen), images, objective.normalise)
         metrics = objective(heads, targets, taught)
-        if objective.penalty is not None:
-            metrics["penalty"] = objective.penalty(trained["gates"])
+        if gating:
+            metrics["penalty"] = gating.penalty(trained["gates"])
             metrics["loss"] = metrics["loss"] + metrics["penalty"]
         return metrics["loss"], (nnx.state(model, nnx.BatchStat), metrics)
 

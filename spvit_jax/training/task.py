@@ -1,39 +1,17 @@
 """One optimisation before it meets devices and images: what a stage runs and a plan compiles."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import jax
 import optax
 from flax import nnx
 
-from spvit_jax.config import Config, Data, Search, Training
+from spvit_jax.config import Config, Data, Training
 from spvit_jax.data.pipeline import steps_per_epoch
-from spvit_jax.single_path.budget import budget_loss, target_macs
-from spvit_jax.single_path.gates import Gates, initial_logits
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer, schedule
 from spvit_jax.training.step import Objective, TrainState, init_state
-
-
-@dataclasses.dataclass(frozen=True)
-class Gating:
-    """What a search has besides weights: gates, their rate, and the price of the budget."""
-
-    logits: Gates
-    learning_rate: float
-    penalty: Callable[[Gates], jax.Array]
-
-    @classmethod
-    def of(cls, search: Search, spec: Any) -> "Gating":
-        """Open gates over every block of ``spec``, the dense model's."""
-        target = target_macs(search, spec) / 1e9
-
-        def penalty(logits: Gates) -> jax.Array:
-            return budget_loss(spec, logits, target, search.budget_lambda)
-
-        return cls(initial_logits(spec.blocks), search.gate_learning_rate, penalty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +43,8 @@ class Task:
             steps,
             per_epoch,
             optimizer(training, rate, gating.learning_rate if gating else 0.0),
-            make_objective(config.data, training, gating.penalty if gating else None),
-            gating.logits if gating else (),
+            make_objective(config.data, training, gating),
+            gating.initial() if gating else (),
             config.seed,
         )
 
@@ -85,10 +63,8 @@ class Task:
         return round(every * self.steps_per_epoch)
 
 
-def make_objective(
-    data: Data, training: Training, penalty: Callable[[Gates], jax.Array] | None
-) -> Objective:
-    """What ``training`` minimises; ``penalty`` is of a search's gates."""
+def make_objective(data: Data, training: Training, gating: Gating | None) -> Objective:
+    """What ``training`` minimises; ``gating`` is a search's."""
     return Objective(
         normalise=Normalise(data.mean, data.std),
         erasing=data.erasing,
@@ -98,7 +74,7 @@ def make_objective(
         distillation=training.distillation,
         distillation_weight=training.distillation_weight,
         distillation_temperature=training.distillation_temperature,
-        penalty=penalty,
+        gating=gating,
         accumulation=training.accumulation,
         ema_decay=training.ema_decay,
     )

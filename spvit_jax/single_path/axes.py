@@ -1,0 +1,257 @@
+"""What a block may lose, an axis each: its operation, heads of its attention, FFN units.
+
+An axis knows its gates and how they nest, what each adds to a price, its entry in an architecture
+and its slice of the weights. ``AXES`` lists them in the order in which they nest and prune; nothing
+else does.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spvit_jax.models.layers import Attention, Geometry
+from spvit_jax.single_path.ops import OPS
+
+Array = jax.Array
+Gates = dict[str, Any]  # of one block, by axis
+Kept = Any  # an axis' entry in an architecture, of one block
+
+
+class Axis:
+    """One thing that a block may lose.
+
+    Attributes:
+      name: in ``search.axes`` and among a block's gates.
+      key: in an architecture and its JSON.
+    """
+
+    name: str
+    key: str
+
+    def gates(self, geometry: Geometry, ops: tuple[str, ...]) -> int:
+        """Counts the gates of a block."""
+        raise NotImplementedError
+
+    def hard(self, logits: Array) -> Array:
+        """Decides which gates of these logits are open."""
+        return logits > 0
+
+    def nest(self, own: Array, gates: Gates) -> Array:
+        """Closes what stands inside a closed gate.
+
+        Args:
+          own: the gates of this axis by themselves.
+          gates: the nested ones of the axes before it.
+        """
+        return own
+
+    def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        """Counts the multiply-accumulates per image that each gate adds, as the model runs."""
+        raise NotImplementedError
+
+    def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        """Counts them by the paper's formula."""
+        raise NotImplementedError
+
+    def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        """Counts the parameters that each gate adds to the folded model."""
+        raise NotImplementedError
+
+    def opened(self, kept: Kept, op: str, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        """Turns an architecture's entry into integer gates, nested."""
+        raise NotImplementedError
+
+    def kept(self, gates: np.ndarray, ops: tuple[str, ...]) -> Kept:
+        """Turns decided gates into an architecture's entry."""
+        return tuple(int(index) for index in np.flatnonzero(gates))
+
+    def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
+        """Says what is wrong with an entry for a block of this operation; "": nothing."""
+        raise NotImplementedError
+
+    def prune(self, block: Any, kept: Kept) -> Kept:
+        """Cuts the weights of ``block`` down to what is kept; returns it, numbers as indices."""
+        raise NotImplementedError
+
+
+class OpAxis(Axis):
+    """The operation: gate j says "at least the operation j + 1", so that gates nest."""
+
+    name = "op"
+    key = "ops"
+
+    def gates(self, geometry: Geometry, ops: tuple[str, ...]) -> int:
+        return len(ops) - 1
+
+    def nest(self, own: Array, gates: Gates) -> Array:
+        return jnp.cumprod(own)
+
+    def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return np.diff([OPS[op].macs(geometry) for op in ops])
+
+    def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return np.diff([OPS[op].published_macs(geometry) for op in ops])
+
+    def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return np.diff([OPS[op].parameters(geometry) for op in ops])
+
+    def opened(self, kept: Kept, op: str, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return (np.arange(len(ops) - 1) < ops.index(kept)).astype(np.int64)
+
+    def kept(self, gates: np.ndarray, ops: tuple[str, ...]) -> str:
+        return ops[round(float(gates.sum()))]
+
+    def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
+        return "" if kept in OPS else f"op must be one of {', '.join(OPS)}; got {kept!r}"
+
+    def prune(self, block: Any, kept: Kept) -> str:
+        block.mixer = OPS[kept].pruned(block.mixer)
+        if not OPS[kept].norm1:
+            block.norm1 = None
+        return kept
+
+
+class Subset(Axis):
+    """An axis of things that are alike, of which some are kept: indices, or only their number."""
+
+    noun: str  # for messages
+
+    def available(self, geometry: Geometry) -> int:
+        """Counts what the dense block has."""
+        raise NotImplementedError
+
+    def strength(self, block: Any) -> np.ndarray:
+        """Measures each by its weights: those of the largest are kept where only a number says."""
+        raise NotImplementedError
+
+    def indices(self, kept: Kept, block: Any) -> tuple[int, ...]:
+        """Turns a number into the indices of the strongest, ascending."""
+        if not isinstance(kept, int):
+            return kept
+        largest = np.argsort(-self.strength(block), kind="stable")[:kept]
+        return tuple(int(index) for index in np.sort(largest))
+
+    def opened(self, kept: Kept, op: str, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        gates = np.zeros(self.available(geometry), np.int64)
+        gates[slice(kept) if isinstance(kept, int) else list(kept)] = 1
+        return gates
+
+    def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
+        count = self.available(geometry)
+        if isinstance(kept, int):
+            good = 0 <= kept <= count
+        else:
+            good = set(kept) <= set(range(count)) and list(kept) == sorted(set(kept))
+        if good:
+            return ""
+        return (
+            f"{self.noun} must be a number up to {count}, or different ascending indices below it;"
+            f" got {str(kept)[:80]}"
+        )
+
+
+class HeadsAxis(Subset):
+    """Heads of attention, nested in the gate of the operation that is attention."""
+
+    name = key = "heads"
+    noun = "attention heads"
+
+    def gates(self, geometry: Geometry, ops: tuple[str, ...]) -> int:
+        return geometry.heads
+
+    def available(self, geometry: Geometry) -> int:
+        return geometry.heads
+
+    def hard(self, logits: Array) -> Array:
+        """Attention keeps a head at least: its best."""
+        return (logits > 0) | (jnp.arange(len(logits)) == jnp.argmax(logits))
+
+    def nest(self, own: Array, gates: Gates) -> Array:
+        return gates["op"][-1] * own
+
+    def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        """Keys and values of all tokens; queries and outputs of those that are read."""
+        inputs, outputs = (n // geometry.windows for n in (geometry.tokens, geometry.ffn_tokens))
+        width, head_dim = geometry.width, geometry.head_dim
+        one = 2 * (inputs + outputs) * width * head_dim + 2 * inputs * outputs * head_dim
+        return np.full(geometry.heads, geometry.windows * one)
+
+    def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        tokens, head_dim = geometry.tokens // geometry.windows, geometry.head_dim
+        one = 4 * tokens * geometry.width * head_dim + 2 * tokens**2 * head_dim
+        return np.full(geometry.heads, geometry.windows * one)
+
+    def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        table = (2 * geometry.window - 1) ** 2 if geometry.window else 0
+        one = (4 * geometry.width + 3) * geometry.head_dim + table
+        return np.full(geometry.heads, one)
+
+    def opened(self, kept: Kept, op: str, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return super().opened(kept if op == "msa" else (), op, geometry, ops)
+
+    def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
+        if op != "msa":
+            return f"{op} has no heads to keep; got {str(kept)[:80]}" if kept else ""
+        if kept in (0, ()):
+            return "attention needs a head at least; without any, write skip as its op"
+        return super().problem(kept, op, geometry)
+
+    def strength(self, block: Any) -> np.ndarray:
+        """The product of the norms of a head's values and of its outputs."""
+        attention = block.mixer
+        values, out = attention.v.kernel[...], attention.out.kernel[...]
+        into = jnp.linalg.norm(values.reshape(len(values), attention.heads, -1), axis=(0, 2))
+        return np.asarray(into * jnp.linalg.norm(out.reshape(attention.heads, -1), axis=1))
+
+    def prune(self, block: Any, kept: Kept) -> tuple[int, ...]:
+        if not isinstance(block.mixer, Attention):
+            return ()
+        heads = self.indices(kept, block)
+        block.mixer.keep_heads(heads)
+        return heads
+
+
+class FfnAxis(Subset):
+    """FFN units."""
+
+    name = key = "ffn"
+    noun = "FFN units"
+
+    def gates(self, geometry: Geometry, ops: tuple[str, ...]) -> int:
+        return geometry.hidden
+
+    def available(self, geometry: Geometry) -> int:
+        return geometry.hidden
+
+    def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return np.full(geometry.hidden, 2 * geometry.ffn_tokens * geometry.width)
+
+    def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        """The class tokens' share is left out, as the released formula does."""
+        return np.full(geometry.hidden, 2 * geometry.patches * geometry.width)
+
+    def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
+        return np.full(geometry.hidden, 2 * geometry.width + 1)
+
+    def strength(self, block: Any) -> np.ndarray:
+        """The product of the norms of a unit's two weight vectors.
+
+        It is invariant to moving scale from one to the other.
+        """
+        into = jnp.linalg.norm(block.ffn.fc1.kernel[...], axis=0)
+        out = jnp.linalg.norm(block.ffn.fc2.kernel[...], axis=1)
+        return np.asarray(into * out)
+
+    def prune(self, block: Any, kept: Kept) -> tuple[int, ...]:
+        kept = self.indices(kept, block)
+        units, ffn = jnp.asarray(kept, int), block.ffn
+        ffn.fc1.kernel = nnx.Param(ffn.fc1.kernel[...][:, units])
+        ffn.fc1.bias = nnx.Param(ffn.fc1.bias[...][units])
+        ffn.fc2.kernel = nnx.Param(ffn.fc2.kernel[...][units])
+        return kept
+
+
+AXES: dict[str, Axis] = {axis.name: axis for axis in (OpAxis(), HeadsAxis(), FfnAxis())}

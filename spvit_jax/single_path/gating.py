@@ -1,0 +1,60 @@
+"""``Gating``: what a search has besides weights."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from spvit_jax.single_path import budget, gates
+from spvit_jax.single_path.architecture import Architecture, from_gates
+from spvit_jax.single_path.budget import Budget
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.space import Space, group_units
+
+
+@dataclasses.dataclass(frozen=True)
+class Gating:
+    """A space to choose from, the budgets to hold, and how loudly they are asked for."""
+
+    space: Space
+    budgets: tuple[Budget, ...]
+    weight: float  # of the penalty
+    learning_rate: float  # of the gate logits
+
+    @classmethod
+    def of(cls, search: Any, budgets: Any, spec: Any, dense: Any = None) -> "Gating":
+        """Reads ``config.Search`` and ``config.Budget`` for the dense model of ``spec``.
+
+        Without the model itself, groups of FFN units are arbitrary.
+
+        Raises:
+          SpaceError, BudgetError: the model cannot have such a space or budget.
+        """
+        members = group_units(spec, search.unit_group, dense)
+        space = Space(spec.blocks, search.ops, search.axes, members)
+        held = budget.budgets(budgets, spec, search.ops)
+        return cls(space, held, search.budget_lambda, search.gate_learning_rate)
+
+    def initial(self) -> Gates:
+        """Makes the gate logits a search starts from."""
+        return gates.initial_logits(self.space)
+
+    def sample(self, logits: Gates, key: jax.Array) -> Gates:
+        """Draws the gates of a step."""
+        return gates.sample(self.space, logits, key)
+
+    def decide(self, logits: Gates) -> Gates:
+        """Opens the gates whose probability is above a half."""
+        return gates.decide(self.space, logits)
+
+    def penalty(self, logits: Gates) -> jax.Array:
+        """How far the budgets are missed; see ``budget.penalty``."""
+        return budget.penalty(self.space, logits, self.budgets, self.weight)
+
+    def threshold(self, logits: Gates, model: str = "") -> Architecture:
+        """The architecture of ``decide``, wherever that lies."""
+        return from_gates(self.decide(logits), self.space.ops, model)
+
+    def project(self, logits: Gates, model: str = "") -> Architecture:
+        """The architecture the logits value most within the budgets; see ``budget.project``."""
+        return budget.project(self.space, logits, self.budgets, model)

@@ -1,0 +1,46 @@
+"""Multi-head self-attention: what the dense model has. Its heads are an axis of their own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from spvit_jax.models.layers import Array, Attention, Geometry, cast
+from spvit_jax.single_path.ops.op import Branch, Names, Op, Shared
+
+
+class Msa(Op):
+    """Attention over all tokens, or within windows; the dearest operation."""
+
+    name = "msa"
+    label = "attention"
+    colour = "#1f5fa8"
+
+    def parameters(self, geometry: Geometry) -> int:
+        return geometry.width + 2 * geometry.width  # the output's bias and norm1
+
+    def branch(self, mixer: Any, shared: Shared, gate: Array, heads: Array, train: bool) -> Branch:
+        attention, prefix = mixer.attention, mixer.geometry.prefix
+        bias = cast(attention.v.bias[...], shared.x.dtype)
+        attended = attention.attend(shared.x, shared.values + bias)
+        rows = jnp.repeat(heads, mixer.geometry.head_dim)[:, None]
+        kernel = rows * attention.out.kernel[...]
+        patches = None if mixer.geometry.class_only else attended[:, prefix:]
+        return Branch(kernel, patches, attended[:, :prefix])
+
+    def pruned(self, mixer: Any) -> Attention:
+        return mixer.attention
+
+    def names(self, form: str) -> Names:
+        if form == "supernet":
+            return ()
+        return (
+            ("qk", "attn.qk", "linear"),
+            ("v", "attn.v", "linear"),
+            ("out", "attn.proj", "linear"),
+            ("position_bias", "attn.relative_position_bias_table", "position_bias"),
+        )
+
+    def found_in(self, block: Mapping[str, np.ndarray]) -> bool:
+        return any(name.startswith("attn.qk") for name in block)  # qk, or qkv

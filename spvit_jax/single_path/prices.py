@@ -1,0 +1,118 @@
+"""What gates cost: a base, and what every gate adds to it, in MACs, parameters or milliseconds.
+
+Cost is linear in nested gates, so one function serves soft, sampled and decided ones, whatever the
+unit; on integer NumPy gates a count is an exact integer.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from spvit_jax.models import MODELS, SwinSpec
+from spvit_jax.single_path.axes import AXES, Axis
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.ops import OPS
+
+EVERY_OP = tuple(OPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """The price of a model by its gates.
+
+    Attributes:
+      unit: for messages and tables.
+      base: of the model with every gate shut.
+      blocks: what each gate adds, for each block an array by axis, shaped as nested gates are.
+    """
+
+    unit: str
+    base: Any
+    blocks: tuple[dict[str, np.ndarray], ...]
+
+    @property
+    def dense(self) -> Any:
+        """The price of the dense model."""
+        return self.base + sum(p.sum().item() for block in self.blocks for p in block.values())
+
+
+def cost(prices: Prices, gates: Gates) -> Any:
+    """Prices nested gates: integer NumPy arrays for an exact count, or JAX arrays."""
+    total = np.asarray(prices.base).astype(gates[0]["op"].dtype)
+    for price, block in zip(prices.blocks, gates, strict=True):
+        for axis, gate in block.items():
+            total = total + (price[axis].astype(gate.dtype) * gate).sum()
+    return total
+
+
+def macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
+    """Multiply-accumulates per image, as the folded program runs them.
+
+    Args:
+      spec: the dense model's.
+      ops: what the gates choose from.
+    """
+    base = _embedding_and_head(spec)
+    return Prices("MACs", base, _blocks(spec, ops, lambda axis, *of: axis.macs(*of)))
+
+
+def published_macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
+    """Multiply-accumulates by the paper's formula, for its tables and its searches.
+
+    Norms count as a multiplication per feature and the class tokens' share of FFNs is left out;
+    what nobody reads is counted.
+    """
+    base = _embedding_and_head(spec) + _published_norms(spec)
+    blocks = _blocks(spec, ops, lambda axis, *of: axis.published_macs(*of))
+    return Prices("MACs (as published)", base, blocks)
+
+
+def parameters(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
+    """Parameters of the folded model, batch norms folded too."""
+    blocks = _blocks(spec, ops, lambda axis, *of: axis.parameters(*of))
+    prices = Prices("parameters", 0, blocks)
+    return dataclasses.replace(prices, base=_dense_parameters(spec) - prices.dense)
+
+
+def _blocks(
+    spec: Any, ops: tuple[str, ...], price: Callable[[Axis, Any, tuple], np.ndarray]
+) -> tuple[dict[str, np.ndarray], ...]:
+    return tuple(
+        {name: price(axis, block, ops) for name, axis in AXES.items()} for block in spec.blocks
+    )
+
+
+def _embedding_and_head(spec: Any) -> int:
+    """MACs outside the blocks: patch embedding, patch merging, heads."""
+    first, last = spec.blocks[0], spec.blocks[-1]
+    total = first.patches * first.width * 3 * spec.patch_size**2 + last.width * spec.classes
+    if isinstance(spec, SwinSpec):
+        for stage in range(len(spec.depths) - 1):
+            total += (spec.grid(stage) // 2) ** 2 * 8 * (spec.width << stage) ** 2
+        return total
+    return total + spec.distilled * last.width * spec.classes
+
+
+def _published_norms(spec: Any) -> int:
+    """What the paper's formula counts for norms, as released."""
+    total = sum(2 * block.width * block.tokens for block in spec.blocks)
+    if not isinstance(spec, SwinSpec):
+        return total
+    stages = len(spec.depths)
+    maps = [spec.grid(stage) ** 2 * (spec.width << stage) for stage in range(stages)]
+    last = (spec.width << (stages - 1)) * spec.grid(0) ** 2 // 2**stages
+    return total + maps[0] + sum(maps[:-1]) + last
+
+
+@functools.cache
+def _dense_parameters(spec: Any) -> int:
+    return count_parameters(nnx.eval_shape(lambda: MODELS[type(spec)](spec, rngs=nnx.Rngs(0))))
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Counts trainable numbers; running statistics are none."""
+    return sum(p.size for p in nnx.to_flat_state(nnx.state(model, nnx.Param)).leaves)
