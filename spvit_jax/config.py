@@ -11,7 +11,8 @@ import math
 import typing
 from typing import Any
 
-import ml_collections
+if typing.TYPE_CHECKING:  # imported when used: a training step needs the schema alone
+    import ml_collections
 
 POSITIVE = {  # numbers that may not be 0; none may be negative
     "accumulation",
@@ -188,19 +189,21 @@ class Config:
     measure_seconds: float = 10.0  # time given to each of latency and throughput
 
 
-def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+def to_config_dict(config: Config) -> "ml_collections.ConfigDict":
     """``config`` as the locked ConfigDict that ``--config=FILE.py`` expects."""
+    import ml_collections
+
     typed = _build(Config, dataclasses.asdict(config), "")  # 3 becomes 3.0: a flag may say 0.5
     return ml_collections.ConfigDict(dataclasses.asdict(typed)).lock()
 
 
-def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+def from_config_dict(values: "ml_collections.ConfigDict | dict[str, Any]") -> Config:
     """The validated ``Config`` of a ConfigDict or of its JSON form.
 
     Raises:
       ConfigError: an unknown field, a wrong type, or values that contradict each other.
     """
-    plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
+    plain = values if isinstance(values, dict) else values.to_dict()
     config = _build(Config, plain, "")
     _check_numbers(config, "")
     _validate(config)

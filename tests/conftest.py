@@ -10,10 +10,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from spvit_jax.planning.macs import macs  # noqa: E402
+from spvit_jax.single_path.prune import form  # noqa: E402
 from spvit_jax.training.metrics import read_metrics  # noqa: E402
 
 
@@ -90,25 +92,23 @@ def run(quick_jit):
 
 
 @pytest.fixture(scope="session")
-def norm_macs():
-    """``norm_macs(spec)``: what the count of MACs takes for norms, which multiply no matrices.
-
-    Two a block; in a Swin, as released, also the embedding's, each merging's and a last one.
-    """
-
-    def count(spec):
-        total = sum(2 * block.width * block.tokens for block in spec.blocks)
-        if not hasattr(spec, "depths"):
-            return total
-        stages = len(spec.depths)
-        maps = [spec.grid(stage) ** 2 * (spec.width << stage) for stage in range(stages)]
-        last = (spec.width << stages - 1) * spec.grid(0) ** 2 // 2**stages
-        return total + maps[0] + sum(maps[:-1]) + last
-
-    return count
-
-
-@pytest.fixture(scope="session")
 def traced_macs():
     """``traced_macs(model, *arguments)``: multiply-accumulates of its products, exactly."""
     return lambda *arguments, **options: macs(_jaxpr(*arguments, **options))
+
+
+@pytest.fixture(scope="session")
+def macs_per_image(traced_macs):
+    """``macs_per_image(model)``: those of its traced call that each image of a batch takes.
+
+    All of them do, but in the shared form, which mixes its kernels once a call.
+    """
+
+    def count(model):
+        side = model.spec.image_size
+        batches = (jax.ShapeDtypeStruct((n, side, side, 3), jnp.float32) for n in (1, 2))
+        one, two = (traced_macs(model, batch) for batch in batches)
+        assert form(model) == "shared" or two == 2 * one
+        return two - one
+
+    return count

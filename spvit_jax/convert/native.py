@@ -182,7 +182,7 @@ def _described(path: str | os.PathLike) -> dict[str, Any]:
     if "temperature" in fields:  # version 1 had it in the spec
         said["temperature"] = fields.pop("temperature")
     said["spec"] = SPECS[str(fields.pop("type"))](**fields)
-    architecture = values["architecture"]
+    architecture = values["architecture"] if said["form"] != "dense" else None  # a remark, once
     said["architecture"] = architecture and from_json(json.dumps(architecture))
     return said
 

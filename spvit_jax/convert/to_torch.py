@@ -41,14 +41,16 @@ def state_for_torch(model: Any) -> dict[str, np.ndarray]:
 
 def _pruned(model: Any) -> State:
     family, architecture = FAMILIES[type(model.spec)], model.architecture
-    if architecture.heads:
-        raise CheckpointError(
-            "the released PyTorch code has no attention with fewer heads than the dense model;"
-            " keep this one as .safetensors of this package"
-        )
     named = list(
         zip(family.block_names(model.spec), architecture.ops, model.spec.blocks, strict=True)
     )
+    counts = architecture.head_counts(model.spec)
+    for i, (count, (_, op, geometry)) in enumerate(zip(counts, named, strict=True)):
+        if op == "msa" and count < geometry.heads:
+            raise CheckpointError(
+                f"block {i} keeps {count} of {geometry.heads} heads, and the released PyTorch code"
+                " has no attention with fewer; keep the model as .safetensors of this package"
+            )
     norms = _identity_norms(model) if form(model) == "deploy" else {}
     state = revert_model(model, **norms)
     for block, op, geometry in named:

@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spvit_jax.convert import (
-    About,
-    about_of,
-    forms,
-    load_model,
-    load_released,
-    released_from_state,
-    save_model,
-)
+from spvit_jax.convert import About, about_of, forms, load, released_from_state, save
 from spvit_jax.convert.__main__ import main
 from spvit_jax.single_path.prune import fold
+from spvit_jax.single_path.prune import form as form_of
 
 
 @pytest.fixture
@@ -37,7 +30,12 @@ def source(released, tmp_path):
             "deit_a_search",
             [],
             "supernet",
-            ["msa conv3x3 conv1x1 skip", "2,177,064 of", "gate logits"],
+            [
+                "msa conv3x3 conv1x1 skip",
+                "MACs        1,868,472 of 3,418,056 dense\n",
+                "MACs        2,177,064 of 3,977,448 dense (as published)\n",
+                "gate logits",
+            ],
         ),
         ("deit_a_finetune", [], "shared", ["norm_skip", "48 59 53 62 57 55", "28,598"]),
         ("deit_a_folded", [], "folded", ["form        folded"]),
@@ -49,7 +47,7 @@ def source(released, tmp_path):
             "supernet",
             [
                 "model Swin: width 16, depths 2 4, heads 2 4, hidden 64 128, window 7",
-                "2,733,248 of",
+                "2,733,248 of 5,126,016 dense (as published)",
             ],
         ),
         ("swin_a_finetune", [], "shared", ["norm_skip msa", "33 39 74 78 75 84", "40,646"]),
@@ -64,15 +62,15 @@ def test_converts_and_says_what_it_was(source, tmp_path, capsys, stem, options, 
     out = capsys.readouterr().out
     for fact in facts:
         assert fact in out
-    assert load_model(target).form == form
+    assert form_of(load(str(target))) == form
 
 
 def test_folds_our_own_files_too(source, released, tmp_path):
     first, second = str(tmp_path / "first.safetensors"), str(tmp_path / "second.safetensors")
     assert main([source("deit_a_finetune"), first]) == 0
     assert main([first, second, "--fold"]) == 0
-    expected = forms.variables(fold(released_from_state(released("deit_a_finetune")).model))
-    for name, value in forms.variables(load_model(second).model).items():
+    expected = forms.variables(fold(released_from_state(released("deit_a_finetune"))[0]))
+    for name, value in forms.variables(load(second)).items():
         np.testing.assert_array_equal(value, expected[name])
 
 
@@ -94,12 +92,12 @@ def test_to_torch(source, tmp_path, capsys, images, run, stem, options, form, sa
     assert main([source(stem), first]) == 0
     assert main([first, second, "--to-torch", *options]) == 0
     assert said in capsys.readouterr().out.splitlines()[-1]
-    expected, found = load_released(first).model, load_released(second)
-    assert found.form == form
+    expected, found = load(first), load(second)
+    assert form_of(found) == form
     size = min(expected.spec.image_size, 64)  # a RegNet takes any
     inputs = images(dataclasses.replace(expected.spec, image_size=size))
     logits = run(expected, inputs)
-    np.testing.assert_allclose(run(found.model, inputs), logits, atol=3e-5 * np.abs(logits).max())
+    np.testing.assert_allclose(run(found, inputs), logits, atol=3e-5 * np.abs(logits).max())
 
 
 def test_regnets_have_no_macs_line(source, tmp_path, capsys):
@@ -114,7 +112,7 @@ def test_regnets_have_no_macs_line(source, tmp_path, capsys):
         ("vit_dense_a", ["--heads", "3", "--fold"], "only a pruned model folds"),
         ("deit_a_finetune", ["--heads", "4"], "wrong shape"),
         ("swin_a_finetune", ["--heads", "4"], "wrong shape"),
-        ("swin_a_search", ["--to-torch"], "supernet form are not written for PyTorch"),
+        ("swin_a_search", ["--to-torch"], "a supernet is not written for PyTorch: prune it first"),
     ],
 )
 def test_errors_leave_the_target_alone(source, tmp_path, capsys, stem, options, said):
@@ -147,8 +145,8 @@ def test_from_the_shell(tmp_path):
 
 
 def test_what_a_model_was_trained_on_stays_with_it(released, tmp_path):
-    shared = released_from_state(released("deit_a_finetune"))
+    shared, _ = released_from_state(released("deit_a_finetune"))
     about = About(("a", "b"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9)
-    save_model(tmp_path / "shared", shared.model, "shared", shared.architecture, about=about)
+    save(shared, tmp_path / "shared", about=about)
     assert main([str(tmp_path / "shared"), str(tmp_path / "folded"), "--fold"]) == 0
     assert about_of(str(tmp_path / "folded")) == about

@@ -10,8 +10,7 @@ from spvit_jax.convert import (
     CheckpointError,
     files,
     forms,
-    load_dense,
-    load_released,
+    load,
     read_state,
     released_from_state,
     save_torch,
@@ -21,7 +20,10 @@ from spvit_jax.convert.families import ignored
 from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
 from spvit_jax.models.swin import relative_position_index, shift_mask
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.prune import fold
+from spvit_jax.single_path.ops import OPS as EVERY_OP
+from spvit_jax.single_path.ops.skip import Skip
+from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.single_path.prune import form as form_of
 
 torch = pytest.importorskip("torch")
 
@@ -65,12 +67,12 @@ PRUNED = [(spec, form) for spec in OPS for form in ("shared", "folded")]
 def test_round_trips_are_exact(random_model, assert_same, spec, form):
     architecture = None if form == "dense" else ARCHITECTURES[spec]
     model = random_model(spec, form, architecture)
-    state = state_for_torch(model, form, architecture)
-    found = released_from_state(state, heads=3 if isinstance(spec, ViTSpec) else None)
-    assert (found.form, found.model.spec) == (form, spec)
-    assert found.architecture == architecture
-    assert_same(forms.variables(found.model), forms.variables(model))
-    assert_same(state_for_torch(found.model, form, found.architecture), state)
+    state = state_for_torch(model)
+    found, logits = released_from_state(state, heads=3 if isinstance(spec, ViTSpec) else None)
+    assert (form_of(found), found.spec, logits) == (form, spec, None)
+    assert found.architecture == model.architecture == architecture
+    assert_same(forms.variables(found), forms.variables(model))
+    assert_same(state_for_torch(found), state)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,8 @@ def test_round_trips_are_exact(random_model, assert_same, spec, form):
 )
 def test_released_checkpoints_come_back_bit_for_bit(released, assert_same, stem):
     state = released(stem)
-    found = released_from_state(state, heads=3 if "vit_" in stem else None)
-    written = state_for_torch(found.model, found.form, found.architecture)
+    found, _ = released_from_state(state, heads=3 if "vit_" in stem else None)
+    written = state_for_torch(found)
     added = written.keys() - state.keys()
     assert not state.keys() - written.keys()
     assert all(map(ignored, added))
@@ -100,18 +102,17 @@ def test_released_checkpoints_come_back_bit_for_bit(released, assert_same, stem)
 @pytest.mark.parametrize("family", ["deit", "swin"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_shared_is_folded_is_to_torch_and_back(released, images, run, family, batch_norm):
-    shared = released_from_state(released(f"{family}_a_finetune"))
-    form = "deploy" if batch_norm else "folded"
-    model = fold(shared.model, batch_norm=batch_norm)
-    back = released_from_state(state_for_torch(model, form, shared.architecture))
-    assert back.form == "folded"
+    shared, _ = released_from_state(released(f"{family}_a_finetune"))
+    model = fold(shared, batch_norm=batch_norm)
+    back, _ = released_from_state(state_for_torch(model))
+    assert form_of(back) == "folded"
     assert back.architecture == shared.architecture
     inputs = images(model.spec)
-    expected = run(shared.model, inputs)
-    for found in (model, back.model):
+    expected = run(shared, inputs)
+    for found in (model, back):
         np.testing.assert_allclose(run(found, inputs), expected, atol=3e-5 * np.abs(expected).max())
     if batch_norm:
-        ours, theirs = forms.variables(fold(back.model, batch_norm=True)), forms.variables(model)
+        ours, theirs = forms.variables(fold(back, batch_norm=True)), forms.variables(model)
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             np.testing.assert_allclose(ours[name], value, rtol=1e-6, err_msg=name)
@@ -123,7 +124,7 @@ def test_pytorch_loads_it_strictly_and_computes_the_same(random_model, images, r
     architecture = ARCHITECTURES[spec]
     model = random_model(spec, form, architecture)
     network = build(spec, architecture).eval()
-    state = state_for_torch(model, form, architecture)
+    state = state_for_torch(model)
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     assert {n: t.dtype for n, t in tensors.items()} == {
         n: t.dtype for n, t in network.state_dict().items()
@@ -137,7 +138,7 @@ def test_pytorch_loads_it_strictly_and_computes_the_same(random_model, images, r
 
 def test_identity_batch_norms_change_no_bit(random_model):
     model = random_model(VIT, "deploy", ARCHITECTURES[VIT])
-    state = state_for_torch(model, "deploy", ARCHITECTURES[VIT])
+    state = state_for_torch(model)
     norm = torch.nn.BatchNorm2d(8).eval()
     mine = {
         n.rpartition(".")[2]: v for n, v in state.items() if n.startswith("blocks.1.attn.bconv.1")
@@ -150,7 +151,7 @@ def test_identity_batch_norms_change_no_bit(random_model):
 @pytest.mark.parametrize("form", ["shared", "folded", "deploy"])
 def test_what_strict_loading_needs(random_model, form):
     architecture = ARCHITECTURES[SWIN]
-    state = state_for_torch(random_model(SWIN, form, architecture), form, architecture)
+    state = state_for_torch(random_model(SWIN, form, architecture))
     names = [f"layers.0.blocks.{i}" for i in (0, 1)] + [f"layers.1.blocks.{i}" for i in range(4)]
     for name, op, block in zip(names, architecture.ops, SWIN.blocks, strict=True):
         index = state.get(f"{name}.attn.relative_position_index")
@@ -174,11 +175,11 @@ def test_dense_models_have_timms_names_and_no_buffers(random_model, released):
     for spec, stem in ((SWIN, "swin_timm_a"), (VIT, "vit_dense_a"), (REGNET, "regnety_a")):
         kinds = {
             re.sub(r"\d+", "#", name)
-            for state in (state_for_torch(random_model(spec, "dense"), "dense"),)
+            for state in (state_for_torch(random_model(spec, "dense")),)
             for name in state
         }
         assert kinds == {re.sub(r"\d+", "#", name) for name in released(stem)}
-    merging = {n for n in state_for_torch(random_model(SWIN, "dense"), "dense") if "downs" in n}
+    merging = {n for n in state_for_torch(random_model(SWIN, "dense")) if "downs" in n}
     assert all(name.startswith("layers.1.") for name in merging) and len(merging) == 3
 
 
@@ -186,10 +187,10 @@ def test_dense_models_have_timms_names_and_no_buffers(random_model, released):
 def test_files(random_model, assert_same, tmp_path, suffix):
     architecture = ARCHITECTURES[SWIN]
     model, path = random_model(SWIN, "folded", architecture), tmp_path / f"m.{suffix}"
-    save_torch(path, model, "folded", architecture)
+    save_torch(model, path)
     assert [*tmp_path.iterdir()] == [path]
-    assert_same(read_state(str(path)), state_for_torch(model, "folded", architecture))
-    assert_same(forms.variables(load_released(str(path)).model), forms.variables(model))
+    assert_same(read_state(str(path)), state_for_torch(model))
+    assert_same(forms.variables(load(str(path))), forms.variables(model))
     if suffix != "safetensors":
         content = torch.load(path, weights_only=True)
         assert content.keys() == {"model"}
@@ -198,38 +199,59 @@ def test_files(random_model, assert_same, tmp_path, suffix):
 def test_a_dense_file_is_a_checkpoint(random_model, assert_same, tmp_path):
     for spec in (VIT, SWIN, REGNET):
         model = random_model(spec, "dense")
-        save_torch(tmp_path / "m.safetensors", model, "dense")
-        again, notes = load_dense(str(tmp_path / "m.safetensors"), spec)
+        save_torch(model, tmp_path / "m.safetensors")
+        notes = []
+        again = load(str(tmp_path / "m.safetensors"), spec, notes=notes)
         assert notes == []
         assert_same(forms.variables(again), forms.variables(model))
 
 
-def test_what_is_not_written(random_model, tmp_path):
+class Toy(Skip):
+    """An operation that the released code never had."""
+
+    name = "toy"
+    label = "toy"
+
+    def names(self, form):
+        return None
+
+
+def test_what_is_not_written(random_model, tmp_path, monkeypatch):
     path = tmp_path / "m.pth"
     path.write_text("before")
-    searched = random_model(VIT, "supernet")
-    shared = random_model(VIT, "shared", ARCHITECTURES[VIT])
-    with pytest.raises(CheckpointError, match="supernet form are not.*dense, shared, folded, dep"):
-        save_torch(path, searched, "supernet", ARCHITECTURES[VIT])
-    with pytest.raises(ValueError, match="needs its architecture"):
-        save_torch(path, shared, "shared")
-    other = dataclasses.replace(ARCHITECTURES[VIT], ops=("msa",) * 5)
-    for form, architecture in (("dense", None), ("folded", ARCHITECTURES[VIT]), ("shared", other)):
-        with pytest.raises(ValueError, match="no rule|no array"):
-            save_torch(path, shared, form, architecture)
+    with pytest.raises(CheckpointError, match=r"a supernet is not written.*prune it first"):
+        save_torch(random_model(VIT, "supernet"), path)
+    for spec, heads, said in (
+        (VIT, (0, 0, 0, 2, 0), "block 3 keeps 2 of 3 heads"),
+        (SWIN, (0, (0, 1), 0, 0, 0, (1, 3)), "block 5 keeps 2 of 4 heads"),
+    ):
+        fewer = dataclasses.replace(ARCHITECTURES[spec], heads=heads)
+        for form in ("shared", "folded", "deploy"):
+            with pytest.raises(CheckpointError, match=f"{said}.*no attention with fewer"):
+                save_torch(random_model(spec, form, fewer), path)
+    monkeypatch.setitem(EVERY_OP, "toy", Toy())
+    toy = Architecture(("toy", *ARCHITECTURES[VIT].ops[1:]), ARCHITECTURES[VIT].ffn)
+    with pytest.raises(CheckpointError, match=r"released PyTorch code has no toy; keep the model"):
+        save_torch(random_model(VIT, "folded", toy), path)
     with pytest.raises(CheckpointError, match=r"end its name in \.safetensors or \.pth"):
-        save_torch(tmp_path / "m.ckpt", shared, "shared", ARCHITECTURES[VIT])
+        save_torch(random_model(VIT, "dense"), tmp_path / "m.ckpt")
     assert path.read_text() == "before"
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_every_head_written_out_is_every_head(random_model, assert_same):
+    model = random_model(VIT, "folded", ARCHITECTURES[VIT])
+    every = dataclasses.replace(ARCHITECTURES[VIT], heads=(0, 0, 0, 3, 0))
+    assert_same(state_for_torch(random_model(VIT, "folded", every)), state_for_torch(model))
 
 
 def test_without_torch(random_model, tmp_path, monkeypatch):
     model = random_model(VIT, "dense")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(CheckpointError, match=r'pip install "torch>=2\.6"'):
-        save_torch(tmp_path / "m.pth", model, "dense")
+        save_torch(model, tmp_path / "m.pth")
     assert not [*tmp_path.iterdir()]
-    save_torch(tmp_path / "m.safetensors", model, "dense")
+    save_torch(model, tmp_path / "m.safetensors")
     assert safetensors.numpy.load_file(tmp_path / "m.safetensors")
 
 
@@ -242,6 +264,6 @@ def test_a_failed_write_leaves_what_was_there(random_model, tmp_path, monkeypatc
 
     monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_torch(path, random_model(VIT, "dense"), "dense")
+        save_torch(random_model(VIT, "dense"), path)
     assert path.read_text() == "before"
     assert [*tmp_path.iterdir()] == [path]

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from spvit_jax.models import MODELS, SwinSpec, ViTSpec
-from spvit_jax.single_path.architecture import OPS, Architecture
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.ops import PAPER
 
 VIT = ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 SPECS = {
@@ -74,21 +75,23 @@ def dense(spec, randomise):
 
 @pytest.fixture(scope="session")
 def random_architecture(spec):
-    """``random_architecture(seed)``: any op, and no, some or all FFN units in each block."""
+    """``random_architecture(seed)``: any op, some heads of attention, any FFN units per block."""
 
     def draw(seed):
         rng = np.random.default_rng(seed)
-        ops = rng.permutation(OPS)  # all four, so that every seed compiles them all
-        counts = rng.permutation([0, 7, 20, 99])  # more than there are: all
-        kept = [
-            np.sort(rng.permutation(block.hidden)[:count])
-            for count, block in zip(counts, spec.blocks, strict=True)
-        ]
-        return Architecture(
-            tuple(str(op) for op in ops), tuple(tuple(int(u) for u in units) for units in kept)
-        )
 
-    assert len(spec.blocks) == len(OPS)
+        def some(count, of):
+            return tuple(sorted(rng.permutation(of)[:count].tolist()))
+
+        ops = tuple(map(str, rng.permutation(PAPER)))  # all, so that every seed compiles them all
+        counts = rng.permutation([0, 7, 20, 99])  # more than there are: all
+        ffn = tuple(some(n, block.hidden) for n, block in zip(counts, spec.blocks, strict=True))
+        heads = tuple(
+            some(rng.integers(1, block.heads), block.heads) if op == "msa" else ()
+            for op, block in zip(ops, spec.blocks, strict=True)
+        )
+        return Architecture(ops, ffn, heads=heads)
+
     return draw
 
 

@@ -1,5 +1,7 @@
 """Pruning and folding: what is carried over, and that folding changes nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from flax import nnx
 
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
-from spvit_jax.single_path.prune import count_parameters, fold, prune
+from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.prune import FORMS, fold, form, prune
 from spvit_jax.single_path.sharing import FoldedConv, SharedConv
 from spvit_jax.single_path.supernet import supernet
 
 FOUND = Architecture(("conv1x1", "conv3x3", "msa", "norm_skip"), ((0, 5, 47), (), 48, 7))
+HEADS = dataclasses.replace(FOUND, heads=((), (), (0, 2), ()))
 
 
 @pytest.mark.parametrize("spec", ["vit", "distilled", "average", "swin"], indirect=True)
@@ -69,11 +73,11 @@ def test_a_dense_model_gives_slices_equal_shares_and_fresh_norms(spec, dense):
 def test_a_supernet_gives_what_it_has_learnt(dense, randomise):
     searched = randomise(supernet(dense()), 3)
     pruned = prune(searched, FOUND)
-    for i, name in ((0, "norm1x1"), (1, "norm3x3")):
+    for i, name in enumerate(("conv1x1", "conv3x3")):
         source, found = searched.blocks[i].mixer, pruned.blocks[i].mixer
         np.testing.assert_array_equal(found.head_logits[...], source.head_logits[...])
         for part in ("mean", "var", "scale", "bias"):
-            expected = getattr(getattr(source, name), part)[...]
+            expected = getattr(source.parts[name], part)[...]
             np.testing.assert_array_equal(getattr(found.norm, part)[...], expected)
 
 
@@ -105,8 +109,46 @@ def test_norm_skip_adds_the_norm_and_skip_adds_nothing(spec, dense):
 def test_a_pruned_model_is_not_pruned_again(op, dense):
     pruned = prune(dense(), Architecture((op, "msa", "msa", "msa"), (47, 48, 48, 48)))
     for model in (pruned, fold(pruned)):
-        with pytest.raises(ArchitectureError, match="not a pruned model"):
+        with pytest.raises(ArchitectureError, match=rf"not one of {form(model)} form"):
             prune(model, FOUND)
+
+
+def test_a_model_knows_its_form_and_carries_its_architecture(dense):
+    model = dense()
+    pruned = prune(model, HEADS)
+    models = model, supernet(model), pruned, fold(pruned), fold(pruned, batch_norm=True)
+    assert tuple(map(form, models)) == FORMS
+    kept = pruned.architecture
+    assert kept.ffn[:3] == ((0, 5, 47), (), tuple(range(48))) and len(kept.ffn[3]) == 7
+    assert (kept.ops, kept.heads, kept.widths) == (HEADS.ops, HEADS.heads, HEADS.widths)
+    assert [m.architecture for m in models] == [None, None, kept, kept, kept]
+    whole = prune(model, Architecture(("msa",) * 4, (48,) * 4))
+    assert form(whole) == "deploy" and whole.architecture.heads == ()
+    for one in models[:2]:
+        with pytest.raises(ArchitectureError, match=rf"only a pruned .* of {form(one)} form"):
+            fold(one)
+
+
+def test_pruned_heads_are_slices_of_every_projection(spec, dense, run, float64):
+    """And what is left computes attention with the others' outputs left out."""
+    model, geometry = dense(), spec.blocks[2]
+    found, source = prune(model, HEADS).blocks[2].mixer, model.blocks[2].mixer
+    width, head_dim = geometry.width, geometry.head_dim
+    rows = np.concatenate([np.arange(head_dim) + head_dim * head for head in (0, 2)])
+    assert found.heads == 2 and head_dim * 2 != width
+    for part in ("kernel", "bias"):
+        qk, v = (np.asarray(getattr(layer, part)[...]) for layer in (source.qk, source.v))
+        expected = qk[..., np.concatenate([rows, width + rows])]
+        np.testing.assert_array_equal(getattr(found.qk, part)[...], expected)
+        np.testing.assert_array_equal(getattr(found.v, part)[...], v[..., rows])
+    np.testing.assert_array_equal(found.out.kernel[...], source.out.kernel[...][rows])
+    np.testing.assert_array_equal(found.out.bias[...], source.out.bias[...])
+
+    shape = (2, geometry.tokens, geometry.width)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape))
+    without = np.setdiff1d(np.arange(width), rows)
+    source.out.kernel[...] = source.out.kernel[...].at[without].set(0)
+    np.testing.assert_allclose(run(found, x), run(source, x), rtol=1e-9, atol=1e-12)
 
 
 def test_an_architecture_of_another_depth_is_refused(dense):
@@ -114,21 +156,22 @@ def test_an_architecture_of_another_depth_is_refused(dense):
         prune(dense(), Architecture(("msa",), (48,)))
 
 
-def parameters_of(op, units, block, form):
+def parameters_of(op, heads, units, block, form):
     """A block's parameters, counted part by part."""
     width, part = block.width, block.head_dim
-    table = (2 * block.window - 1) ** 2 * block.heads if block.window else 0
+    inner = heads * part
+    table = (2 * block.window - 1) ** 2 * heads if block.window else 0
     square = width**2 + width
     taps = {"conv1x1": 1, "conv3x3": 9}.get(op, 0)
     mixer = {
         "skip": 0,
         "norm_skip": 2 * width,
-        "msa": 2 * width + 4 * square + table,
+        "msa": 2 * width + 3 * (width + 1) * inner + (inner + 1) * width + table,
     }
     shared = 2 * width + 2 * square + 9 * block.heads + 2 * part
     folded = 2 * width + taps * width * part + part + 2 * part + part * width + width
     deployed = folded - 2 * part
-    convolution = {"shared": shared, "folded": folded, "deployed": deployed}[form]
+    convolution = {"shared": shared, "folded": folded, "deploy": deployed}[form]
     return mixer.get(op, convolution) + 2 * width + units * (2 * width + 1) + width
 
 
@@ -136,16 +179,11 @@ def parameters_of(op, units, block, form):
 def test_parameters_are_those_of_the_parts(seed, spec, dense, random_architecture):
     model, found = dense(), random_architecture(seed)
     found = Architecture(tuple(op.replace("skip", "norm_skip") for op in found.ops), found.ffn)
-    for given in (found, FOUND, random_architecture(seed)):
+    for given in (found, FOUND, HEADS, random_architecture(seed)):
         pruned = prune(model, given)
-        forms = {
-            "shared": pruned,
-            "folded": fold(pruned),
-            "deployed": fold(pruned, batch_norm=True),
-        }
-        whole = [parameters_of("msa", b.hidden, b, "shared") for b in spec.blocks]
+        whole = [parameters_of("msa", b.heads, b.hidden, b, "shared") for b in spec.blocks]
         outside = count_parameters(model) - sum(whole)
-        for form, smaller in forms.items():
-            parts = zip(given.ops, given.widths, spec.blocks, strict=True)
-            blocks = sum(parameters_of(*part, form) for part in parts)
+        for smaller in (pruned, fold(pruned), fold(pruned, batch_norm=True)):
+            sizes = given.ops, given.head_counts(spec), given.widths, spec.blocks
+            blocks = sum(parameters_of(*part, form(smaller)) for part in zip(*sizes, strict=True))
             assert count_parameters(smaller) == outside + blocks

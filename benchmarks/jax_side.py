@@ -1,0 +1,239 @@
+"""This project's contestants of ``accelerator.py``: training steps and inference, compiled.
+
+Peak memory is what the compiled program takes, arguments and results included, which XLA settles
+when it compiles: the allocator's own peak never falls, so in a process of several contestants it
+says little about each. Where that peak rises while a contestant begins, it is a fact of its own.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sides import NO_TIME, Begin, Prepared, Run, reason
+
+ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"
+TINY = "tiny"  # a model for tests
+NAMES = (
+    "training, dense",
+    "training, search",
+    "training, folded",
+    "inference, dense",
+    "inference, folded",
+)
+
+
+def specs() -> dict[str, Any]:
+    """The plain ViTs, by name."""
+    from spvit_jax.models import VARIANTS, ViTSpec
+
+    tiny = ViTSpec(width=32, depth=2, heads=2, hidden=64, patch_size=8, image_size=32, classes=10)
+    plain = {n: s for n, s in VARIANTS.items() if isinstance(s, ViTSpec) and s.prefix == 1}
+    return {TINY: tiny, **plain}
+
+
+def architecture(name: str) -> Any:
+    """The published architecture of a model; without one, a 3x3 convolution in every second block.
+
+    Units are indices, which models of shapes need.
+    """
+    from spvit_jax.single_path.architecture import Architecture, from_json
+
+    for path in sorted(ARCHITECTURES.glob("*.json")):
+        found = from_json(path.read_text())
+        if found.model == name:
+            break
+    else:
+        spec = specs()[name]
+        ops = tuple("msa" if i % 2 else "conv3x3" for i in range(spec.depth))
+        found = Architecture(ops, (spec.hidden // 2,) * spec.depth, name)
+    return Architecture(found.ops, tuple(tuple(range(n)) for n in found.widths), name)
+
+
+def prepare(name: str, batch: int, axes: tuple[str, ...], seconds: float) -> Prepared:
+    """Compiles the contestants of a model, side by side; after ``seconds`` it begins no other."""
+    import jax
+
+    if name != TINY:  # compiling is timed
+        jax.config.update("jax_enable_compilation_cache", False)
+    end, waiting, failed = time.monotonic() + seconds, {}, {}
+    with ThreadPoolExecutor() as pool:
+        for contestant in NAMES:
+            if time.monotonic() > end:
+                failed[contestant] = NO_TIME
+                continue
+            work, form = contestant.split(", ")
+            lower = _training if work == "training" else _inference
+            try:
+                lowered, arrays, call = lower(name, form, batch, axes)
+                waiting[contestant] = (pool.submit(_compiled, lowered), arrays, call)
+            except Exception as error:
+                failed[contestant] = reason(error)
+    begin: dict[str, Begin] = {}
+    for contestant, (compiling, arrays, call) in waiting.items():
+        if compiling.exception():
+            failed[contestant] = reason(compiling.exception())
+        else:
+            begin[contestant] = partial(_begin, compiling, arrays, call)
+    return begin, failed
+
+
+def introduce() -> tuple[dict, dict[str, str]]:
+    """Names the device and the libraries."""
+    import flax
+    import jax
+
+    first = jax.devices()[0]
+    return {}, {
+        "device": first.device_kind,
+        "platform": first.platform,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+    }
+
+
+def _compiled(lowered: Any) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - begin
+
+
+def _begin(
+    compiling: Future, arrays: Callable[[], list], call: Callable[..., list]
+) -> tuple[Run, dict[str, Any]]:
+    """Puts the arrays on the device; ``call(program, arrays)`` is a step, from arrays to arrays."""
+    import jax
+
+    program, seconds = compiling.result()
+    device = jax.devices()[0]
+    before = device.memory_stats() or {}
+    held = jax.block_until_ready(jax.device_put(arrays(), device))
+
+    def run(count: int) -> None:
+        nonlocal held
+        for _ in range(count):
+            held, result = call(program, held)
+        jax.block_until_ready((held, result))
+
+    facts = {"compile_seconds": seconds, "peak_memory_mb": _planned(program) / 2**20}
+    if before:
+        run(1)
+        after = device.memory_stats()["peak_bytes_in_use"]
+        if after > before["peak_bytes_in_use"]:
+            facts["allocator_peak_mb"] = (after - before["bytes_in_use"]) / 2**20
+    return run, facts
+
+
+def _planned(program: Any) -> int:
+    """Bytes of a compiled program with its arguments and results, donated ones counted once."""
+    plan = program.memory_analysis()
+    kept = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + kept + plan.temp_size_in_bytes
+
+
+def _model(name: str, form: str, axes: tuple[str, ...], batch_norm: bool) -> Any:
+    """A model of shapes, which computes in bfloat16."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from spvit_jax.models import ViT
+    from spvit_jax.single_path.prune import fold, prune
+    from spvit_jax.single_path.supernet import supernet
+
+    def make() -> Any:
+        model = ViT(specs()[name], dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        if form == "search":
+            return supernet(model)
+        if form == "folded":
+            return fold(prune(model, architecture(name)), batch_norm=batch_norm)
+        return model
+
+    return nnx.eval_shape(make)
+
+
+def _training(name: str, form: str, batch: int, axes: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """A whole step: normalising uint8 images, forward, backward and AdamW on float32 weights."""
+    import jax
+    from flax import nnx
+
+    from spvit_jax.config import Training
+    from spvit_jax.training.normalise import Normalise
+    from spvit_jax.training.optim import optimizer
+    from spvit_jax.training.sharding import make_mesh
+    from spvit_jax.training.step import Objective, init_state, train_program
+
+    spec, model = specs()[name], _model(name, form, axes, batch_norm=False)
+    gating = _gating(spec, axes) if form == "search" else None
+    adamw = optimizer(Training(), lambda step: 1e-4, 1e-3)
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    gates = gating.initial() if gating else ()
+
+    def initial(params: Any, stats: Any) -> Any:
+        return init_state(nnx.merge(graph, params, stats), adamw, gates=gates, seed=0)
+
+    state = jax.eval_shape(initial, params, stats)
+    image = jax.ShapeDtypeStruct((batch, spec.image_size, spec.image_size, 3), np.uint8)
+    data = {"image": image, "label": jax.ShapeDtypeStruct((batch,), np.int32)}
+    objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3), gating=gating)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    program = train_program(graph, adamw, objective, mesh, state)
+
+    def arrays() -> list:
+        rng = np.random.default_rng(0)
+        first = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+        first.params, first.gates = _random(state.params), gates
+        first.stats = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), state.stats)
+        labels = rng.integers(0, spec.classes, batch).astype(np.int32)
+        return [first, {"image": rng.integers(0, 256, image.shape, np.uint8), "label": labels}]
+
+    def call(program: Any, arrays: list) -> tuple[list, Any]:
+        state, metrics = program(None, *arrays)
+        return [state, arrays[1]], metrics
+
+    return program.lower(None, state, data), arrays, call
+
+
+def _gating(spec: Any, axes: tuple[str, ...]) -> Any:
+    """A search for half of the dense model's MACs."""
+    from spvit_jax.single_path.budget import Budget
+    from spvit_jax.single_path.gating import Gating
+    from spvit_jax.single_path.prices import macs
+    from spvit_jax.single_path.space import Space
+
+    space = Space(spec.blocks, axes=axes)
+    prices = macs(spec, space.ops)
+    return Gating(space, (Budget(prices, prices.dense // 2),), 20.0, 1e-3)
+
+
+def _inference(name: str, form: str, batch: int, axes: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """Logits of normalised images, weights in bfloat16 and batch norms folded."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    side = specs()[name].image_size
+    graph, state = nnx.split(_model(name, form, axes, batch_norm=True))
+    narrow = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), state)
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.bfloat16)
+    forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+
+    def call(program: Any, arrays: list) -> tuple[list, Any]:
+        return arrays, program(*arrays)
+
+    return forward.lower(narrow, images), lambda: [_random(narrow), _random(images)], call
+
+
+def _random(tree: Any) -> Any:
+    """Small random matrices, and vectors of ones: every norm's scale is one."""
+    import jax
+
+    rng = np.random.default_rng(0)
+
+    def leaf(shape: Any) -> np.ndarray:
+        if len(shape.shape) < 2:
+            return np.ones(shape.shape, shape.dtype)
+        return (0.02 * rng.standard_normal(shape.shape, np.float32)).astype(shape.dtype)
+
+    return jax.tree.map(leaf, tree)
