@@ -186,7 +186,7 @@ class Attention(nnx.Module):
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
 
     def attend(self, x: Array, values: Array) -> Array:
-        """Averages values ``[batch, tokens, heads * head_dim]`` by attention: ``[…, queries, …]``."""
+        """Averages values ``[batch, tokens, heads * head_dim]`` to those of the queries."""
         q, k = self.queries_and_keys(x)
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, values))
         return attention(q, k, v).reshape(*q.shape[:2], values.shape[-1])

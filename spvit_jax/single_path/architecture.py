@@ -84,7 +84,7 @@ class Architecture:
         return {"ops": self.ops, "heads": self.heads or whole, "ffn": self.ffn}
 
     def gates(self, spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Gates:
-        """Makes the integer gates over ``ops`` of the dense model that compute this architecture."""
+        """Makes the integer gates of the dense model that compute it; ``ops``: what they span."""
         self.check(spec)
         return tuple(
             {

@@ -40,8 +40,8 @@ class Space:
         ordered = tuple(op for op in offered if op in self.ops)
         if self.ops != ordered or self.ops[-1:] != ("msa",) or len(self.ops) < 2:
             raise SpaceError(
-                f"ops must be two or more of {', '.join(offered)}, in this order and with msa, which"
-                f" the dense model has; got {self.ops!r}"
+                f"ops must be two or more of {', '.join(offered)}, in this order and with msa,"
+                f" which the dense model has; got {self.ops!r}"
             )
 
     def gates(self, axis: str, i: int) -> int:

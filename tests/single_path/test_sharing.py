@@ -16,6 +16,7 @@ from spvit_jax.single_path.sharing import (
     conv3x3,
     head_mixture,
     mix_values,
+    own_taps,
     sum_shifted,
 )
 
@@ -84,15 +85,20 @@ def test_conv3x3_and_its_gradient_are_those_of_a_convolution_with_zero_padding()
     assert_same_gradients(found, library_convolution, x, kernel)
 
 
-def test_mixed_values_and_their_gradient_are_those_of_mixed_kernels():
+@pytest.mark.parametrize("size", [1, 3])
+def test_mixed_values_and_their_gradient_are_those_of_mixed_kernels(size):
     def reference(values, mixture):
         taps = jnp.eye(WIDTH).reshape(WIDTH, HEADS, -1)  # from the values on, the heads themselves
         kernel = jnp.einsum("ihd,ht->itd", taps, mixture)
-        centre = jnp.zeros_like(kernel).at[:, CENTRE].set(kernel[:, CENTRE])
-        return library_convolution(values, centre), library_convolution(values, kernel)
+        if size == 1:
+            kernel = jnp.zeros_like(kernel).at[:, CENTRE].set(kernel[:, CENTRE])
+        return library_convolution(values, kernel)
+
+    def found(values, mixture):
+        return mix_values(values, own_taps(mixture, size))
 
     mixture = jax.nn.softmax(normal(HEADS, 9, seed=1), axis=0)
-    assert_same_gradients(mix_values, reference, normal(2, GRID, GRID, WIDTH), mixture)
+    assert_same_gradients(found, reference, normal(2, GRID, GRID, WIDTH), mixture)
 
 
 @pytest.mark.parametrize("tap", range(9))

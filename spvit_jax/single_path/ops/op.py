@@ -87,7 +87,7 @@ class Op:
         """Says how the released code calls the arrays of a form; None: it has no such operation.
 
         Args:
-          form: ``shared`` or ``folded``, of the module that stands here; ``supernet``, of ``parts``.
+          form: ``shared`` or ``folded``, of the module itself; ``supernet``, of ``parts``.
         """
         return None
 
