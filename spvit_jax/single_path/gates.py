@@ -1,8 +1,8 @@
 """Binary gates and their straight-through gradients (paper, sections 3.2 and 3.3).
 
 Gate logits and gates are pytrees alike, for each block a dict by axis: logits of the axes that a
-``Space`` puts under gates, gates of all of them, nested, one per FFN unit. Gates are sampled outside the
-network and passed in.
+``Space`` puts under gates, gates of all of them, nested, one per FFN unit. Gates are
+sampled outside the network and passed in.
 """
 
 from typing import Any

@@ -9,26 +9,32 @@ from spvit_jax.convert import (
     CheckpointError,
     dense_from_state,
     forms,
-    load_dense,
-    load_folded,
-    load_released,
+    load,
     read_spec,
     released_from_state,
-    save_model,
+    save,
+    save_torch,
 )
 from spvit_jax.convert.fit import resize_grid
-from spvit_jax.models import SwinSpec, ViTSpec
-from spvit_jax.single_path.prune import prune
+from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
+from spvit_jax.single_path.architecture import Architecture, ArchitectureError
+from spvit_jax.single_path.prune import fold, form, prune
 
 SWIN = SwinSpec(width=16, depths=(2, 2), heads=(2, 4), hidden=(64, 128), image_size=56, classes=7)
 SPEC = ViTSpec(width=24, depth=3, heads=3, hidden=96, patch_size=4, image_size=32, classes=7)
 
 
+def dense(state, spec, **options):
+    """``dense_from_state``, and its notes."""
+    notes = []
+    return dense_from_state(state, spec, notes, **options), notes
+
+
 def test_dense_model_that_fits_has_no_notes(released, images):
-    model, notes = dense_from_state(released("vit_dense_a"), SPEC, dropout=0.25, drop_path=0.5)
+    model, notes = dense(released("vit_dense_a"), SPEC, dropout=0.25, drop_path=0.5)
     assert notes == []
     assert (model.dropout, model.blocks[-1].drop_path) == (0.25, 0.5)
-    same, _ = dense_from_state(released("vit_dense_a"), SPEC, dtype=jnp.bfloat16)
+    same, _ = dense(released("vit_dense_a"), SPEC, dtype=jnp.bfloat16)
     assert model.head.kernel.dtype == same.head.kernel.dtype == jnp.float32
     np.testing.assert_allclose(model(images(SPEC)), same(images(SPEC)), atol=0.05)
 
@@ -39,7 +45,7 @@ def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, s
     torch = pytest.importorskip("torch")
     state = released(stem)
     spec = dataclasses.replace(SPEC, image_size=size, distilled=prefix == 2)
-    model, notes = dense_from_state(state, spec)
+    model, notes = dense(state, spec)
     assert len(notes) == 1
     assert f"from 8x8 patches to {size // 4}x{size // 4}" in notes[0]
     embedding = np.asarray(model.pos_embed[...])
@@ -61,8 +67,8 @@ def test_resizing_to_the_same_side_changes_nothing():
 @pytest.mark.parametrize("stem", ["vit_dense_a", "vit_distilled_a"])
 def test_another_class_count_gets_a_fresh_head_and_says_so(released, stem):
     spec = dataclasses.replace(SPEC, classes=100, distilled="distilled" in stem)
-    model, notes = dense_from_state(released(stem), spec)
-    again, _ = dense_from_state(released(stem), spec)
+    model, notes = dense(released(stem), spec)
+    again, _ = dense(released(stem), spec)
     heads = [model.head, model.head_dist] if spec.distilled else [model.head]
     assert len(notes) == len(heads)
     for note, name in zip(notes, ("head", "head_dist"), strict=False):
@@ -78,14 +84,14 @@ def test_another_class_count_gets_a_fresh_head_and_says_so(released, stem):
 
 def test_one_or_two_class_tokens_must_agree(released):
     with pytest.raises(CheckpointError, match=r"has one class token.*the model two"):
-        dense_from_state(released("vit_dense_a"), dataclasses.replace(SPEC, distilled=True))
+        dense(released("vit_dense_a"), dataclasses.replace(SPEC, distilled=True))
     with pytest.raises(CheckpointError, match=r"has two class token.*the model one"):
-        dense_from_state(released("vit_distilled_a"), SPEC)
+        dense(released("vit_distilled_a"), SPEC)
 
 
 def test_single_path_checkpoint_is_no_dense_model(released):
-    with pytest.raises(CheckpointError, match=r"single-path one.*load_released"):
-        dense_from_state(released("deit_a_search"), SPEC)
+    with pytest.raises(CheckpointError, match=r"expected a dense.*is of supernet form.*load\("):
+        dense(released("deit_a_search"), SPEC)
 
 
 def test_what_does_not_fit_is_listed_with_both_shapes(released, tmp_path):
@@ -96,7 +102,7 @@ def test_what_does_not_fit_is_listed_with_both_shapes(released, tmp_path):
     path = tmp_path / "m.safetensors"
     safetensors.numpy.save_file(state, path)
     with pytest.raises(CheckpointError) as error:
-        load_dense(str(path), SPEC)
+        load(str(path), SPEC)
     for part in (
         str(path),
         "in 3 places",
@@ -109,7 +115,7 @@ def test_what_does_not_fit_is_listed_with_both_shapes(released, tmp_path):
 
 def test_a_deeper_checkpoint_does_not_fit_silently(released):
     with pytest.raises(CheckpointError, match=r"unexpected blocks\.2\.norm1\.weight"):
-        dense_from_state(released("vit_dense_a"), dataclasses.replace(SPEC, depth=2))
+        dense(released("vit_dense_a"), dataclasses.replace(SPEC, depth=2))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -121,49 +127,50 @@ def test_from_files(released, tmp_path, suffix, images):
         torch.save({"model": {k: torch.from_numpy(v) for k, v in state.items()}}, path)
     else:
         safetensors.numpy.save_file(state, path)
-    expected = dense_from_state(state, SPEC)[0](images(SPEC))
-    np.testing.assert_array_equal(load_dense(str(path), SPEC)[0](images(SPEC)), expected)
-    loaded = load_released(str(path), heads=3)
-    assert (loaded.form, loaded.architecture, loaded.gate_logits) == ("dense", None, None)
-    np.testing.assert_array_equal(loaded.model(images(SPEC)), expected)
+    expected = dense(state, SPEC)[0](images(SPEC))
+    np.testing.assert_array_equal(load(str(path), SPEC)(images(SPEC)), expected)
+    loaded = load(str(path), heads=3)
+    assert (form(loaded), loaded.architecture) == ("dense", None)
+    np.testing.assert_array_equal(loaded(images(SPEC)), expected)
 
 
 def test_our_own_dense_file_is_a_checkpoint_too(released, tmp_path):
-    model, _ = dense_from_state(released("vit_dense_a"), SPEC)
+    model, _ = dense(released("vit_dense_a"), SPEC)
     path = str(tmp_path / "own.safetensors")
-    save_model(path, model, "dense")
-    spec = dataclasses.replace(SPEC, image_size=16, classes=3)
-    again, notes = load_dense(path, spec)
+    save(model, path)
+    spec, notes = dataclasses.replace(SPEC, image_size=16, classes=3), []
+    again = load(path, spec, notes=notes)
     assert len(notes) == 2
-    expected, _ = dense_from_state(released("vit_dense_a"), spec)
+    expected, _ = dense(released("vit_dense_a"), spec)
     for name, value in forms.variables(expected).items():
         np.testing.assert_array_equal(forms.variables(again)[name], value)
-    assert load_released(path).form == "dense"
+    assert form(load(path)) == "dense"
 
 
 def test_a_pruned_file_of_ours_is_no_dense_model(released, tmp_path):
-    found = released_from_state(released("deit_a_finetune"))
     path = str(tmp_path / "own.safetensors")
-    save_model(path, found.model, found.form, found.architecture)
-    with pytest.raises(CheckpointError, match="expected a dense model, this one is of shared form"):
-        load_dense(path, SPEC)
+    save(released_from_state(released("deit_a_finetune"))[0], path)
+    said = rf"{path}: expected a dense model, this one is of shared form"
+    with pytest.raises(CheckpointError, match=said):
+        load(path, SPEC)
 
 
 def test_released_search_checkpoint_holds_gate_logits_and_their_decision(released, images):
     state = released("deit_a_search")
-    found = released_from_state(state)
-    assert found.form == "supernet"
-    for i, gates in enumerate(found.gate_logits):
-        np.testing.assert_array_equal(gates.kernel, state[f"blocks.{i}.attn.kernel_thresholds"])
-        np.testing.assert_array_equal(gates.ffn, state[f"blocks.{i}.mlp.ffn_thresholds"])
+    found, logits = released_from_state(state)
+    assert form(found) == "supernet"
+    for i, gates in enumerate(logits):
+        assert gates.keys() == {"op", "ffn"}
+        np.testing.assert_array_equal(gates["op"], state[f"blocks.{i}.attn.kernel_thresholds"])
+        np.testing.assert_array_equal(gates["ffn"], state[f"blocks.{i}.mlp.ffn_thresholds"])
     kept = np.flatnonzero(state["blocks.2.mlp.ffn_thresholds"] > 0)
     assert found.architecture.ffn[2] == tuple(kept)
-    assert prune(found.model, found.architecture)(images(found.model.spec)).shape == (2, 7)
+    assert prune(found, found.architecture)(images(found.spec)).shape == (2, 7)
 
 
 def test_released_heads_come_from_the_checkpoint_or_must_fit_it(released):
     for stem in ("deit_a_search", "deit_a_finetune", "deit_a_folded"):
-        assert released_from_state(released(stem)).model.spec.heads == 3
+        assert released_from_state(released(stem))[0].spec.heads == 3
     with pytest.raises(CheckpointError, match=r"wrong shape blocks\.1\.attn\.head_probs"):
         released_from_state(released("deit_a_finetune"), heads=4)
 
@@ -183,7 +190,7 @@ def test_a_swin_of_another_window_is_interpolated_and_said(released, images, run
     torch = pytest.importorskip("torch")
     state = released(stem)
     spec = dataclasses.replace(SWIN, window=5, image_size=40)
-    model, notes = dense_from_state(state, spec)
+    model, notes = dense(state, spec)
     assert len(notes) == 1
     assert "from windows of 7x7 tokens to 5x5" in notes[0]
     for i, name in enumerate(name for name in state if name.endswith("bias_table")):
@@ -197,11 +204,11 @@ def test_a_swin_of_another_window_is_interpolated_and_said(released, images, run
 
 def test_a_swin_of_another_image_size_needs_no_change(released, images, run):
     spec = dataclasses.replace(SWIN, image_size=112)
-    model, notes = dense_from_state(released("swin_timm_a"), spec)
+    model, notes = dense(released("swin_timm_a"), spec)
     assert notes == []
     assert run(model, images(spec)).shape == (2, 7)
     clipped = dataclasses.replace(SWIN, window=14)  # the last map has 7 tokens a side
-    _, notes = dense_from_state(released("swin_timm_a"), clipped)
+    _, notes = dense(released("swin_timm_a"), clipped)
     assert notes == ["relative position biases interpolated from windows of 7x7 tokens to 14x14"]
 
 
@@ -215,16 +222,16 @@ def test_backbones_without_a_head_get_one_and_say_so(released, stem, head, class
     spec = dataclasses.replace(spec, classes=classes)
     state = released(stem)
     if classes == 100:
-        model, notes = dense_from_state(state, spec)
+        model, notes = dense(state, spec)
         assert len(notes) == 1 and f"7 classes with its {head}, the model 100" in notes[0]
     del state[f"{head}.weight"], state[f"{head}.bias"]
-    model, notes = dense_from_state(state, spec)
+    model, notes = dense(state, spec)
     assert len(notes) == 1 and "has no head" in notes[0]
     assert model.head.kernel.shape == (model.norm.scale.shape[0], classes)
     assert 0.015 < model.head.kernel[...].std() < 0.025
     state[f"{head}.bias"] = np.zeros(classes, np.float32)
     with pytest.raises(CheckpointError, match="missing head"):
-        dense_from_state(state, spec)
+        dense(state, spec)
 
 
 def test_missing_and_misshapen_arrays_of_a_swin(released):
@@ -232,7 +239,7 @@ def test_missing_and_misshapen_arrays_of_a_swin(released):
     del state["layers.1.downsample.norm.bias"], state["patch_embed.norm.bias"]
     state["layers.1.blocks.1.attn.proj.weight"] = np.zeros((16, 32), np.float32)
     with pytest.raises(CheckpointError) as error:
-        dense_from_state(state, SWIN)
+        dense(state, SWIN)
     for part in (
         "in 3 places",
         "missing layers.1.downsample.norm.bias [64]",
@@ -244,24 +251,22 @@ def test_missing_and_misshapen_arrays_of_a_swin(released):
 
 @pytest.mark.parametrize("stem", ["deit_a_finetune", "swin_a_finetune", "deit_a_folded"])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_released_checkpoint_is_folded_in_one_call(
+def test_a_released_checkpoint_is_loaded_and_folded(
     released, images, run, tmp_path, stem, batch_norm
 ):
     path = str(tmp_path / "m.safetensors")
     safetensors.numpy.save_file(released(stem), path)
-    found = load_folded(path, batch_norm=batch_norm)
-    assert found.form == ("deploy" if batch_norm else "folded")
-    source = released_from_state(released(stem))
+    found = fold(load(path), batch_norm=batch_norm)
+    assert form(found) == ("deploy" if batch_norm else "folded")
+    source, _ = released_from_state(released(stem))
     assert found.architecture == source.architecture
-    inputs = images(source.model.spec)
-    expected = run(source.model, inputs)
-    np.testing.assert_allclose(
-        run(found.model, inputs), expected, atol=3e-5 * np.abs(expected).max()
-    )
-    norms = {name for name in forms.variables(found.model) if ".mixer.norm." in name}
+    inputs = images(source.spec)
+    expected = run(source, inputs)
+    np.testing.assert_allclose(run(found, inputs), expected, atol=3e-5 * np.abs(expected).max())
+    norms = {name for name in forms.variables(found) if ".mixer.norm." in name}
     assert bool(norms) != batch_norm
-    save_model(tmp_path / "own", found.model, found.form, found.architecture)
-    assert load_folded(str(tmp_path / "own")).form == found.form
+    save(found, tmp_path / "own")
+    assert form(fold(load(str(tmp_path / "own")))) == form(found)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +275,9 @@ def test_a_released_checkpoint_is_folded_in_one_call(
 def test_only_pruned_models_fold(released, tmp_path, stem, said):
     path = str(tmp_path / "m.safetensors")
     safetensors.numpy.save_file(released(stem), path)
-    with pytest.raises(CheckpointError, match=f"m.safetensors: only a pruned.*{said}.*prune it"):
-        load_folded(path, heads=3 if stem == "vit_dense_a" else None)
+    model = load(path, heads=3 if stem == "vit_dense_a" else None)
+    with pytest.raises(ArchitectureError, match=f"only a pruned model folds; this one.*{said}"):
+        fold(model)
 
 
 @pytest.mark.parametrize(
@@ -279,12 +285,12 @@ def test_only_pruned_models_fold(released, tmp_path, stem, said):
 )
 def test_specs_are_read_without_building_the_model(released, tmp_path, stem, monkeypatch):
     heads = 3 if stem == "vit_dense_a" else None
-    found = released_from_state(released(stem), heads)
+    found, _ = released_from_state(released(stem), heads)
     path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
     safetensors.numpy.save_file(released(stem), path)
-    save_model(own, found.model, found.form, found.architecture)
+    save(found, own)
     monkeypatch.setattr(forms, "build", None)
-    assert read_spec(path, heads) == read_spec(own) == found.model.spec
+    assert read_spec(path, heads) == read_spec(own) == found.spec
 
 
 def test_read_spec_names_the_file(tmp_path):
@@ -297,25 +303,25 @@ def test_read_spec_names_the_file(tmp_path):
 def test_released_models_take_options(released, tmp_path):
     path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
     safetensors.numpy.save_file(released("regnety_a"), path)
-    model = load_released(path, dtype=jnp.bfloat16).model
+    model = load(path, dtype=jnp.bfloat16)
     assert model.dtype == jnp.bfloat16
-    save_model(own, model, "dense")
-    assert load_released(own, dtype=jnp.bfloat16).model.dtype == jnp.bfloat16
-    assert load_released(own).model.dtype is None
+    save(model, own)
+    assert load(own, dtype=jnp.bfloat16).dtype == jnp.bfloat16
+    assert load(own).dtype is None
 
 
 def test_class_tokens_have_to_agree_where_there_are_none(released):
     spec = dataclasses.replace(SPEC, class_token=False, pool="norm_average")
     with pytest.raises(CheckpointError, match=r"has one class token.*the model no"):
-        dense_from_state(released("vit_dense_a"), spec)
+        dense(released("vit_dense_a"), spec)
 
 
 def test_gates_of_a_released_swin(released):
     state = released("swin_a_search")
-    found = released_from_state(state)
-    assert found.form == "supernet"
+    found, logits = released_from_state(state)
+    assert form(found) == "supernet"
     names = [n.removesuffix(".norm2.bias") for n in state if n.endswith("norm2.bias")]
-    for name, gates in zip(names, found.gate_logits, strict=True):
-        np.testing.assert_array_equal(gates.kernel, state[f"{name}.attn.kernel_thresholds_full"])
-        np.testing.assert_array_equal(gates.ffn, state[f"{name}.mlp.ffn_thresholds"])
+    for name, gates in zip(names, logits, strict=True):
+        np.testing.assert_array_equal(gates["op"], state[f"{name}.attn.kernel_thresholds_full"])
+        np.testing.assert_array_equal(gates["ffn"], state[f"{name}.mlp.ffn_thresholds"])
     assert found.architecture.ops == ("msa", "conv1x1", "skip", "msa", "conv1x1", "skip")
