@@ -5,6 +5,7 @@ when it compiles: the allocator's own peak never falls, so in a process of sever
 says little about each. Where that peak rises while a contestant begins, it is a fact of its own.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,8 +82,8 @@ def prepare(name: str, batch: int, axes: tuple[str, ...], seconds: float) -> Pre
     return begin, failed
 
 
-def introduce() -> tuple[dict, dict[str, str]]:
-    """Names the device and the libraries."""
+def introduce() -> tuple[dict, dict[str, Any]]:
+    """Names the device, the libraries and, with their sizes, the models."""
     import flax
     import jax
 
@@ -92,6 +93,7 @@ def introduce() -> tuple[dict, dict[str, str]]:
         "platform": first.platform,
         "jax": jax.__version__,
         "flax": flax.__version__,
+        "models": {name: dataclasses.asdict(spec) for name, spec in specs().items()},
     }
 
 

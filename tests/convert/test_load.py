@@ -13,11 +13,10 @@ from spvit_jax.convert import (
     read_spec,
     released_from_state,
     save,
-    save_torch,
 )
 from spvit_jax.convert.fit import resize_grid
-from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
-from spvit_jax.single_path.architecture import Architecture, ArchitectureError
+from spvit_jax.models import SwinSpec, ViTSpec
+from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prune import fold, form, prune
 
 SWIN = SwinSpec(width=16, depths=(2, 2), heads=(2, 4), hidden=(64, 128), image_size=56, classes=7)
@@ -325,3 +324,70 @@ def test_gates_of_a_released_swin(released):
         np.testing.assert_array_equal(gates["op"], state[f"{name}.attn.kernel_thresholds_full"])
         np.testing.assert_array_equal(gates["ffn"], state[f"{name}.mlp.ffn_thresholds"])
     assert found.architecture.ops == ("msa", "conv1x1", "skip", "msa", "conv1x1", "skip")
+
+
+@pytest.fixture
+def both(released, tmp_path):
+    """``both(stem)``: a file of theirs, one of ours, of the same model; and heads to give."""
+
+    def write(stem):
+        theirs, ours = (str(tmp_path / f"{name}.safetensors") for name in ("theirs", "ours"))
+        safetensors.numpy.save_file(released(stem), theirs)
+        heads = 3 if stem.startswith("vit") else None
+        save(load(theirs, heads=heads), ours)
+        return theirs, ours, heads
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "said"),
+    [
+        ("vit_dense_a", 16, ["from 8x8 patches to 4x4, for images of 16 pixels"]),
+        ("vit_distilled_a", 48, ["from 8x8 patches to 12x12, for images of 48 pixels"]),
+        ("swin_dense_a", 112, []),
+        ("swin_timm_a", 28, ["from windows of 7x7 tokens to 4x4"]),
+        ("regnety_a", 96, []),
+    ],
+)
+def test_any_dense_model_is_loaded_for_another_image_size(
+    both, released, assert_same, stem, size, said
+):
+    theirs, ours, heads = both(stem)
+    spec = dataclasses.replace(read_spec(theirs, heads), image_size=size)
+    expected, told = dense(released(stem), spec)
+    assert len(told) == len(said) and all(a in b for a, b in zip(said, told, strict=True))
+    for path in (theirs, ours):
+        notes = []
+        found = load(path, heads=heads, image_size=size, notes=notes)
+        assert (found.spec, notes) == (spec, told)
+        assert_same(forms.variables(found), forms.variables(expected))
+    same = load(ours, heads=heads, image_size=read_spec(ours).image_size)
+    assert_same(forms.variables(same), forms.variables(load(theirs, heads=heads)))
+
+
+@pytest.mark.parametrize(
+    "stem", ["deit_a_search", "deit_a_finetune", "deit_a_folded", "swin_a_finetune"]
+)
+def test_a_pruned_model_stays_of_its_image_size(both, stem):
+    theirs, ours, _ = both(stem)
+    size = read_spec(ours).image_size
+    for path in (theirs, ours):
+        said = rf"{path}: a pruned model or supernet for images of {size} .* expected {2 * size}"
+        with pytest.raises(CheckpointError, match=said):
+            load(path, image_size=2 * size)
+        assert load(path, image_size=size).spec.image_size == size
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "said"),
+    [
+        ("vit_dense_a", 30, "image_size=30: the patch size must divide"),
+        ("swin_timm_a", 60, "image_size=60: windows of 7x7"),
+    ],
+)
+def test_an_image_size_that_cannot_be_is_named(both, stem, size, said):
+    theirs, ours, heads = both(stem)
+    for path in (theirs, ours):
+        with pytest.raises(CheckpointError, match=rf"{path}: {said}"):
+            load(path, heads=heads, image_size=size)

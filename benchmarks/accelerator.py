@@ -1,0 +1,179 @@
+"""Dense, searched and folded models against timm's in PyTorch, on the accelerator at hand.
+
+    python benchmarks/accelerator.py [--models deit_small_patch16_224,deit_base_patch16_224]
+        [--batches 64,256] [--turns 8] [--minutes 5] [--axes op,heads,ffn] [--json FILE] [--tiny]
+
+Runs from a checkout with jax, flax, optax, numpy and safetensors; PyTorch's cells need torch and
+timm too. Everything is in bfloat16, training with float32 weights; weights are random. "folded" is
+the published architecture. A step is forward, backward and AdamW, from uint8 pixels. PyTorch's are
+compiled whole by torch.compile, JAX's by jax.jit; compilation caches are off on our side.
+
+Contestants take turns and ratios are taken turn by turn: medians and quartiles. Each model and
+batch has two processes, for JAX and for PyTorch. All of JAX's contestants share one, since its
+memory pool grows to the largest and is not given back: one each would need the sum of them all on
+the card. PyTorch is in another because neither frees what the other asks for; JAX takes memory as
+it goes (XLA_PYTHON_CLIENT_PREALLOCATE=false). Only one process has work at a time while speed is
+measured. Compiling comes before that, several groups side by side where there are cores for it, so
+compile times are those of a busy host.
+
+What fails (out of memory, say) leaves an empty cell with its reason, and so does what there is no
+time for: after ``--minutes`` the script ends.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+import jax_side  # noqa: E402
+import torch_side  # noqa: E402
+from sides import NO_TIME, Failed, Side  # noqa: E402
+
+TURN = 0.2  # seconds at least, where a step is shorter: steps are queued, and their end awaited
+CORES = 4  # for each group that compiles at the same time
+COMPILING = 0.7  # at most this share of the time that is left
+Row = dict[str, Any]
+
+
+class Group:
+    """A model at a batch size: two processes, and a row for every contestant."""
+
+    def __init__(self, model: str, batch: int):
+        self.title = f"{model}, batch {batch}"
+        self.model, self.batch = model, batch
+        self.rows: dict[str, Row] = {n: {} for n in (*jax_side.NAMES, *torch_side.NAMES)}
+        self.sides: dict[str, Side] = {}  # by contestant
+
+    def fail(self, names: Any, why: str) -> None:
+        """Leaves cells empty."""
+        for name in names:
+            self.rows[name] = {"failed": why}
+            self.sides.pop(name, None)
+
+    def start(self, given: argparse.Namespace, host: Row, seconds: float) -> None:
+        """Starts both processes, which begin to compile."""
+        ours = Side(jax_side.prepare, self.model, self.batch, given.axes, seconds)
+        self.sides = dict.fromkeys(jax_side.NAMES, ours)
+        if "torch" in host:
+            sizes, backend = host["models"][self.model], "eager" if given.tiny else "inductor"
+            theirs = Side(torch_side.prepare, sizes, self.batch, backend, seconds)
+            self.sides |= dict.fromkeys(torch_side.NAMES, theirs)
+        else:
+            self.fail(torch_side.NAMES, host["no torch"])
+
+    def compiled(self, until: float) -> None:
+        """Waits until both have compiled what they could."""
+        for names in (jax_side.NAMES, torch_side.NAMES):
+            if names[0] in self.sides:
+                try:
+                    for name, why in self.sides[names[0]].hear(until).items():
+                        self.fail([name], why)
+                except Failed as error:
+                    self.fail(names, str(error))
+
+    def run(self, turns: int, until: float) -> None:
+        """Begins every contestant, lets them take turns, and fills the rows."""
+        counts: dict[str, int] = {}
+        for name in list(self.sides):
+            facts = self._ask(name, 0, until)
+            seconds = facts and self._ask(name, 1, until)
+            if seconds:
+                self.rows[name] |= facts
+                counts[name] = max(round(TURN / seconds), 1)
+        taken: list[dict[str, float]] = []
+        while len(taken) < turns and self.sides and time.monotonic() < until:
+            turn = {name: self._ask(name, counts[name], until) for name in list(self.sides)}
+            taken.append({name: s / counts[name] for name, s in turn.items() if s})
+        for name in self.sides:
+            self.rows[name] |= self._speed(name, taken)
+
+    def _ask(self, name: str, count: int, until: float) -> Any:
+        """A contestant's answer; None where it fails, and then it takes no more turns."""
+        if name not in self.sides:
+            return None
+        try:
+            return self.sides[name].ask(name, count, until)
+        except Failed as error:
+            side = self.sides[name]
+            dead = [n for n, s in self.sides.items() if s is side] if side.ended else [name]
+            self.fail(dead, str(error))
+            return None
+
+    def _speed(self, name: str, taken: list[dict[str, float]]) -> Row:
+        """Medians over the turns, and ratios of speeds to two others turn by turn."""
+        seconds = [turn[name] for turn in taken if name in turn]
+        if not seconds:
+            return {"failed": NO_TIME}
+        median = statistics.median(seconds)
+        row: Row = {"seconds": median, "images_per_second": self.batch / median}
+        row["turns"] = len(seconds)
+        for other in ("dense", "PyTorch"):
+            first = f"{name.split(', ')[0]}, {other}"
+            ratios = sorted(t[first] / t[name] for t in taken if first in t and name in t)
+            if ratios:
+                quartiles = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+                row[f"ratio_to_{other}"] = [quartiles[0], statistics.median(ratios), quartiles[1]]
+        return row
+
+    def close(self) -> None:
+        """Ends both processes."""
+        for side in set(self.sides.values()):
+            side.close()
+        self.sides = {}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs everything there is time for, and prints it."""
+    given = _options(arguments)
+    end = time.monotonic() + 60 * given.minutes
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    host = introduce(end)
+    unknown = sorted(set(given.models) - set(host["models"]))
+    if unknown:
+        sys.exit(f"--models: {unknown[0]} is none of {', '.join(host['models'])}")
+    results: Row = {name: value for name, value in host.items() if name != "models"}
+    results |= {"dtype": "bfloat16", "axes": given.axes, "groups": {}}
+    print(", ".join(f"{name} {value}" for name, value in results.items() if name != "groups"))
+    for group in groups(given, host, end):
+        results["groups"][group.title] = group.rows
+        show(group)
+    results["latency"] = prediction_lines(given, end)
+    print(json.dumps(results))
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words = lambda text: tuple(text.split(","))  # noqa: E731
+    numbers = lambda text: tuple(map(int, text.split(",")))  # noqa: E731
+    parser.add_argument("--models", type=words)
+    parser.add_argument("--batches", type=numbers)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--axes", type=words, default=("op", "heads", "ffn"), help="of the search")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="small and on any machine, for tests")
+    given = parser.parse_args(arguments)
+    usual = ("deit_small_patch16_224", "deit_base_patch16_224")
+    given.models = given.models or ((jax_side.TINY,) if given.tiny else usual)
+    given.batches = given.batches or ((2,) if given.tiny else (64, 256))
+    return given
+
+
+def introduce(until: float) -> Row:
+    """Names the device and the libraries; "no torch" says why PyTorch takes no part.
+
+    Raises:
+      SystemExit: JAX does not start.
+    """
