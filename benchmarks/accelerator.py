@@ -26,7 +26,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,28 @@ class Group:
         self.title = f"{model}, batch {batch}"
         self.model, self.batch = model, batch
         self.rows: dict[str, Row] = {n: {} for n in (*jax_side.NAMES, *torch_side.NAMES)}
-        self.sides: dict[str, Side] = {}  # by contestant
+        self.sides: dict[str, Side] = {}  # by contestant, of those still in the race
+        self._started: list[Side] = []
 
-    def fail(self, names: Any, why: str) -> None:
-        """Leaves cells empty."""
+    def fail(self, names: Iterable[str], why: str) -> None:
+        """Takes contestants out of the race."""
         for name in names:
-            self.rows[name] = {"failed": why}
+            self.rows[name]["failed"] = why
             self.sides.pop(name, None)
 
     def start(self, given: argparse.Namespace, host: Row, seconds: float) -> None:
-        """Starts both processes, which begin to compile."""
-        ours = Side(jax_side.prepare, self.model, self.batch, given.axes, seconds)
-        self.sides = dict.fromkeys(jax_side.NAMES, ours)
-        if "torch" in host:
+        """Starts both processes, which begin to compile and stop doing so after ``seconds``."""
+        self._enter(Side(jax_side.prepare, self.model, self.batch, given.axes, seconds), jax_side)
+        if "no torch" in host:
+            self.fail(torch_side.NAMES, host["no torch"])
+        else:
             sizes, backend = host["models"][self.model], "eager" if given.tiny else "inductor"
             theirs = Side(torch_side.prepare, sizes, self.batch, backend, seconds)
-            self.sides |= dict.fromkeys(torch_side.NAMES, theirs)
-        else:
-            self.fail(torch_side.NAMES, host["no torch"])
+            self._enter(theirs, torch_side)
+
+    def _enter(self, side: Side, module: Any) -> None:
+        self._started.append(side)
+        self.sides |= dict.fromkeys(module.NAMES, side)
 
     def compiled(self, until: float) -> None:
         """Waits until both have compiled what they could."""
@@ -79,32 +83,35 @@ class Group:
                 except Failed as error:
                     self.fail(names, str(error))
 
-    def run(self, turns: int, until: float) -> None:
-        """Begins every contestant, lets them take turns, and fills the rows."""
+    def run(self, turns: int, until: float, end: float) -> None:
+        """Begins every contestant, lets them take turns until ``until``, and fills the rows.
+
+        What is not done by ``end`` is given up.
+        """
         counts: dict[str, int] = {}
         for name in list(self.sides):
-            facts = self._ask(name, 0, until)
-            seconds = facts and self._ask(name, 1, until)
-            if seconds:
+            facts = self._ask(name, 0, end)
+            seconds = None if facts is None else self._ask(name, 1, end)
+            if seconds is not None:
                 self.rows[name] |= facts
                 counts[name] = max(round(TURN / seconds), 1)
-        taken: list[dict[str, float]] = []
+        taken: list[Row] = []
         while len(taken) < turns and self.sides and time.monotonic() < until:
-            turn = {name: self._ask(name, counts[name], until) for name in list(self.sides)}
-            taken.append({name: s / counts[name] for name, s in turn.items() if s})
-        for name in self.sides:
+            turn = {name: self._ask(name, counts[name], end) for name in list(self.sides)}
+            taken.append({name: s / counts[name] for name, s in turn.items() if s is not None})
+        for name in counts:
             self.rows[name] |= self._speed(name, taken)
 
     def _ask(self, name: str, count: int, until: float) -> Any:
         """A contestant's answer; None where it fails, and then it takes no more turns."""
-        if name not in self.sides:
+        side = self.sides.get(name)
+        if side is None:
             return None
         try:
-            return self.sides[name].ask(name, count, until)
+            return side.ask(name, count, until)
         except Failed as error:
-            side = self.sides[name]
-            dead = [n for n, s in self.sides.items() if s is side] if side.ended else [name]
-            self.fail(dead, str(error))
+            along = [other for other, s in self.sides.items() if s is side and side.ended]
+            self.fail({name, *along}, str(error))
             return None
 
     def _speed(self, name: str, taken: list[dict[str, float]]) -> Row:
@@ -125,9 +132,8 @@ class Group:
 
     def close(self) -> None:
         """Ends both processes."""
-        for side in set(self.sides.values()):
+        for side in self._started:
             side.close()
-        self.sides = {}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -177,3 +183,80 @@ def introduce(until: float) -> Row:
     Raises:
       SystemExit: JAX does not start.
     """
+    ours = Side(jax_side.introduce)
+    try:
+        host = ours.hear(until)
+    except Failed as error:
+        sys.exit(f"JAX does not start: {error}")
+    finally:
+        ours.close()
+    theirs = Side(torch_side.introduce, host["platform"])
+    try:
+        return host | theirs.hear(until)
+    except Failed as error:
+        return host | {"no torch": str(error)}
+    finally:
+        theirs.close()
+
+
+def groups(given: argparse.Namespace, host: Row, end: float) -> Iterator[Group]:
+    """Every model at every batch size, run while there is time; small batches come first."""
+    waiting = [Group(model, batch) for batch in given.batches for model in given.models]
+    together = max((os.cpu_count() or 1) // CORES, 1)
+    while waiting:
+        wave, waiting = waiting[:together], waiting[together:]
+        left = end - time.monotonic()
+        try:
+            if left > 0:
+                _compile(wave, given, host, left)
+            for i, group in enumerate(wave):
+                now = time.monotonic()
+                group.run(given.turns, now + (end - now) / (len(wave) - i), end)
+                group.close()
+                yield group
+        finally:
+            for group in wave:
+                group.close()
+
+
+def _compile(wave: list[Group], given: argparse.Namespace, host: Row, left: float) -> None:
+    """Compiles groups at the same time, in a part of the seconds ``left``."""
+    until = time.monotonic() + COMPILING * left
+    for group in wave:
+        group.start(given, host, COMPILING * left / 2)
+    for group in wave:
+        group.compiled(until)
+
+
+def show(group: Group) -> None:
+    """Prints a table, and why cells of it are empty."""
+    print(f"\n{group.title}")
+    print(f"{'':20}{'images/s':>10}{'× dense':>9}{'quartiles':>13}", end="")
+    print(f"{'× PyTorch':>11}{'quartiles':>13}{'compile s':>11}{'peak MB':>9}")
+    for name, row in group.rows.items():
+        cells = _cell(row, "images_per_second", 10, 1)
+        for other, width in (("dense", 9), ("PyTorch", 11)):
+            low, middle, high = row.get(f"ratio_to_{other}", (None,) * 3)
+            cells += (
+                f"{'–':>{width}}{'':13}"
+                if middle is None
+                else (f"{middle:{width}.2f}{f'{low:.2f}–{high:.2f}':>13}")
+            )
+        print(f"{name:20}{cells}{_cell(row, 'compile_seconds', 11, 1)}", end="")
+        print(_cell(row, "peak_memory_mb", 9, 0))
+    for name, row in group.rows.items():
+        if "failed" in row:
+            print(f"{name}: {row['failed']}")
+
+
+def _cell(row: Row, key: str, width: int, digits: int) -> str:
+    return f"{row[key]:{width}.{digits}f}" if key in row else f"{'–':>{width}}"
+
+
+def prediction_lines(given: argparse.Namespace, end: float) -> Row:
+    """Predicted against measured."""
+    return {}
+
+
+if __name__ == "__main__":
+    main()

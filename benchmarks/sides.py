@@ -33,6 +33,7 @@ class Side:
         self._process = context.Process(target=_serve, args=work, daemon=True)
         self._process.start()
         theirs.close()  # so that its end is noticed here
+        self.ended = False
 
     def hear(self, until: float) -> Any:
         """Waits for an answer until ``time.monotonic()`` is ``until``; a late process is ended.
@@ -46,9 +47,9 @@ class Side:
                 raise Failed(NO_TIME)
             good, answer = self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join(5)
             code = self._process.exitcode
-            raise Failed(NO_TIME if self._pipe.closed else f"its process ended: {code}") from None
+            self.close()
+            raise Failed(f"its process ended with exit code {code}") from None
         if not good:
             raise Failed(answer)
         return answer
@@ -65,9 +66,11 @@ class Side:
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+        if not self.ended:
+            self.ended = True
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
 
 
 def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: tuple) -> None:

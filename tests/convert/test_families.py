@@ -13,7 +13,7 @@ from spvit_jax.convert import (
 )
 from spvit_jax.convert.tables import apply, revert
 from spvit_jax.models import MODELS, VARIANTS
-from spvit_jax.single_path.prune import count_parameters
+from spvit_jax.single_path.prices import count_parameters
 
 MANIFESTS = sorted((Path(__file__).parents[1] / "golden" / "manifests").glob("*.json"))
 
@@ -74,7 +74,7 @@ def test_foreign_checkpoints_are_told_what_is_known(names):
     state = dict.fromkeys(names, np.zeros(1))
     said = r"(?s)DeiT or ViT.*Swin.*RegNetY.*{} names: {}".format(len(names), ", ".join(names))
     with pytest.raises(CheckpointError, match=said):
-        dense_from_state(state, VARIANTS["deit_tiny_patch16_224"])
+        dense_from_state(state, VARIANTS["deit_tiny_patch16_224"], [])
     with pytest.raises(CheckpointError, match=said):
         released_from_state(state)
 
@@ -97,7 +97,7 @@ def test_the_family_has_to_be_the_models(released):
         ("regnety_a", "deit_tiny_patch16_224", "wanted is a ViT.* of RegNetY"),
     ):
         with pytest.raises(CheckpointError, match=said):
-            dense_from_state(released(stem), VARIANTS[variant])
+            dense_from_state(released(stem), VARIANTS[variant], [])
 
 
 def test_only_buffers_are_ignored():
@@ -109,6 +109,6 @@ def test_only_buffers_are_ignored():
 
 def test_a_model_reverts_to_what_it_was_made_of(released):
     state = released("vit_dense_a")
-    model = released_from_state(state, heads=3).model
-    assert families.revert_model(model, "dense").keys() == state.keys()
+    model, _ = released_from_state(state, heads=3)
+    assert families.revert_model(model).keys() == state.keys()
     assert vit.recognises(state)

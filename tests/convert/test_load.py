@@ -346,7 +346,7 @@ def both(released, tmp_path):
         ("vit_dense_a", 16, ["from 8x8 patches to 4x4, for images of 16 pixels"]),
         ("vit_distilled_a", 48, ["from 8x8 patches to 12x12, for images of 48 pixels"]),
         ("swin_dense_a", 112, []),
-        ("swin_timm_a", 28, ["from windows of 7x7 tokens to 4x4"]),
+        ("swin_timm_a", 168, []),
         ("regnety_a", 96, []),
     ],
 )

@@ -63,7 +63,8 @@ def test_shapes_of_no_regnet_are_named(released):
 
 def test_another_number_of_classes_and_any_image_size(released):
     spec = dataclasses.replace(TINY, classes=3, image_size=96)
-    model, notes = dense_from_state(released("regnety_a"), spec)
+    notes = []
+    model = dense_from_state(released("regnety_a"), spec, notes)
     assert len(notes) == 1 and "7 classes with its head.fc, the model 3" in notes[0]
     assert model.spec == spec
-    assert state_for_torch(model, "dense")["head.fc.weight"].shape == (3, 64)
+    assert state_for_torch(model)["head.fc.weight"].shape == (3, 64)

@@ -51,7 +51,7 @@ def state_of(spec, architecture=None, form=None):
     model = forms.build(spec, form, architecture)
     shapes = forms.shapes(model)
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    state = state_for_torch(forms.fill(model, zeros), form, architecture)
+    state = state_for_torch(forms.fill(model, zeros))
     return {name: value for name, value in state.items() if not name.endswith("attn_mask")}
 
 
@@ -81,7 +81,7 @@ def test_masks_tell_the_image_size(random_model):
     spec = dataclasses.replace(SEARCHED, image_size=112)
     architecture = Architecture(("conv1x1",) * 6, (5,) * 6)
     model = random_model(spec, "folded", architecture)
-    state = state_for_torch(model, "folded", architecture)
+    state = state_for_torch(model)
     assert swin.spec_from_state(state) == spec
     bare = {name: value for name, value in state.items() if not name.endswith("attn_mask")}
     assert swin.spec_from_state(bare) == SEARCHED  # windows of 7, as in every published one
