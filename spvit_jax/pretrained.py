@@ -43,7 +43,10 @@ def dense_spec(config: Config, found: int) -> Spec:
     classes = model.classes or found
     if classes < found:
         raise ConfigError(f"model.classes={classes}, but the data has {found}; set it to 0")
-    return resized(dataclasses.replace(spec, classes=classes), model.image_size)
+    try:
+        return resized(dataclasses.replace(spec, classes=classes), model.image_size)
+    except CheckpointError as error:
+        raise ConfigError(f"model.{error}") from error
 
 
 def address(checkpoint: str) -> str:

@@ -10,7 +10,7 @@ from flax import nnx
 from PIL import Image
 
 from spvit_jax import predict
-from spvit_jax.convert import save_model, save_torch
+from spvit_jax.convert import save, save_torch
 from spvit_jax.convert.native import About
 from spvit_jax.data.decode import open_image
 from spvit_jax.data.errors import DataError
@@ -70,7 +70,7 @@ def check(line, shares, names=NAMES):
 
 
 def test_as_a_command(model, folder, tmp_path):
-    save_model(tmp_path / "m.safetensors", model, "dense", about=OWN)
+    save(model, tmp_path / "m.safetensors", about=OWN)
     command = [sys.executable, "-m", "spvit_jax.predict", tmp_path / "m.safetensors", folder]
     (folder / "more" / "bad.png").write_bytes(b"nothing")
     try:
@@ -101,7 +101,7 @@ def test_help_is_quick_and_has_examples():
 def test_a_model_file_says_names_and_normalisation(model, folder, tmp_path, capsys, form):
     path = tmp_path / "m.safetensors"
     found = model if form == "dense" else fold(prune(model, FOUND), batch_norm=True)
-    save_model(path, found, form, FOUND, about=OWN)
+    save(found, path, about=OWN)
     code, lines, err = run(capsys, path, folder / "b.png", folder / "a.JPG")
     assert (code, err) == (0, "")
     assert [line["image"] for line in lines] == [str(folder / n) for n in ("b.png", "a.JPG")]
@@ -111,7 +111,7 @@ def test_a_model_file_says_names_and_normalisation(model, folder, tmp_path, caps
 
 def test_a_checkpoint_that_says_nothing(model, folder, tmp_path, capsys):
     path = tmp_path / "m.safetensors"
-    save_torch(path, model, "dense")
+    save_torch(model, path)
     numbers = ("class 0", "class 1", "class 2")
     _, (line,), _ = run(capsys, path, folder / "b.png", "--heads", 2)
     imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_says_nothing(model, folder, tmp_path, capsys):
 def test_a_regnet_at_the_size_it_is_told(folder, tmp_path, capsys):
     path = tmp_path / "m.safetensors"
     model = RegNet(RegNetSpec((8, 16), (1, 1), 8, classes=3), rngs=nnx.Rngs(0))
-    save_torch(path, model, "dense")
+    save_torch(model, path)
     _, (line,), err = run(capsys, path, folder / "b.png", "--image-size", 16)
     imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     shares = expected(model, folder / "b.png", imagenet, 0.875)
@@ -134,7 +134,7 @@ def test_a_regnet_at_the_size_it_is_told(folder, tmp_path, capsys):
 
 def test_more_images_than_a_batch(model, folder, tmp_path, capsys, monkeypatch):
     path = tmp_path / "m.safetensors"
-    save_model(path, model, "dense", about=OWN)
+    save(model, path, about=OWN)
     monkeypatch.setattr(predict, "BATCH", 2)
     bad = tmp_path / "bad.png"
     bad.write_bytes((folder / "b.png").read_bytes()[:200])
@@ -151,7 +151,7 @@ def test_more_images_than_a_batch(model, folder, tmp_path, capsys, monkeypatch):
 
 def test_names_from_a_file_come_first(model, folder, tmp_path, capsys):
     path, names = tmp_path / "m.safetensors", tmp_path / "names.txt"
-    save_model(path, model, "dense", about=OWN)
+    save(model, path, about=OWN)
     names.write_text("Katze\nHund\nEule\n")
     _, (line,), _ = run(capsys, path, folder / "b.png", "--names", names)
     check(line, expected(model, folder / "b.png"), ("Katze", "Hund", "Eule"))
@@ -201,14 +201,14 @@ def test_a_model_that_knows_more_classes_than_it_has_names_for():
 
 def test_what_cannot_work_is_said_and_nothing_is_printed(model, folder, tmp_path, capsys):
     path, empty = tmp_path / "m.safetensors", tmp_path / "empty"
-    save_model(path, fold(prune(model, FOUND)), "folded", FOUND, about=OWN)
+    save(fold(prune(model, FOUND)), path, about=OWN)
     empty.mkdir()
     for arguments, said in (
         ([tmp_path / "none.safetensors", folder], "no file at"),
         ([folder / "notes.txt", folder], "notes.txt"),
         ([path, folder, empty], "no image (.jpg"),
         ([path, folder, "--names", tmp_path / "none.txt"], "none.txt"),
-        ([path, folder, "--image-size", 32], "a pruned model keeps its own size, 16"),
+        ([path, folder, "--image-size", 32], "for images of 16 pixels stays so; expected 32"),
     ):
         code, lines, err = run(capsys, *arguments)
         assert (code, lines) == (2, []) and err.startswith("error: ") and "Traceback" not in err

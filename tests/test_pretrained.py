@@ -10,12 +10,13 @@ from flax import nnx
 
 from spvit_jax import pretrained
 from spvit_jax.config import Config, ConfigError, Model, from_config_dict
-from spvit_jax.convert import CheckpointError, Released, about_of, save_model, save_torch
+from spvit_jax.convert import CheckpointError, about_of, save, save_torch
 from spvit_jax.convert.native import About
 from spvit_jax.models import MODELS, VARIANTS, RegNetSpec, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.gates import decide, initial_logits
-from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 
 VIT = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=8, image_size=16, classes=3)
@@ -48,10 +49,10 @@ def test_a_variant_gets_the_classes_and_the_image_size():
 def test_an_empty_variant_reads_the_checkpoint(tmp_path):
     for name, spec, heads in (("vit", VIT, 2), ("swin", SWIN, 0)):
         path = tmp_path / f"{name}.safetensors"
-        save_torch(path, build(spec), "dense")
-        made = config(variant="", checkpoint=str(path), heads=heads)
+        save_torch(build(spec), path)
+        made, notes = config(variant="", checkpoint=str(path), heads=heads), []
         assert pretrained.dense_spec(made, 3) == spec
-        model, notes = pretrained.load(made, spec)
+        model = pretrained.load_dense(made, spec, notes)
         assert type(model) is MODELS[type(spec)] and notes == []
 
 
@@ -91,7 +92,7 @@ def logits(teacher, images):
 def test_a_teacher_of_any_family_sees_the_students_images(spec, tmp_path):
     student = dataclasses.replace(VIT, image_size=32)
     path = tmp_path / "teacher.safetensors"
-    save_torch(path, build(spec), "dense")
+    save_torch(build(spec), path)
     made = teaching(path, heads=2 if spec is VIT else 0, dtype="float32")
     images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
     assert logits(pretrained.load_teacher(made, student), images).shape == (2, 3)
@@ -99,7 +100,7 @@ def test_a_teacher_of_any_family_sees_the_students_images(spec, tmp_path):
 
 def test_without_a_checkpoint_the_teacher_is_the_runs_own_dense_model(tmp_path):
     path, model = tmp_path / "dense.safetensors", build(VIT)
-    save_torch(path, model, "dense")
+    save_torch(model, path)
     made = config(checkpoint=str(path))
     made.teacher.dtype = "float32"
     made.data.mean, made.data.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -112,7 +113,7 @@ def test_without_a_checkpoint_the_teacher_is_the_runs_own_dense_model(tmp_path):
 
 def test_a_pruned_model_teaches_at_its_own_size_only(tmp_path):
     path = tmp_path / "pruned.safetensors"
-    save_model(path, fold(prune(build(VIT), FOUND), batch_norm=True), "deploy", FOUND)
+    save(fold(prune(build(VIT), FOUND), batch_norm=True), path)
     made = teaching(path, mean=(0.5,) * 3, std=(0.5,) * 3)
     teacher = pretrained.load_teacher(made, VIT)
     assert teacher.normalise.mean == (0.5,) * 3
@@ -123,7 +124,7 @@ def test_a_pruned_model_teaches_at_its_own_size_only(tmp_path):
 
 def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
     path = tmp_path / "teacher.safetensors"
-    save_model(path, supernet(build(VIT)), "supernet")
+    save(supernet(build(VIT)), path)
     with pytest.raises(ConfigError, match=r"is a supernet; give a dense"):
         pretrained.load_teacher(teaching(path), VIT)
     with pytest.raises(ConfigError, match=r"knows 3 classes, the student 10"):
@@ -146,7 +147,7 @@ def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
     made = Config()
-    made.search.target_ratio = 0.5
+    made.budget.macs = 0.5
     values = json.loads(json.dumps(dataclasses.asdict(made)))
     for path, value in changes.items():
         *groups, name = path.split(".")
@@ -159,42 +160,42 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 
 def evaluated(path, found=3, **model):
-    """``load_trained`` for data of ``found`` classes."""
-    made = config(checkpoint=str(path), **model)
+    """``load_trained`` for data of ``found`` classes, and its notes."""
+    made, notes = config(checkpoint=str(path), **model), []
     made.stage = "evaluate"
-    return pretrained.load_trained(made, pretrained.dense_spec(made, found))
+    return pretrained.load_trained(made, pretrained.dense_spec(made, found), notes), notes
 
 
 @pytest.mark.parametrize("spec", [VIT, SWIN, REGNET], ids=["vit", "swin", "regnet"])
 def test_any_dense_model_is_evaluated(tmp_path, spec):
     path, model = tmp_path / "dense.safetensors", build(spec)
-    for save in (save_torch, save_model):
-        save(path, model, "dense")
-        source, notes = evaluated(path, variant="", heads=2 * (spec is not REGNET))
-        assert (source.form, notes) == ("dense", [])
+    for write in (save_torch, save):
+        write(model, path)
+        found, notes = evaluated(path, variant="", heads=2 * (spec is not REGNET))
+        assert (form(found), notes) == ("dense", [])
         side = spec.image_size if spec is not REGNET else 16  # which takes any
         images = np.random.default_rng(0).standard_normal((2, side, side, 3))
-        np.testing.assert_allclose(source.model(images), model(images), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found(images), model(images), rtol=1e-5, atol=1e-6)
 
 
 def test_a_dense_model_is_evaluated_at_another_size(tmp_path, monkeypatch):
     path = tmp_path / "dense.safetensors"
-    save_torch(path, build(VIT), "dense")
+    save_torch(build(VIT), path)
     monkeypatch.setitem(pretrained.VARIANTS, "mine", VIT)  # says the heads
-    source, notes = evaluated(path, variant="mine", image_size=32)
-    assert source.model.spec == dataclasses.replace(VIT, image_size=32)
+    found, notes = evaluated(path, variant="mine", image_size=32)
+    assert found.spec == dataclasses.replace(VIT, image_size=32)
     assert len(notes) == 1 and "4x4" in notes[0]
 
 
 def test_a_pruned_model_is_evaluated_in_the_form_it_is_in(tmp_path, monkeypatch):
     path = tmp_path / "pruned.safetensors"
     model = fold(prune(build(VIT), FOUND), batch_norm=True)
-    save_model(path, model, "deploy", FOUND)
+    save(model, path)
     monkeypatch.setitem(pretrained.VARIANTS, "mine", VIT)
     monkeypatch.setitem(pretrained.VARIANTS, "other", dataclasses.replace(VIT, width=32))
     assert evaluated(path, variant="")[1] == []
-    source, notes = evaluated(path, variant="mine")
-    assert source.form == "deploy" and "(deploy form), evaluated as it is" in notes[0]
+    found, notes = evaluated(path, variant="mine")
+    assert form(found) == "deploy" and "(deploy form), evaluated as it is" in notes[0]
     with pytest.raises(ConfigError, match=r"images of 16 pixels.*not 32"):
         evaluated(path, variant="", image_size=32)
     for variant in ("other", "swin_tiny_patch4_window7_224"):
@@ -204,31 +205,31 @@ def test_a_pruned_model_is_evaluated_in_the_form_it_is_in(tmp_path, monkeypatch)
 
 def test_a_released_supernet_is_evaluated_as_its_gates_decide(tmp_path):
     network, images = supernet(build(VIT)), jnp.ones((1, 16, 16, 3))
-    path, logits = tmp_path / "search.safetensors", initial_logits(VIT.blocks)
-    logits = (logits[0]._replace(kernel=jnp.asarray([1.0, 1.0, -1.0])), logits[1])
-    expected = network(images, decide(logits))
-    source, notes = pretrained.decided(
-        Released(network, "supernet", from_gates(decide(logits)), logits)
-    )
-    assert (source.form, source.gate_logits) == ("shared", None)
-    assert "conv3x3 msa" in notes[0]
-    np.testing.assert_allclose(source.model(images), expected, rtol=1e-5, atol=1e-6)
-    save_model(path, network, "supernet")  # our own file has no gate logits
+    path, space = tmp_path / "search.safetensors", Space(VIT.blocks)
+    logits = initial_logits(space)
+    gates = decide(space, ({**logits[0], "op": jnp.asarray([1.0, 1.0, -1.0])}, logits[1]))
+    save(network, path)
     with pytest.raises(CheckpointError, match="a supernet without gate logits"):
         evaluated(path, variant="")
+    network.architecture = from_gates(gates, space.ops)
+    save(network, path)
+    found, notes = evaluated(path, variant="")
+    assert (form(found), found.architecture.ops) == ("shared", ("conv3x3", "msa"))
+    assert "pruned as its gates decide: conv3x3 msa" in notes[0]
+    np.testing.assert_allclose(found(images), network(images, gates), rtol=1e-5, atol=1e-6)
 
 
 def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
-    for form, model in (("dense", build(VIT)), ("shared", prune(build(VIT), FOUND))):
-        path = tmp_path / f"{form}.safetensors"
-        save_model(path, model, form, FOUND)
+    for model in (build(VIT), prune(build(VIT), FOUND)):
+        path = tmp_path / f"{form(model)}.safetensors"
+        save(model, path)
         with pytest.raises(ConfigError, match=r"knows 3 classes, the data has 2.*classes=3"):
             evaluated(path, 2, variant="")
         with pytest.raises(ConfigError, match=r"knows 3 classes, the data has 4"):
             evaluated(path, 4, variant="")
         with pytest.raises(ConfigError, match=r"knows 3 classes, model.classes asks for 5"):
             evaluated(path, 4, variant="", classes=5)
-        assert evaluated(path, variant="")[0].model.spec.classes == 3
+        assert evaluated(path, variant="")[0].spec.classes == 3
 
 
 def test_what_a_model_was_trained_on_is_compared():
@@ -252,7 +253,7 @@ def test_what_a_model_was_trained_on_is_compared():
 
 def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
     path, about = tmp_path / "m.safetensors", About(("a", "b", "c"))
-    save_model(path, build(VIT), "dense", about=about)
+    save(build(VIT), path, about=about)
     assert about_of(str(path)) == about
-    save_torch(path, build(VIT), "dense")
+    save_torch(build(VIT), path)
     assert about_of(str(path)) == About()

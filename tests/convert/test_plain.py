@@ -30,6 +30,7 @@ import pytest
 from spvit_jax.convert import CheckpointError, dense_from_state, forms, released_from_state
 from spvit_jax.convert.plain import CONVERTS, plain
 from spvit_jax.models import SwinSpec, ViTSpec
+from spvit_jax.single_path.prune import form
 
 DATA = Path(__file__).parent / "data"
 TOLERANCES = {"float32": 1e-5, "float64": 1e-6}  # of the largest logit
@@ -151,7 +152,8 @@ def tolerance(request):
 @pytest.mark.parametrize("name", SPECS)
 def test_timm_models_give_timm_logits(name, run, tolerance):
     state, images, logits = recorded(name)
-    model, notes = dense_from_state(state, SPECS[name])
+    notes = []
+    model = dense_from_state(state, SPECS[name], notes)
     assert not notes
     ours = np.asarray(run(model, jnp.asarray(images, float)))
     np.testing.assert_allclose(ours, logits, rtol=0, atol=tolerance * np.abs(logits).max())
@@ -161,11 +163,11 @@ def test_timm_models_give_timm_logits(name, run, tolerance):
 def test_timm_models_are_recognised_by_their_shapes(name):
     state, *_ = recorded(name)
     spec = SPECS[name]
-    released = released_from_state(state, spec.heads if isinstance(spec, ViTSpec) else None)
-    assert released.form == "dense"
-    assert released.model.spec == NOT_IN_NAMES.get(name, spec)
-    arrays = forms.variables(released.model)  # with the spec, they make the logits
-    expected = forms.variables(dense_from_state(state, spec)[0])
+    found, _ = released_from_state(state, spec.heads if isinstance(spec, ViTSpec) else None)
+    assert form(found) == "dense"
+    assert found.spec == NOT_IN_NAMES.get(name, spec)
+    arrays = forms.variables(found)  # with the spec, they make the logits
+    expected = forms.variables(dense_from_state(state, spec, []))
     assert arrays.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(arrays[key], value)
