@@ -44,44 +44,35 @@ Row = dict[str, Any]
 
 
 class Group:
-    """A model at a batch size: two processes, and a row for every contestant."""
+    """A model at a batch size: a process for each framework, and a row for every contestant."""
 
     def __init__(self, model: str, batch: int):
         self.title = f"{model}, batch {batch}"
         self.model, self.batch = model, batch
-        self.rows: dict[str, Row] = {n: {} for n in (*jax_side.NAMES, *torch_side.NAMES)}
-        self.sides: dict[str, Side] = {}  # by contestant, of those still in the race
-        self._started: list[Side] = []
+        self.rows: dict[str, Row] = {}
+        self._sides: dict[Side, tuple[str, ...]] = {}
+        self._racing: dict[str, Side] = {}
+
+    def enter(self, side: Side, names: tuple[str, ...]) -> None:
+        """Adds the contestants that ``side`` has begun to prepare."""
+        self._sides[side] = names
+        self._racing |= dict.fromkeys(names, side)
+        self.rows |= {name: {} for name in names}
 
     def fail(self, names: Iterable[str], why: str) -> None:
-        """Takes contestants out of the race."""
+        """Takes contestants out of the race; what was measured of them stays."""
         for name in names:
-            self.rows[name]["failed"] = why
-            self.sides.pop(name, None)
-
-    def start(self, given: argparse.Namespace, host: Row, seconds: float) -> None:
-        """Starts both processes, which begin to compile and stop doing so after ``seconds``."""
-        self._enter(Side(jax_side.prepare, self.model, self.batch, given.axes, seconds), jax_side)
-        if "no torch" in host:
-            self.fail(torch_side.NAMES, host["no torch"])
-        else:
-            sizes, backend = host["models"][self.model], "eager" if given.tiny else "inductor"
-            theirs = Side(torch_side.prepare, sizes, self.batch, backend, seconds)
-            self._enter(theirs, torch_side)
-
-    def _enter(self, side: Side, module: Any) -> None:
-        self._started.append(side)
-        self.sides |= dict.fromkeys(module.NAMES, side)
+            self.rows.setdefault(name, {})["failed"] = why
+            self._racing.pop(name, None)
 
     def compiled(self, until: float) -> None:
-        """Waits until both have compiled what they could."""
-        for names in (jax_side.NAMES, torch_side.NAMES):
-            if names[0] in self.sides:
-                try:
-                    for name, why in self.sides[names[0]].hear(until).items():
-                        self.fail([name], why)
-                except Failed as error:
-                    self.fail(names, str(error))
+        """Waits until all have compiled what they could."""
+        for side, names in self._sides.items():
+            try:
+                for name, why in side.hear(until).items():
+                    self.fail([name], why)
+            except Failed as error:
+                self.fail(names, str(error))
 
     def run(self, turns: int, until: float, end: float) -> None:
         """Begins every contestant, lets them take turns until ``until``, and fills the rows.
@@ -89,28 +80,28 @@ class Group:
         What is not done by ``end`` is given up.
         """
         counts: dict[str, int] = {}
-        for name in list(self.sides):
+        for name in list(self._racing):
             facts = self._ask(name, 0, end)
             seconds = None if facts is None else self._ask(name, 1, end)
             if seconds is not None:
                 self.rows[name] |= facts
                 counts[name] = max(round(TURN / seconds), 1)
         taken: list[Row] = []
-        while len(taken) < turns and self.sides and time.monotonic() < until:
-            turn = {name: self._ask(name, counts[name], end) for name in list(self.sides)}
+        while len(taken) < turns and self._racing and time.monotonic() < until:
+            turn = {name: self._ask(name, counts[name], end) for name in list(self._racing)}
             taken.append({name: s / counts[name] for name, s in turn.items() if s is not None})
         for name in counts:
             self.rows[name] |= self._speed(name, taken)
 
     def _ask(self, name: str, count: int, until: float) -> Any:
         """A contestant's answer; None where it fails, and then it takes no more turns."""
-        side = self.sides.get(name)
+        side = self._racing.get(name)
         if side is None:
             return None
         try:
             return side.ask(name, count, until)
         except Failed as error:
-            along = [other for other, s in self.sides.items() if s is side and side.ended]
+            along = [other for other, s in self._racing.items() if s is side and side.ended]
             self.fail({name, *along}, str(error))
             return None
 
@@ -131,8 +122,8 @@ class Group:
         return row
 
     def close(self) -> None:
-        """Ends both processes."""
-        for side in self._started:
+        """Ends the processes."""
+        for side in self._sides:
             side.close()
 
 
@@ -209,6 +200,9 @@ def groups(given: argparse.Namespace, host: Row, end: float) -> Iterator[Group]:
         try:
             if left > 0:
                 _compile(wave, given, host, left)
+            else:
+                for group in wave:
+                    group.fail(jax_side.NAMES + torch_side.NAMES, NO_TIME)
             for i, group in enumerate(wave):
                 now = time.monotonic()
                 group.run(given.turns, now + (end - now) / (len(wave) - i), end)
@@ -223,27 +217,32 @@ def _compile(wave: list[Group], given: argparse.Namespace, host: Row, left: floa
     """Compiles groups at the same time, in a part of the seconds ``left``."""
     until = time.monotonic() + COMPILING * left
     for group in wave:
-        group.start(given, host, COMPILING * left / 2)
+        start(group, given, host, COMPILING * left / 2)
     for group in wave:
         group.compiled(until)
 
 
+def start(group: Group, given: argparse.Namespace, host: Row, seconds: float) -> None:
+    """Starts a group's processes; after ``seconds`` they begin no other program."""
+    ours = Side(jax_side.prepare, group.model, group.batch, given.axes, seconds)
+    group.enter(ours, jax_side.NAMES)
+    if "no torch" in host:
+        group.fail(torch_side.NAMES, host["no torch"])
+        return
+    sizes, backend = host["models"][group.model], "eager" if given.tiny else "inductor"
+    theirs = Side(torch_side.prepare, sizes, group.batch, backend, seconds)
+    group.enter(theirs, torch_side.NAMES)
+
+
 def show(group: Group) -> None:
     """Prints a table, and why cells of it are empty."""
-    print(f"\n{group.title}")
-    print(f"{'':20}{'images/s':>10}{'× dense':>9}{'quartiles':>13}", end="")
-    print(f"{'× PyTorch':>11}{'quartiles':>13}{'compile s':>11}{'peak MB':>9}")
+    print(f"\n{group.title}\n{'':20}{'images/s':>10}", end="")
+    print(f"{'× dense':>11}{'quartiles':>14}{'× PyTorch':>11}{'quartiles':>14}", end="")
+    print(f"{'compile s':>11}{'peak MB':>9}")
     for name, row in group.rows.items():
-        cells = _cell(row, "images_per_second", 10, 1)
-        for other, width in (("dense", 9), ("PyTorch", 11)):
-            low, middle, high = row.get(f"ratio_to_{other}", (None,) * 3)
-            cells += (
-                f"{'–':>{width}}{'':13}"
-                if middle is None
-                else (f"{middle:{width}.2f}{f'{low:.2f}–{high:.2f}':>13}")
-            )
-        print(f"{name:20}{cells}{_cell(row, 'compile_seconds', 11, 1)}", end="")
-        print(_cell(row, "peak_memory_mb", 9, 0))
+        print(f"{name:20}{_cell(row, 'images_per_second', 10, 1)}", end="")
+        print(_ratio(row, "ratio_to_dense") + _ratio(row, "ratio_to_PyTorch"), end="")
+        print(_cell(row, "compile_seconds", 11, 1) + _cell(row, "peak_memory_mb", 9, 0))
     for name, row in group.rows.items():
         if "failed" in row:
             print(f"{name}: {row['failed']}")
@@ -251,6 +250,13 @@ def show(group: Group) -> None:
 
 def _cell(row: Row, key: str, width: int, digits: int) -> str:
     return f"{row[key]:{width}.{digits}f}" if key in row else f"{'–':>{width}}"
+
+
+def _ratio(row: Row, key: str) -> str:
+    if key not in row:
+        return f"{'–':>11}{'':14}"
+    low, middle, high = row[key]
+    return f"{middle:11.2f}{f'{low:.2f}–{high:.2f}':>14}"
 
 
 def prediction_lines(given: argparse.Namespace, end: float) -> Row:

@@ -119,7 +119,7 @@ def _begin(
             held, result = call(program, held)
         jax.block_until_ready((held, result))
 
-    facts = {"compile_seconds": seconds, "peak_memory_mb": _planned(program) / 2**20}
+    facts = {"compile_seconds": seconds, **_planned(program)}
     if before:
         run(1)
         after = device.memory_stats()["peak_bytes_in_use"]
@@ -128,11 +128,14 @@ def _begin(
     return run, facts
 
 
-def _planned(program: Any) -> int:
-    """Bytes of a compiled program with its arguments and results, donated ones counted once."""
+def _planned(program: Any) -> dict[str, float]:
+    """MB of a compiled program with its arguments and results, donated ones counted once."""
     plan = program.memory_analysis()
+    if plan is None:
+        return {}
     kept = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return plan.argument_size_in_bytes + kept + plan.temp_size_in_bytes
+    total = plan.argument_size_in_bytes + kept + plan.temp_size_in_bytes
+    return {"peak_memory_mb": total / 2**20}
 
 
 def _model(name: str, form: str, axes: tuple[str, ...], batch_norm: bool) -> Any:
@@ -221,14 +224,17 @@ def _inference(name: str, form: str, batch: int, axes: tuple[str, ...]) -> tuple
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.bfloat16)
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
 
+    def arrays() -> list:
+        return [_random(narrow), _random(images, 1.0)]
+
     def call(program: Any, arrays: list) -> tuple[list, Any]:
         return arrays, program(*arrays)
 
-    return forward.lower(narrow, images), lambda: [_random(narrow), _random(images)], call
+    return forward.lower(narrow, images), arrays, call
 
 
-def _random(tree: Any) -> Any:
-    """Small random matrices, and vectors of ones: every norm's scale is one."""
+def _random(tree: Any, scale: float = 0.02) -> Any:
+    """Random matrices, and vectors of ones: every norm's scale is one."""
     import jax
 
     rng = np.random.default_rng(0)
@@ -236,6 +242,6 @@ def _random(tree: Any) -> Any:
     def leaf(shape: Any) -> np.ndarray:
         if len(shape.shape) < 2:
             return np.ones(shape.shape, shape.dtype)
-        return (0.02 * rng.standard_normal(shape.shape, np.float32)).astype(shape.dtype)
+        return (scale * rng.standard_normal(shape.shape, np.float32)).astype(shape.dtype)
 
     return jax.tree.map(leaf, tree)
