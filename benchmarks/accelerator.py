@@ -6,7 +6,8 @@
 Runs from a checkout with jax, flax, optax, numpy and safetensors; PyTorch's cells need torch and
 timm too. Everything is in bfloat16, training with float32 weights; weights are random. "folded" is
 the published architecture. A step is forward, backward and AdamW, from uint8 pixels. PyTorch's are
-compiled whole by torch.compile, JAX's by jax.jit; compilation caches are off on our side.
+compiled whole by torch.compile, whose cache may hold them from the last run; JAX's is off. Peak
+memory is what XLA plans for a program, and what PyTorch's tensors take.
 
 Contestants take turns and ratios are taken turn by turn: medians and quartiles. Each model and
 batch has two processes, for JAX and for PyTorch. All of JAX's contestants share one, since its
@@ -40,6 +41,7 @@ from sides import NO_TIME, Failed, Side  # noqa: E402
 TURN = 0.2  # seconds at least, where a step is shorter: steps are queued, and their end awaited
 CORES = 4  # for each group that compiles at the same time
 COMPILING = 0.7  # at most this share of the time that is left
+STARTING = 90  # seconds for a framework to name the device
 Row = dict[str, Any]
 
 
@@ -91,7 +93,7 @@ class Group:
             turn = {name: self._ask(name, counts[name], end) for name in list(self._racing)}
             taken.append({name: s / counts[name] for name, s in turn.items() if s is not None})
         for name in counts:
-            self.rows[name] |= self._speed(name, taken)
+            self.rows[name] = self._speed(name, taken) | self.rows[name]
 
     def _ask(self, name: str, count: int, until: float) -> Any:
         """A contestant's answer; None where it fails, and then it takes no more turns."""
@@ -132,13 +134,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = _options(arguments)
     end = time.monotonic() + 60 * given.minutes
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    host = introduce(end)
+    host = introduce()
     unknown = sorted(set(given.models) - set(host["models"]))
     if unknown:
         sys.exit(f"--models: {unknown[0]} is none of {', '.join(host['models'])}")
     results: Row = {name: value for name, value in host.items() if name != "models"}
     results |= {"dtype": "bfloat16", "axes": given.axes, "groups": {}}
     print(", ".join(f"{name} {value}" for name, value in results.items() if name != "groups"))
+    if host["platform"] == "cpu" and not given.tiny:
+        print("JAX sees no accelerator: this is the CPU's speed, and may not end in time")
     for group in groups(given, host, end):
         results["groups"][group.title] = group.rows
         show(group)
@@ -168,7 +172,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def introduce(until: float) -> Row:
+def introduce() -> Row:
     """Names the device and the libraries; "no torch" says why PyTorch takes no part.
 
     Raises:
@@ -176,14 +180,14 @@ def introduce(until: float) -> Row:
     """
     ours = Side(jax_side.introduce)
     try:
-        host = ours.hear(until)
+        host = ours.hear(time.monotonic() + STARTING)
     except Failed as error:
         sys.exit(f"JAX does not start: {error}")
     finally:
         ours.close()
     theirs = Side(torch_side.introduce, host["platform"])
     try:
-        return host | theirs.hear(until)
+        return host | theirs.hear(time.monotonic() + STARTING)
     except Failed as error:
         return host | {"no torch": str(error)}
     finally:

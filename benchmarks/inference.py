@@ -1,9 +1,10 @@
-"""A folded pruned model against its dense one and against PyTorch's dense one.
+"""A folded pruned model against its dense one, and both against what computes every token.
 
     python benchmarks/inference.py [--architecture FILE.json] [--batch 8] [--turns 15]
 
-The published DeiT-B architecture by default; random weights, float32. "× first" is the speed
-relative to the dense model, turn by turn. The compilation cache is off. Needs torch.
+The published DeiT-B architecture by default; random weights, float32. With a class token the last
+block computes it alone; "all tokens" computes what nobody reads, too, as PyTorch's does. "× first"
+is the speed relative to the dense model, turn by turn. The compilation cache is off. Needs torch.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from alternate import compare, show
 PUBLISHED = Path(__file__).parent.parent / "configs" / "architectures" / "spvit_deit_base.json"
 
 
-def ours(path: str, batch: int, folded: bool) -> tuple[Callable[[], None], dict]:
+def ours(path: str, batch: int, folded: bool, all_tokens: bool) -> tuple[Callable, dict]:
     """The project's model, compiled."""
     import jax
     from flax import nnx
@@ -28,6 +29,9 @@ def ours(path: str, batch: int, folded: bool) -> tuple[Callable[[], None], dict]
 
     found = architecture.load(path)
     model = ViT(VARIANTS[found.model], rngs=nnx.Rngs(0))
+    if all_tokens:
+        last = model.blocks[-1]
+        last.ffn_tokens = last.mixer.queries = model.spec.blocks[-1].tokens
     if folded:
         model = prune.fold(prune.prune(model, found), batch_norm=True)
     graph, state = nnx.split(model)
@@ -67,8 +71,10 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=15)
     given = parser.parse_args()
     contestants = {
-        "dense": (ours, (given.architecture, given.batch, False)),
-        "folded": (ours, (given.architecture, given.batch, True)),
+        "dense": (ours, (given.architecture, given.batch, False, False)),
+        "dense, all tokens": (ours, (given.architecture, given.batch, False, True)),
+        "folded": (ours, (given.architecture, given.batch, True, False)),
+        "folded, all tokens": (ours, (given.architecture, given.batch, True, True)),
         "dense, PyTorch": (pytorch, (given.architecture, given.batch)),
     }
     title = f"inference, {Path(given.architecture).stem}, batch {given.batch}"

@@ -1,8 +1,9 @@
 """A search step against a dense training step of the same model, and against PyTorch's.
 
     python benchmarks/training.py [--model deit_tiny_patch16_224] [--batch 8] [--turns 15]
+        [--axes op,ffn]
 
-Every step is forward, backward and AdamW on random images, in float32. "× first" is the speed
+``--axes`` are those that the search has under gates. Every step is forward, backward and AdamW on random images, in float32. "× first" is the speed
 relative to the dense step, turn by turn. The compilation cache is off. Needs torch.
 """
 
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from alternate import compare, show
 
 
-def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None], dict]:
-    """The project's own jitted step."""
+def ours(model_name: str, batch: int, axes: tuple[str, ...]) -> tuple[Callable[[], None], dict]:
+    """The project's own jitted step: a search's where there are axes."""
     import jax
     from flax import nnx
 
@@ -23,8 +24,10 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
 
     from spvit_jax.config import Training
     from spvit_jax.models import VARIANTS, ViT
-    from spvit_jax.single_path.budget import budget_loss
-    from spvit_jax.single_path.gates import initial_logits
+    from spvit_jax.single_path.budget import Budget
+    from spvit_jax.single_path.gating import Gating
+    from spvit_jax.single_path.prices import macs
+    from spvit_jax.single_path.space import Space
     from spvit_jax.single_path.supernet import supernet
     from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
@@ -35,11 +38,12 @@ def ours(model_name: str, batch: int, search: bool) -> tuple[Callable[[], None],
     model = ViT(spec, rngs=nnx.Rngs(0))
     objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3))
     gates = ()
-    if search:
-        model, gates = supernet(model), initial_logits(spec.blocks)
-        objective = dataclasses.replace(
-            objective, penalty=lambda logits: budget_loss(spec, logits, 1.0, 20.0)
-        )
+    if axes:
+        space = Space(spec.blocks, axes=axes)
+        prices = macs(spec, space.ops)
+        gating = Gating(space, (Budget(prices, prices.dense // 2),), 20.0, 1e-3)
+        model, gates = supernet(model), gating.initial()
+        objective = dataclasses.replace(objective, gating=gating)
     adamw = optimizer(Training(), lambda step: 1e-4, 1e-3)
     state = init_state(model, adamw, gates=gates, seed=0)
     key = jax.random.key(0)
@@ -92,11 +96,12 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--axes", default="op,ffn")
     given = parser.parse_args()
     arguments = given.model, given.batch
     contestants = {
-        "dense": (ours, (*arguments, False)),
-        "search": (ours, (*arguments, True)),
+        "dense": (ours, (*arguments, ())),
+        "search": (ours, (*arguments, tuple(given.axes.split(",")))),
         "dense, PyTorch": (pytorch, arguments),
     }
     title = f"training step, {given.model}, batch {given.batch}"

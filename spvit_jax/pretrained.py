@@ -182,8 +182,9 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
     """The teacher of ``config``, for the images and classes of ``student``.
 
     Raises:
-      ConfigError: it knows other classes, or cannot see images of the student's size.
-      convert.CheckpointError: the file is not one that converts.
+      ConfigError: it knows other classes.
+      convert.CheckpointError: the file is not one that converts, or its model, pruned for another
+        image size, cannot see the student's.
     """
     teacher, data = config.teacher, config.data
     normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
