@@ -8,6 +8,7 @@ is the speed relative to the dense model, turn by turn. The compilation cache is
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +25,23 @@ def ours(path: str, batch: int, folded: bool, all_tokens: bool) -> tuple[Callabl
 
     jax.config.update("jax_enable_compilation_cache", False)
 
-    from spvit_jax.models import VARIANTS, ViT
+    from spvit_jax.models import VARIANTS, ViT, ViTSpec
     from spvit_jax.single_path import architecture, prune
 
+    class AllTokens(ViTSpec):
+        """A model whose last block is as the others are."""
+
+        @property
+        def blocks(self) -> tuple:
+            return super().blocks[:1] * self.depth
+
     found = architecture.load(path)
-    model = ViT(VARIANTS[found.model], rngs=nnx.Rngs(0))
+    spec = VARIANTS[found.model]
     if all_tokens:
-        last = model.blocks[-1]
-        last.ffn_tokens = last.mixer.queries = model.spec.blocks[-1].tokens
+        spec = AllTokens(**dataclasses.asdict(spec))
+    model = ViT(spec, rngs=nnx.Rngs(0))
     if folded:
-        model = prune.fold(prune.prune(model, found), batch_norm=True)
+        model = prune.fold(prune.prune(model, found, temperature=0.01), batch_norm=True)
     graph, state = nnx.split(model)
     images = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))

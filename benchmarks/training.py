@@ -3,8 +3,9 @@
     python benchmarks/training.py [--model deit_tiny_patch16_224] [--batch 8] [--turns 15]
         [--axes op,ffn]
 
-``--axes`` are those that the search has under gates. Every step is forward, backward and AdamW on random images, in float32. "× first" is the speed
-relative to the dense step, turn by turn. The compilation cache is off. Needs torch.
+Every step is forward, backward and AdamW on random images, in float32; ``--axes`` are those that
+the search puts under gates. "× first" is the speed relative to the dense step, turn by turn. The
+compilation cache is off. Needs torch.
 """
 
 import argparse

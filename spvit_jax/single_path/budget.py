@@ -86,17 +86,20 @@ def project(space: Space, logits: Gates, held: tuple[Budget, ...], model: str = 
     Raises:
       BudgetError: with every gate shut the model is above a target.
     """
-    for budget in held:
-        if budget.prices.base > budget.target:
-            raise BudgetError(
-                f"{budget.field}: {budget.target:,.6g} {budget.prices.unit} are below the"
-                f" {budget.prices.base:,.6g} that embedding, norms and head alone take; raise it"
-            )
-    room = np.array([budget.target - budget.prices.base for budget in held])
     levels, offers = _levels(logits), []
     for i in range(len(space.blocks)):
         offers += [_mixing(space, i, levels[i], held), _units(space, i, levels[i], held)]
-    picked = choose([offer.site for offer in offers], room)
+    free = [offer.site.prices.min(0) for offer in offers]
+    room = np.array([b.target - b.prices.base for b in held]) - sum(free)
+    for budget, left in zip(held, room, strict=True):
+        if left < 0:
+            raise BudgetError(
+                f"{budget.field}: {budget.target:,.6g} {budget.prices.unit} are below the"
+                f" {budget.target - left:,.6g} of the model with every gate shut; raise it, or let"
+                " gates choose more: search.axes"
+            )
+    sites = [Site(o.site.values, o.site.prices - f) for o, f in zip(offers, free, strict=True)]
+    picked = choose(sites, room)
     chosen = [offer.gates(option) for offer, option in zip(offers, picked, strict=True)]
     pairs = zip(chosen[::2], chosen[1::2], strict=True)
     return from_gates(tuple(mixing | units for mixing, units in pairs), space.ops, model)

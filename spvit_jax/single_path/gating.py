@@ -10,7 +10,7 @@ from spvit_jax.single_path import budget, gates
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.budget import Budget
 from spvit_jax.single_path.gates import Gates
-from spvit_jax.single_path.space import Space, group_units
+from spvit_jax.single_path.space import Space, SpaceError, group_units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Gating:
           SpaceError, BudgetError: the model cannot have such a space or budget.
         """
         members = group_units(spec, search.unit_group, dense)
-        space = Space(spec.blocks, search.ops, search.axes, members)
+        try:
+            space = Space(spec.blocks, search.ops, search.axes, members)
+        except SpaceError as error:
+            raise SpaceError(f"search.{error}") from None
         held = budget.budgets(budgets, spec, search.ops)
         settles = search.gate_schedule == "linear"
         return cls(space, held, search.budget_lambda, search.gate_learning_rate, settles)

@@ -1,0 +1,235 @@
+"""Parts of a dense model's blocks as programs of their own, and how long they take here.
+
+A part is a block, folded as it is deployed, that keeps one operation or an FFN and nothing else. Its
+program is a few such blocks one after another, with random weights of their own: what a call costs
+besides counts for little, and caches see as many weights as in a whole model.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spvit_jax.convert import forms
+from spvit_jax.models import MODELS, Geometry
+from spvit_jax.progress import Bar, Console
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.latency import Table, TableError, Times, described
+from spvit_jax.single_path.ops import OPS
+from spvit_jax.single_path.supernet import supernet
+from spvit_jax.workdir import versions
+
+COPIES = 4  # blocks of a program
+STEPS = 4  # numbers of heads that are measured, and of FFN units besides none
+MIN_TURNS = 5  # even where one turn takes longer than the time given
+WARM_UP = 2  # calls that are not counted
+
+Call = Callable[[], Any]  # of a compiled program
+Array = jax.Array
+
+
+class Part(NamedTuple):
+    """What is kept of a block on each axis of ``AXES``, by number, and what the block works on."""
+
+    geometry: Geometry
+    op: str
+    heads: int = 0
+    ffn: int = 0
+
+
+def part(geometry: Geometry, op: str, heads: int = 0, ffn: int = 0) -> Part:
+    """Makes a part. Only attention sees windows, so that others do not differ by them."""
+    plain = dataclasses.replace(geometry, window=0, shift=0)
+    return Part(geometry if op == "msa" else plain, op, heads, ffn)
+
+
+class Parts(NamedTuple):
+    """The parts of one block that are measured, as in ``Times``."""
+
+    ops: dict[str, Part]
+    heads: dict[int, Part]
+    ffn: dict[int, Part]
+
+    def times(self, found: dict[Part, float], scale: float) -> Times:
+        """The milliseconds of each."""
+        return Times(*({key: scale * found[part] for key, part in kind.items()} for kind in self))
+
+
+def parts_of(geometry: Geometry, ops: tuple[str, ...]) -> Parts:
+    """Makes the parts of a block: each of ``ops``, some numbers of heads and of FFN units."""
+    units = np.linspace(0, geometry.hidden, STEPS + 1).round()
+    heads = np.linspace(1, geometry.heads, STEPS).round()
+    return Parts(
+        {op: part(geometry, op) for op in ops if op != "msa"},
+        {n: part(geometry, "msa", heads=n) for n in map(int, heads)},
+        {n: part(geometry, "skip", ffn=n) for n in map(int, units)},
+    )
+
+
+def measured(
+    spec: Any, ops: tuple[str, ...], batch: int, seconds: float, dtype: Any, console: Console
+) -> Table:
+    """Measures the table of a dense model on this process's first device.
+
+    All programs take turns, the whole model among them; each is compared with that in every turn,
+    and the comparison's median is taken: a machine that slows down slows all of them.
+
+    Args:
+      spec: the dense model's.
+      ops: what a search chooses from.
+      batch: images per call.
+      seconds: time given to all calls; at least five turns are taken however long they last.
+      dtype: of the computation; None: float32.
+      console: shows how far it is.
+
+    Raises:
+      TableError: the model is not slower than without its blocks: the clock sees something else.
+    """
+    blocks = [parts_of(geometry, ops) for geometry in spec.blocks]
+    parts = list(dict.fromkeys(p for block in blocks for kind in block for p in kind.values()))
+    empty = Architecture(("skip",) * len(blocks), (0,) * len(blocks))
+    calls = _compile(spec, (None, empty), parts, batch, dtype, console)
+    times = 1e3 * alternate(calls, seconds, lambda turns: console.bar(turns, 0, "measure"))
+    whole = float(np.median(times[:, 0]))
+    ratios = np.median(times / times[:, :1], axis=0)
+    found = dict(zip(parts, (whole * ratios[2:]).tolist(), strict=True))
+    explained = sum(block.times(found, 1.0).above_empty for block in blocks)
+    scale = whole * (1 - ratios[1]) / explained
+    if not 0 < scale < np.inf:
+        raise TableError(
+            f"the model takes {whole:.3g} ms and {ratios[1]:.2f} of that without its blocks: the"
+            " machine does something else; try again, with more --seconds"
+        )
+    about = _about(batch, dtype, len(times)) | {"scale": scale}
+    return Table(described(spec), about, whole, tuple(b.times(found, scale) for b in blocks))
+
+
+def _about(batch: int, dtype: Any, turns: int) -> dict[str, Any]:
+    """What a table's times depend on besides the model, in JSON's types."""
+    found = versions()
+    return {
+        "device": jax.local_devices()[0].device_kind,
+        "backend": found.pop("backend"),
+        "dtype": "float32" if dtype is None else jnp.dtype(dtype).name,
+        "batch": batch,
+        "turns": turns,
+        "versions": found,
+    }
+
+
+def _compile(
+    spec: Any,
+    whole: Sequence[Architecture | None],
+    parts: list[Part],
+    batch: int,
+    dtype: Any,
+    console: Console,
+) -> list[Call]:
+    """The programs of whole models, then of ``parts``."""
+    with console.bar(len(whole) + len(parts), 0, "compile") as bar:
+
+        def done(call: Call) -> Call:
+            bar.update()
+            return call
+
+        calls = [done(model_call(spec, architecture, batch, dtype)) for architecture in whole]
+        blocks = zip(parts, _built(spec, parts, dtype), strict=True)
+        return calls + [done(_stack_call(p, block, batch, dtype)) for p, block in blocks]
+
+
+def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: Any) -> Call:
+    """Compiles a whole model with random weights: dense (None), or of an architecture, folded.
+
+    Args:
+      spec: the dense model's.
+      architecture: for it.
+      batch: images per call.
+      dtype: of the computation; None: float32.
+    """
+    form = "deploy" if architecture else "dense"
+    graph, shapes = nnx.split(forms.build(spec, form, architecture, dtype=dtype))
+    images = _random((batch, spec.image_size, spec.image_size, 3), 1.0, 0)
+    return _compiled(lambda state, x: nnx.merge(graph, state)(x), _filled(shapes, 0), images)
+
+
+def _stack_call(part: Part, block: Any, batch: int, dtype: Any) -> Call:
+    """Compiles ``COPIES`` of a block of shapes in sequence, each with weights of its own."""
+    graph, shapes = nnx.split(block)
+
+    def run(states: list[Any], x: Array) -> Array:
+        for state in states:
+            read = nnx.merge(graph, state)(x)
+            x = jnp.concatenate([read, x[:, read.shape[1] :]], axis=1)  # where some are not read
+        return x
+
+    x = _random((batch, part.geometry.tokens, part.geometry.width), 1.0, 0)
+    return _compiled(run, [_filled(shapes, copy) for copy in range(COPIES)], x.astype(dtype or float))
+
+
+def _compiled(function: Callable[[Any, Array], Any], weights: Any, x: Array) -> Call:
+    weights, x = jax.device_put((weights, x), jax.local_devices()[0])
+    return partial(jax.jit(function).lower(weights, x).compile(), weights, x)
+
+
+def _built(spec: Any, parts: list[Part], dtype: Any) -> list[Any]:
+    """Blocks of shapes: ``parts`` of the dense model, folded."""
+    of_part = [next(i for i, g in enumerate(spec.blocks) if _same(p, g)) for p in parts]
+
+    def make() -> list[Any]:
+        model = supernet(MODELS[type(spec)](spec, dtype=dtype, rngs=nnx.Rngs(0)), tuple(OPS))
+        return [_pruned(model.blocks[i], p) for i, p in zip(of_part, parts, strict=True)]
+
+    return nnx.eval_shape(make)
+
+
+def _same(part_of: Part, geometry: Geometry) -> bool:
+    """Whether a block of this geometry has that part."""
+    return part(geometry, part_of.op).geometry == part_of.geometry
+
+
+def _pruned(gated: Any, kept: Part) -> Any:
+    """A block of a supernet cut down to a part, folded."""
+    block = nnx.clone(gated).plain()
+    for name, axis in AXES.items():
+        entry = getattr(kept, name)
+        axis.prune(block, tuple(range(entry)) if isinstance(entry, int) else entry)
+    block.mixer = OPS[kept.op].folded(block.mixer, True)
+    return block
+
+
+def _filled(shapes: Any, seed: int) -> Any:
+    """A state with random weights, and norms that change nothing."""
+    leaves = []
+    for i, (path, leaf) in enumerate(nnx.to_flat_state(shapes)):
+        still = path[-1] in ("scale", "var")
+        value = jnp.ones(leaf.shape) if still else _random(leaf.shape, 0.02, seed, i)
+        leaves.append((path, leaf.replace(value.astype(leaf.dtype))))
+    return nnx.from_flat_state(leaves)
+
+
+def _random(shape: tuple[int, ...], scale: float, *seed: int) -> Array:
+    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def alternate(
+    calls: Sequence[Call], seconds: float, bar: Callable[[int], Bar] | None = None
+) -> np.ndarray:
+    """Times calls in turns, each in an order of its own: seconds, ``[turns, calls]``.
+
+    Args:
+      calls: of compiled programs; what they return is waited for.
+      seconds: for all of them; at least five turns are taken however long they last.
+      bar: makes one for so many turns.
+    """
+    for call in [*calls] * WARM_UP:
+        jax.block_until_ready(call())
+    first = _turn(calls, 0)
+    turns = max(MIN_TURNS, int(seconds / first.sum()))
+    ...
