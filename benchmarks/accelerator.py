@@ -93,7 +93,7 @@ class Group:
             turn = {name: self._ask(name, counts[name], end) for name in list(self._racing)}
             taken.append({name: s / counts[name] for name, s in turn.items() if s is not None})
         for name in counts:
-            self.rows[name] = self._speed(name, taken) | self.rows[name]
+            self.rows[name] = self.speed(name, taken) | self.rows[name]
 
     def _ask(self, name: str, count: int, until: float) -> Any:
         """A contestant's answer; None where it fails, and then it takes no more turns."""
@@ -107,7 +107,7 @@ class Group:
             self.fail({name, *along}, str(error))
             return None
 
-    def _speed(self, name: str, taken: list[dict[str, float]]) -> Row:
+    def speed(self, name: str, taken: list[dict[str, float]]) -> Row:
         """Medians over the turns, and ratios of speeds to two others turn by turn."""
         seconds = [turn[name] for turn in taken if name in turn]
         if not seconds:

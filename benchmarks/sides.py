@@ -47,6 +47,7 @@ class Side:
                 raise Failed(NO_TIME)
             good, answer = self._pipe.recv()
         except (EOFError, OSError):
+            self._process.join(5)
             code = self._process.exitcode
             self.close()
             raise Failed(f"its process ended with exit code {code}") from None

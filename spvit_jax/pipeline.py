@@ -128,6 +128,9 @@ class Run:
             train, test = (open_source(config.data, s) for s in _splits(config))
             seen = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
             self.spec: Any = pretrained.dense_spec(config, len(test.class_names))
+            if "search" in STAGES[config.stage]:  # a budget that cannot be is an error now
+                gating = Gating.of(config.search, config.budget, self.spec)
+                gating.project(gating.initial())
         hosts.agree(seen)
         self.name = config.model.variant or Path(config.model.checkpoint).stem
         self.trainer = Trainer(
@@ -275,10 +278,10 @@ class Run:
         return top1
 
     def _gating(self, dense: Classifier) -> Gating:
-        """What the search chooses from and within; an impossible budget is an error before it."""
+        """What the search chooses from and within."""
         with hosts.together(*USER_ERRORS):
             gating = Gating.of(self.config.search, self.config.budget, self.spec, dense)
-            gating.project(gating.initial())
+        hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
         return gating
 
     def _search(self, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
@@ -288,7 +291,7 @@ class Run:
         self.stage("search", f"{search.epochs:g} epochs towards {budgets}")
 
         def describe(state: TrainState) -> Metrics:
-            return search_metrics(gating, jax.device_get(state.gates))
+            return gating.metrics(jax.device_get(state.gates))
 
         return self.trainer.fit(
             "search",
@@ -390,21 +393,3 @@ def _splits(config: Config) -> tuple[str, str]:
     """Names of the training and the test split; who does not train needs only the latter."""
     data = config.data
     return data.train_split if STAGES[config.stage] else data.test_split, data.test_split
-
-
-def search_metrics(gating: Gating, logits: Gates) -> Metrics:
-    """What the trajectory shows: shares of the budgets that the plain threshold takes, and gates.
-
-    A probability for each gate of the operations, a mean for each other axis of a block.
-    """
-    gates = gating.decide(logits)
-    costs = ((b.prices.unit, float(cost(b.prices, gates)) / b.target) for b in gating.budgets)
-    values = {f"budget/{unit}": share for unit, share in costs}
-    for i, block in enumerate(logits):
-        for axis, x in block.items():
-            shares = 1 / (1 + np.exp(-np.asarray(x)))
-            if axis == "op":
-                values |= {f"op_probability/{i}/{j}": float(p) for j, p in enumerate(shares)}
-            else:
-                values[f"{axis}_probability/{i}"] = float(shares.mean())
-    return values

@@ -16,7 +16,7 @@ from flax import nnx
 
 from spvit_jax import measure, pipeline, pretrained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
-from spvit_jax.convert import load_dense, load_model, save_model
+from spvit_jax.convert import load, save
 from spvit_jax.convert.native import About, read_about
 from spvit_jax.models import VARIANTS, ViT
 from spvit_jax.progress import Console
@@ -24,7 +24,12 @@ from spvit_jax.report import Result
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.latency import TableError
+from spvit_jax.single_path.ops import PAPER
+from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
+from spvit_jax.single_path.space import SpaceError
 from spvit_jax.training import fit
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
@@ -32,12 +37,17 @@ from spvit_jax.training.sharding import make_mesh
 
 WIDER = dataclasses.replace(VARIANTS["deit_fashion_mnist"], classes=13)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+EVERYTHING = {  # that a search may choose, under two budgets
+    "search__axes": ("op", "heads", "ffn"),
+    "search__unit_group": 8,
+    "budget__params": 0.6,
+}
 
 
 def tiny(**changes) -> Config:
-    """quickstart.py:tiny; ``search__epochs=2`` changes search.epochs."""
+    """quickstart.py:tiny with ``EVERYTHING``; ``search__epochs=2`` changes search.epochs."""
     values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
-    for name, value in changes.items():
+    for name, value in (EVERYTHING | changes).items():
         *groups, field = name.split("__")
         part = values
         for group in groups:
@@ -60,23 +70,47 @@ def whole(tmp_path_factory):
 
 def test_a_whole_run_leaves_all_it_should(whole):
     result = Result.from_json((whole / "result.json").read_text())
-    assert result.pruned_macs <= result.target_macs
+    assert Result.from_json(result.to_json()) == result
     found = architectures.load(whole / "architecture.json")
-    assert found.ops == result.ops and found.macs(VARIANTS[found.model]) == result.pruned_macs
+    spec = VARIANTS[found.model]
+    assert (found.ops, found.widths) == (result.ops, result.ffn_widths)
+    assert found.head_counts(spec) == result.heads and result.dense_heads == (4,) * 6
+    assert found.macs(spec) == result.pruned_macs < result.dense_macs
+    assert found.published_macs(spec) == result.pruned_published_macs > result.pruned_macs
     assert (whole / "report.png").stat().st_size > 10_000
-    assert "throughput" in (whole / "table.txt").read_text()
+    table = (whole / "table.txt").read_text()
+    assert all(row in table for row in ("throughput", "MACs, as run (M)", "MACs, as published (M)"))
+    assert table.count("Budget: ") == 2
     for stage in ("search", "finetune"):
         assert [row["step"] for row in read_metrics(whole / stage)] == [2, 4, 6, 8, 10]
         assert "top1" in read_metrics(whole / stage)[-1]
         assert list((whole / stage).glob("events.out.tfevents*"))
-    assert {"macs", "target_macs", "kernel_probability/0/2", "ffn_probability/5"} <= set(
-        read_metrics(whole / "search")[-1]
-    )
+    shares = {"budget/MACs", "budget/parameters"}
+    gates = {"op_probability/0/2", "heads_probability/0", "ffn_probability/5"}
+    assert shares | gates <= set(read_metrics(whole / "search")[-1])
+
+
+def test_both_budgets_are_held_with_heads_and_groups_of_units(whole):
+    result = Result.from_json((whole / "result.json").read_text())
+    macs, params = result.budgets
+    assert (macs.unit, params.unit, result.candidates) == ("MACs", "parameters", PAPER)
+    assert macs.target == round(0.5 * result.dense_published_macs)
+    assert params.target == round(0.6 * result.dense_params)
+    assert (macs.dense, params.dense) == (result.dense_macs, result.dense_params)
+    assert macs.found == result.pruned_macs <= macs.target
+    assert params.found == count_parameters(load(str(whole / "pruned.safetensors")))
+    assert params.found <= params.target
+    assert max(h.found / h.target for h in result.budgets) > 0.995  # of the tightest
+    assert all(width % 8 == 0 for width in result.ffn_widths)
+    assert any(0 < heads < 4 for heads in result.heads)
+    threshold = architectures.load(whole / "architecture_threshold.json")
+    assert threshold.macs(VARIANTS[threshold.model]) == macs.threshold
 
 
 def test_the_saved_model_is_the_one_that_was_measured(whole):
-    model, form, found = load_model(whole / "pruned.safetensors")
-    assert form == "deploy" and found == architectures.load(whole / "architecture.json")
+    model = load(str(whole / "pruned.safetensors"))
+    assert form_of(model) == "deploy"
+    assert model.architecture == architectures.load(whole / "architecture.json")
     about, data = read_about(whole / "pruned.safetensors"), tiny().data
     assert about.class_names[:2] == ("T-shirt/top", "Trouser") and len(about.class_names) == 10
     assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
@@ -177,8 +211,10 @@ def test_a_search_and_a_finetune_in_two_folders(whole, tmp_path):
     config = tiny(stage="finetune", finetune__start="pretrained", finetune__architecture=str(found))
     run(config, tmp_path / "finetune")
     result = Result.from_json((tmp_path / "finetune" / "result.json").read_text())
-    assert (result.decision, result.target_macs) == ("given", None)
-    assert result.ops == architectures.load(found).ops
+    assert (result.decision, result.budgets, result.candidates) == ("given", (), ())
+    given = architectures.load(found)
+    assert (result.ops, result.ffn_widths) == (given.ops, given.widths)
+    assert result.heads == given.head_counts(VARIANTS[given.model])
     assert (tmp_path / "finetune" / "pruned.safetensors").exists()
 
 
@@ -208,14 +244,26 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     run(tiny(stage="evaluate", model__checkpoint=str(file)), tmp_path / "evaluate")
     evaluated = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
     assert evaluated["top1"] == trained
-    model, notes = load_dense(str(file), VARIANTS["deit_fashion_mnist"])
+    notes = []
+    model = load(str(file), VARIANTS["deit_fashion_mnist"], notes=notes)
     assert not notes and np.isfinite(model.head.kernel[...]).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"search__target_ratio": 0.001}, BudgetError, "search.target_ratio"),
+        ({"budget__macs": 0.001}, BudgetError, r"budget\.macs: 16,659 MACs are below the [\d,]+"),
+        ({"budget__params": 10.0}, BudgetError, r"budget\.params: 10 parameters are below"),
+        ({"search__axes": ("ffn",), "budget__macs": 0.3}, BudgetError, r"budget\.macs: .*\.axes"),
+        ({"search__axes": ("op", "width")}, SpaceError, r"search\.axes must be .*heads.*'width'"),
+        ({"search__axes": ()}, SpaceError, r"search\.axes must be .*got \(\)"),
+        ({"search__axes": ("op", "op")}, SpaceError, r"search\.axes must be different"),
+        ({"search__ops": ("skip", "conv5x5", "msa")}, SpaceError, r"search\.ops must .*'conv5x5'"),
+        ({"search__ops": ("msa", "skip")}, SpaceError, r"search\.ops must .*in this order"),
+        ({"search__ops": ("skip", "conv1x1")}, SpaceError, r"search\.ops must .*with msa"),
+        ({"search__ops": ("norm_skip", "msa")}, SpaceError, r"search\.ops must .*'norm_skip'"),
+        ({"search__unit_group": 7}, SpaceError, r"search\.unit_group=7 .* 256 FFN units of block 0"),
+        ({"budget__latency": "no.json:0.5"}, TableError, r"no\.json"),
         ({"finetune__batch_size": 400}, pipeline.DataError, "400 images is more than the 320"),
         ({"model__variant": "deit_huge"}, ConfigError, "deit_tiny_patch16_224"),
         ({"model__classes": 3}, ConfigError, "model.classes=3"),
@@ -223,10 +271,10 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
         ({"model__checkpoint": ""}, ConfigError, "model.checkpoint is empty"),
     ],
 )
-def test_what_cannot_work_is_said_before_the_search(tmp_path, changes, error, message):
+def test_what_cannot_work_is_said_before_anything_is_computed(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         run(tiny(**changes), tmp_path)
-    assert not (tmp_path / "search").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "versions.json"}
 
 
 def test_a_loss_that_explodes_names_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -313,17 +361,17 @@ def test_an_evaluation_heeds_what_the_model_file_says(tmp_path, capsys):
     large = dataclasses.replace(VARIANTS["deit_fashion_mnist"], image_size=56)
     found = architectures.Architecture(("skip",) * 6, ((0,),) * 6)
     model, about = prune(ViT(large, rngs=nnx.Rngs(0)), found), About(crop_ratio=0.5)
-    save_model(tmp_path / "large.safetensors", model, "shared", found, about=about)
+    save(model, tmp_path / "large.safetensors", about=about)
     config = tiny(stage="evaluate", model__checkpoint=str(tmp_path / "large.safetensors"))
     pipeline.run(config, tmp_path / "work", Console(), lambda: False)
     assert "trained with data.crop_ratio=0.5, now it is 1.0" in capsys.readouterr().out
     found = json.loads((tmp_path / "work" / "evaluation.json").read_text())
-    assert (found["form"], found["images"]) == ("shared", 128)
+    assert (found["form"], found["images"]) == ("deploy", 128)  # there is nothing to fold
 
 
 def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
-    dense, _ = load_dense(pretrained.address("packaged:deit_fashion_mnist"), WIDER)
-    save_model(tmp_path / "wider.safetensors", dense, "dense")
+    dense = load(pretrained.address("packaged:deit_fashion_mnist"), WIDER)
+    save(dense, tmp_path / "wider.safetensors")
     changes = {"stage": "evaluate", "model__checkpoint": str(tmp_path / "wider.safetensors")}
     for variant in ("", "deit_fashion_mnist"):
         with pytest.raises(ConfigError, match=r"knows 13 classes, the data has 10.*classes=13"):

@@ -1,13 +1,14 @@
 """Parts of a dense model's blocks as programs of their own, and how long they take here.
 
-A part is a block, folded as it is deployed, that keeps one operation or an FFN and nothing else. Its
-program is a few such blocks one after another, with random weights of their own: what a call costs
-besides counts for little, and caches see as many weights as in a whole model.
+A part is a block, folded as it is deployed, that keeps one operation or an FFN and nothing else.
+Its program is a few such blocks one after another, with random weights of their own: what a call
+costs besides counts for little, and caches see as many weights as in a whole model.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,7 +60,16 @@ class Parts(NamedTuple):
 
     def times(self, found: dict[Part, float], scale: float) -> Times:
         """The milliseconds of each."""
-        return Times(*({key: scale * found[part] for key, part in kind.items()} for kind in self))
+
+        def of_kind(parts: dict[Any, Part]) -> dict[Any, float]:
+            return {key: _digits(scale * found[part]) for key, part in parts.items()}
+
+        return Times(of_kind(self.ops), of_kind(self.heads), of_kind(self.ffn))
+
+
+def _digits(value: float) -> float:
+    """Six of them: more is noise."""
+    return float(f"{value:.6g}")
 
 
 def parts_of(geometry: Geometry, ops: tuple[str, ...]) -> Parts:
@@ -78,8 +88,8 @@ def measured(
 ) -> Table:
     """Measures the table of a dense model on this process's first device.
 
-    All programs take turns, the whole model among them; each is compared with that in every turn,
-    and the comparison's median is taken: a machine that slows down slows all of them.
+    All programs take turns, the whole model among them. Each is compared with that in every turn,
+    and of the comparisons the median is taken: a machine that slows down slows all of them.
 
     Args:
       spec: the dense model's.
@@ -90,58 +100,55 @@ def measured(
       console: shows how far it is.
 
     Raises:
-      TableError: the model is not slower than without its blocks: the clock sees something else.
+      TableError: the model is not slower than without its blocks: something else slows both.
     """
     blocks = [parts_of(geometry, ops) for geometry in spec.blocks]
-    parts = list(dict.fromkeys(p for block in blocks for kind in block for p in kind.values()))
-    empty = Architecture(("skip",) * len(blocks), (0,) * len(blocks))
-    calls = _compile(spec, (None, empty), parts, batch, dtype, console)
+    where: dict[Part, int] = {}  # the first block that has a part
+    for i, block in enumerate(blocks):
+        where = {p: i for kind in block for p in kind.values()} | where
+    calls = _calls(spec, where, batch, dtype, console)
     times = 1e3 * alternate(calls, seconds, lambda turns: console.bar(turns, 0, "measure"))
-    whole = float(np.median(times[:, 0]))
-    ratios = np.median(times / times[:, :1], axis=0)
-    found = dict(zip(parts, (whole * ratios[2:]).tolist(), strict=True))
-    explained = sum(block.times(found, 1.0).above_empty for block in blocks)
-    scale = whole * (1 - ratios[1]) / explained
+    dense, (_, empty, *shares) = np.median(times[:, 0]), np.median(times / times[:, :1], axis=0)
+    found = {p: float(dense * share / COPIES) for p, share in zip(where, shares, strict=True)}
+    scale = float(dense * (1 - empty)) / sum(block.times(found, 1.0).whole for block in blocks)
     if not 0 < scale < np.inf:
         raise TableError(
-            f"the model takes {whole:.3g} ms and {ratios[1]:.2f} of that without its blocks: the"
-            " machine does something else; try again, with more --seconds"
+            f"a call takes {dense:.3g} ms, without any block {dense * empty:.3g}: the machine is"
+            " busy with something else; try again, or give more --seconds"
         )
-    about = _about(batch, dtype, len(times)) | {"scale": scale}
-    return Table(described(spec), about, whole, tuple(b.times(found, scale) for b in blocks))
+    about = {**_about(batch, dtype), "turns": len(times), "scale": _digits(scale)}
+    scaled = tuple(block.times(found, scale) for block in blocks)
+    return Table(described(spec), about, _digits(dense), scaled)
 
 
-def _about(batch: int, dtype: Any, turns: int) -> dict[str, Any]:
-    """What a table's times depend on besides the model, in JSON's types."""
+def _about(batch: int, dtype: Any) -> dict[str, Any]:
+    """What times depend on besides the model, in JSON's types."""
     found = versions()
     return {
         "device": jax.local_devices()[0].device_kind,
         "backend": found.pop("backend"),
         "dtype": "float32" if dtype is None else jnp.dtype(dtype).name,
         "batch": batch,
-        "turns": turns,
         "versions": found,
     }
 
 
-def _compile(
-    spec: Any,
-    whole: Sequence[Architecture | None],
-    parts: list[Part],
-    batch: int,
-    dtype: Any,
-    console: Console,
+def _calls(
+    spec: Any, where: dict[Part, int], batch: int, dtype: Any, console: Console
 ) -> list[Call]:
-    """The programs of whole models, then of ``parts``."""
-    with console.bar(len(whole) + len(parts), 0, "compile") as bar:
+    """The programs: the dense model, one of empty blocks, and each part."""
+    depth = len(spec.blocks)
+    empty = Architecture(("skip",) * depth, (0,) * depth)
+    with console.bar(2 + len(where), 0, "compile") as bar:
 
-        def done(call: Call) -> Call:
+        def counted(call: Call) -> Call:
             bar.update()
             return call
 
-        calls = [done(model_call(spec, architecture, batch, dtype)) for architecture in whole]
-        blocks = zip(parts, _built(spec, parts, dtype), strict=True)
-        return calls + [done(_stack_call(p, block, batch, dtype)) for p, block in blocks]
+        calls = [counted(model_call(spec, whole, batch, dtype)) for whole in (None, empty)]
+        for one, block in zip(where, _built(spec, where, dtype), strict=True):
+            calls.append(counted(_stack_call(one.geometry, block, batch, dtype)))
+    return calls
 
 
 def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: Any) -> Call:
@@ -159,18 +166,18 @@ def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: 
     return _compiled(lambda state, x: nnx.merge(graph, state)(x), _filled(shapes, 0), images)
 
 
-def _stack_call(part: Part, block: Any, batch: int, dtype: Any) -> Call:
+def _stack_call(geometry: Geometry, block: Any, batch: int, dtype: Any) -> Call:
     """Compiles ``COPIES`` of a block of shapes in sequence, each with weights of its own."""
     graph, shapes = nnx.split(block)
 
     def run(states: list[Any], x: Array) -> Array:
         for state in states:
             read = nnx.merge(graph, state)(x)
-            x = jnp.concatenate([read, x[:, read.shape[1] :]], axis=1)  # where some are not read
+            x = jnp.concatenate([read, x[:, read.shape[1] :]], axis=1)  # a block may read but a few
         return x
 
-    x = _random((batch, part.geometry.tokens, part.geometry.width), 1.0, 0)
-    return _compiled(run, [_filled(shapes, copy) for copy in range(COPIES)], x.astype(dtype or float))
+    x = _random((batch, geometry.tokens, geometry.width), 1.0, 0).astype(dtype or jnp.float32)
+    return _compiled(run, [_filled(shapes, copy) for copy in range(COPIES)], x)
 
 
 def _compiled(function: Callable[[Any, Array], Any], weights: Any, x: Array) -> Call:
@@ -178,24 +185,18 @@ def _compiled(function: Callable[[Any, Array], Any], weights: Any, x: Array) -> 
     return partial(jax.jit(function).lower(weights, x).compile(), weights, x)
 
 
-def _built(spec: Any, parts: list[Part], dtype: Any) -> list[Any]:
-    """Blocks of shapes: ``parts`` of the dense model, folded."""
-    of_part = [next(i for i, g in enumerate(spec.blocks) if _same(p, g)) for p in parts]
+def _built(spec: Any, where: dict[Part, int], dtype: Any) -> list[Any]:
+    """Makes the blocks of shapes that are parts of the dense model, folded."""
 
     def make() -> list[Any]:
         model = supernet(MODELS[type(spec)](spec, dtype=dtype, rngs=nnx.Rngs(0)), tuple(OPS))
-        return [_pruned(model.blocks[i], p) for i, p in zip(of_part, parts, strict=True)]
+        return [_cut(model.blocks[i], kept) for kept, i in where.items()]
 
     return nnx.eval_shape(make)
 
 
-def _same(part_of: Part, geometry: Geometry) -> bool:
-    """Whether a block of this geometry has that part."""
-    return part(geometry, part_of.op).geometry == part_of.geometry
-
-
-def _pruned(gated: Any, kept: Part) -> Any:
-    """A block of a supernet cut down to a part, folded."""
+def _cut(gated: Any, kept: Part) -> Any:
+    """Cuts a block of a supernet down to a part, and folds it."""
     block = nnx.clone(gated).plain()
     for name, axis in AXES.items():
         entry = getattr(kept, name)
@@ -205,7 +206,7 @@ def _pruned(gated: Any, kept: Part) -> Any:
 
 
 def _filled(shapes: Any, seed: int) -> Any:
-    """A state with random weights, and norms that change nothing."""
+    """Makes random weights, and norms that change nothing."""
     leaves = []
     for i, (path, leaf) in enumerate(nnx.to_flat_state(shapes)):
         still = path[-1] in ("scale", "var")
@@ -219,17 +220,32 @@ def _random(shape: tuple[int, ...], scale: float, *seed: int) -> Array:
 
 
 def alternate(
-    calls: Sequence[Call], seconds: float, bar: Callable[[int], Bar] | None = None
+    calls: Sequence[Call], seconds: float, bar: Callable[[int], Any] = nullcontext
 ) -> np.ndarray:
-    """Times calls in turns, each in an order of its own: seconds, ``[turns, calls]``.
+    """Times calls in turns, each turn in another order: seconds, ``[turns, calls]``.
 
     Args:
       calls: of compiled programs; what they return is waited for.
       seconds: for all of them; at least five turns are taken however long they last.
-      bar: makes one for so many turns.
+      bar: makes a progress bar of so many turns.
     """
     for call in [*calls] * WARM_UP:
         jax.block_until_ready(call())
-    first = _turn(calls, 0)
-    turns = max(MIN_TURNS, int(seconds / first.sum()))
-    ...
+    rows = [_turn(calls, 0)]
+    turns = max(MIN_TURNS, int(seconds / rows[0].sum()))
+    with bar(turns) as shown:
+        for turn in range(1, turns):
+            rows.append(_turn(calls, turn))
+            if isinstance(shown, Bar):
+                shown.update()
+    return np.array(rows)
+
+
+def _turn(calls: Sequence[Call], number: int) -> np.ndarray:
+    """The seconds of one call each, in a random order."""
+    seconds = np.zeros(len(calls))
+    for i in np.random.default_rng(number).permutation(len(calls)):
+        begin = time.perf_counter()
+        jax.block_until_ready(calls[i]())
+        seconds[i] = time.perf_counter() - begin
+    return seconds

@@ -94,8 +94,8 @@ def project(space: Space, logits: Gates, held: tuple[Budget, ...], model: str = 
     for budget, left in zip(held, room, strict=True):
         if left < 0:
             raise BudgetError(
-                f"{budget.field}: {budget.target:,.6g} {budget.prices.unit} are below the"
-                f" {budget.target - left:,.6g} of the model with every gate shut; raise it, or let"
+                f"{budget.field}: {budget.target:,.12g} {budget.prices.unit} are below the"
+                f" {budget.target - left:,.12g} of the model with every gate shut; raise it, or let"
                 " gates choose more: search.axes"
             )
     sites = [Site(o.site.values, o.site.prices - f) for o, f in zip(offers, free, strict=True)]
@@ -128,7 +128,7 @@ def _mixing(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budg
     targets = np.array([budget.target for budget in held])
     last, heads = len(steps), len(by_head)
     nested = np.minimum.accumulate(level["op"]) if "op" in level else np.full(last, np.inf)
-    strength = level.get("heads", np.full(heads, nested[-1]))
+    strength = level.get("heads", np.full(heads, nested[-1] if "op" in level else 0.0))
     order = np.argsort(-strength, kind="stable")
     worth = (by_head / targets).sum(1) * np.minimum(strength, nested[-1])
     options, surplus, rival = [], 0.0, 0.0

@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from spvit_jax.single_path import budget, gates
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.budget import Budget
 from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.prices import cost
 from spvit_jax.single_path.space import Space, SpaceError, group_units
 
 
@@ -70,3 +72,20 @@ class Gating:
     def project(self, logits: Gates, model: str = "") -> Architecture:
         """The architecture the logits value most within the budgets; see ``budget.project``."""
         return budget.project(self.space, logits, self.budgets, model)
+
+    def metrics(self, logits: Gates) -> dict[str, float]:
+        """Describes logits: the shares of the budgets that ``decide`` takes, and probabilities.
+
+        Those are of each gate of the operations, and means of each other axis of a block.
+        """
+        decided = self.decide(logits)
+        costs = ((b.prices.unit, float(cost(b.prices, decided)) / b.target) for b in self.budgets)
+        values = {f"budget/{unit}": share for unit, share in costs}
+        for i, block in enumerate(logits):
+            for axis, x in block.items():
+                shares = 1 / (1 + np.exp(-np.asarray(x)))
+                if axis == "op":
+                    values |= {f"op_probability/{i}/{j}": float(p) for j, p in enumerate(shares)}
+                else:
+                    values[f"{axis}_probability/{i}"] = float(shares.mean())
+        return values

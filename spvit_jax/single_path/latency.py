@@ -21,6 +21,7 @@ from spvit_jax.remote import reading
 from spvit_jax.single_path.prices import Prices
 
 VERSION = 1
+_AGAIN = "measure it: python -m spvit_jax.prices --config=…"
 FREE = {"classes"}  # of a spec; what a head of other classes takes is nothing beside the blocks
 
 
@@ -43,9 +44,14 @@ class Times:
     ffn: dict[int, float]
 
     @property
-    def attention(self) -> tuple[float, float]:
-        """Attention without a head, and what each head adds to it."""
-        return _line(self.heads)
+    def no_head(self) -> float:
+        """What attention would take without a head."""
+        return _line(self.heads)[0]
+
+    @property
+    def head(self) -> float:
+        """What each head adds to that."""
+        return _line(self.heads)[1]
 
     @property
     def unit(self) -> float:
@@ -54,8 +60,8 @@ class Times:
         return _line(some if len(some) > 1 else self.ffn)[1]
 
     @property
-    def above_empty(self) -> float:
-        """What attention and FFN, both whole, add to an empty block."""
+    def whole(self) -> float:
+        """What attention and FFN add to an empty block, with all heads and units."""
         empty = self.ffn[0]
         return self.heads[max(self.heads)] - empty + self.ffn[max(self.ffn)] - empty
 
@@ -132,16 +138,12 @@ def prices(table: Table, spec: Any, ops: tuple[str, ...]) -> Prices:
     return dataclasses.replace(gates, base=table.dense - gates.dense)
 
 
-_AGAIN = "measure it: python -m spvit_jax.prices --config=…"
-
-
 def _block(times: Times, geometry: Geometry, others: tuple[str, ...]) -> dict[str, np.ndarray]:
     """What each gate of a block adds; of the operations but attention, a dearer one never less."""
     rising = np.maximum.accumulate([times.ops[op] for op in others])
-    without_heads, head = times.attention
     return {
-        "op": np.diff([*rising, without_heads]),
-        "heads": np.full(geometry.heads, head),
+        "op": np.diff([*rising, times.no_head]),
+        "heads": np.full(geometry.heads, times.head),
         "ffn": np.full(geometry.hidden, times.unit),
     }
 

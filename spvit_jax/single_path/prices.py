@@ -42,11 +42,16 @@ class Prices:
 
 def cost(prices: Prices, gates: Gates) -> Any:
     """Prices nested gates: integer NumPy arrays for an exact count, or JAX arrays."""
-    total = np.asarray(prices.base).astype(gates[0]["op"].dtype)
+    total = _for(gates[0]["op"], np.asarray(prices.base))
     for price, block in zip(prices.blocks, gates, strict=True):
         for axis, gate in block.items():
-            total = total + (price[axis].astype(gate.dtype) * gate).sum()
+            total = total + (_for(gate, price[axis]) * gate).sum()
     return total
+
+
+def _for(gate: Any, price: np.ndarray) -> np.ndarray:
+    """A price in the gates' dtype; milliseconds stay what they are beside integer gates."""
+    return price if gate.dtype.kind == "i" else price.astype(gate.dtype)
 
 
 def macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:

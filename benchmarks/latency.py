@@ -1,0 +1,103 @@
+"""Predicted against measured time of random pruned models, by a table of times made here.
+
+    python benchmarks/latency.py [--models deit_small_patch16_224,swin_tiny_patch4_window7_224]
+        [--batch 1] [--architectures 8] [--seconds 60] [--dtype float32] [--json FILE]
+
+For every model: the table of ``python -m spvit_jax.prices``, over the paper's operations; random
+gate logits on every axis (operations, heads, FFN units), projected to budgets of 0.4 to 0.9 of the
+dense model's time; each architecture pruned and folded, with random weights, and timed in turns
+with the dense model. What is compared is the share of the dense model's time in each turn.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spvit_jax.models import VARIANTS
+from spvit_jax.planning.parts import alternate, measured, model_call
+from spvit_jax.progress import Console
+from spvit_jax.single_path.architecture import Architecture, describe
+from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.budget import Budget
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.latency import prices
+from spvit_jax.single_path.ops import PAPER
+from spvit_jax.single_path.prices import Prices, cost
+from spvit_jax.single_path.space import Space
+
+SHARES = 0.4, 0.9
+
+
+def architecture(spec: Any, timed: Prices, share: float, seed: int) -> Architecture:
+    """What random gate logits choose within a share of the dense model's time."""
+    budget = Budget(timed, share * timed.dense, "budget.latency")
+    gating = Gating(Space(spec.blocks, PAPER, tuple(AXES)), (budget,), 1.0, 1e-3)
+    rng = np.random.default_rng(seed)
+    logits = jax.tree.map(lambda x: rng.normal(rng.normal(), 1, x.shape), gating.initial())
+    return gating.project(logits)
+
+
+def compare(
+    name: str, spec: Any, count: int, batch: int, seconds: float, dtype: Any, console: Console
+) -> dict[str, Any]:
+    """Measures a table, predicts ``count`` models by it, measures and prints them.
+
+    ``seconds`` are those of the table, and again those of the models.
+    """
+    table = measured(spec, PAPER, batch, seconds, dtype, console)
+    timed = prices(table, spec, PAPER)
+    chosen = [
+        architecture(spec, timed, float(share), seed)
+        for seed, share in enumerate(np.linspace(*SHARES, count))
+    ]
+    calls = [model_call(spec, found, batch, dtype) for found in (None, *chosen)]
+    times = 1e3 * alternate(calls, seconds)
+    ratios = np.quantile(times / times[:, :1], [0.25, 0.5, 0.75], axis=0)[:, 1:]
+    dense = float(np.median(times[:, 0]))
+    print(f"\n{name}, batch {batch}, {table.about['device']}: dense {dense:.2f} ms,", end=" ")
+    print(f"{len(times)} turns (table: {table.dense:.2f} ms, {table.about['turns']} turns)")
+    print(f"{'predicted':>10}{'measured':>10}{'quartiles':>14}{'error':>8}  blocks")
+    rows = []
+    for found, (low, middle, high) in zip(chosen, ratios.T, strict=True):
+        predicted = float(cost(timed, found.gates(spec, PAPER))) / timed.dense
+        error = predicted / middle - 1
+        print(
+            f"{predicted:10.3f}{middle:10.3f}{f'{low:.3f}–{high:.3f}':>14}{error:+8.1%}", end="  "
+        )
+        print(describe(found, spec))
+        rows.append({"predicted": predicted, "measured": float(middle), "error": float(error)})
+    errors = np.abs([row["error"] for row in rows])
+    print(f"mean error {errors.mean():.1%}, largest {errors.max():.1%}")
+    return {
+        "dense_ms": dense,
+        "mean_error": float(errors.mean()),
+        "largest_error": float(errors.max()),
+        "models": rows,
+        **table.about,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="deit_small_patch16_224,swin_tiny_patch4_window7_224")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--architectures", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    dtype = None if given.dtype == "float32" else jnp.dtype(given.dtype)
+    console, results = Console(), {}
+    for name in given.models.split(","):
+        arguments = (given.architectures, given.batch, given.seconds, dtype, console)
+        results[name] = compare(name, VARIANTS[name], *arguments)
+    print(json.dumps(results))
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
