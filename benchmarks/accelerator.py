@@ -4,10 +4,11 @@
         [--batches 64,256] [--turns 8] [--minutes 5] [--axes op,heads,ffn] [--json FILE] [--tiny]
 
 Runs from a checkout with jax, flax, optax, numpy and safetensors; PyTorch's cells need torch and
-timm too. Everything is in bfloat16, training with float32 weights; weights are random. "folded" is
-the published architecture. A step is forward, backward and AdamW, from uint8 pixels. PyTorch's are
-compiled whole by torch.compile, whose cache may hold them from the last run; JAX's is off. Peak
-memory is what XLA plans for a program, and what PyTorch's tensors take.
+timm, the latency table needs tqdm. Everything is in bfloat16, training with float32 weights; the
+weights are random. A training step is forward, backward and AdamW, from uint8 pixels; "folded" is
+the published architecture. PyTorch's are compiled whole by torch.compile, whose cache may hold them
+from the last run; JAX's cache is off. Peak memory is what XLA plans for a program, and what
+PyTorch's tensors take.
 
 Contestants take turns and ratios are taken turn by turn: medians and quartiles. Each model and
 batch has two processes, for JAX and for PyTorch. All of JAX's contestants share one, since its
@@ -264,8 +265,29 @@ def _ratio(row: Row, key: str) -> str:
 
 
 def prediction_lines(given: argparse.Namespace, end: float) -> Row:
-    """Predicted against measured."""
-    return {}
+    """Prints what a table of times predicts of random architectures, and what they take."""
+    model, batch = given.models[0], given.batches[0]
+    count, seconds = (2, 0.2) if given.tiny else (4, 10.0)
+    if time.monotonic() > end:
+        found: Row = {"failed": NO_TIME}
+    else:
+        side = Side(jax_side.predict, model, batch, count, seconds)
+        try:
+            found = side.hear(end)
+        except Failed as error:
+            found = {"failed": str(error)}
+        finally:
+            side.close()
+    print(f"\nlatency, {model}, batch {batch}: shares of the dense model's time")
+    if "failed" in found:
+        print(found["failed"])
+    else:
+        print(f"{'predicted':>10}{'measured':>10}{'error':>8}  random architecture")
+    for row in found.get("shares", ()):
+        error = row["predicted"] / row["measured"] - 1
+        print(f"{row['predicted']:10.3f}{row['measured']:10.3f}{error:+8.1%}", end="")
+        print(f"  {row['architecture']}")
+    return found
 
 
 if __name__ == "__main__":

@@ -97,6 +97,60 @@ def introduce() -> tuple[dict, dict[str, Any]]:
     }
 
 
+def predict(name: str, batch: int, count: int, seconds: float) -> tuple[dict, dict[str, Any]]:
+    """Predicts the time of ``count`` random architectures from measured parts, and measures it.
+
+    Args:
+      name: of the dense model.
+      batch: images per call.
+      count: of architectures.
+      seconds: given to all calls of the parts, and again of the architectures.
+
+    Returns:
+      Times as shares of the dense model's, in bfloat16.
+    """
+    import jax.numpy as jnp
+
+    from spvit_jax.planning.parts import alternate, measured, model_call
+    from spvit_jax.progress import Console
+    from spvit_jax.single_path import latency
+    from spvit_jax.single_path.architecture import describe
+    from spvit_jax.single_path.ops import PAPER
+    from spvit_jax.single_path.prices import cost
+
+    spec, rng = specs()[name], np.random.default_rng(0)
+    drawn = [_drawn(spec, rng) for _ in range(count)]
+    table = measured(spec, PAPER, batch, seconds, jnp.bfloat16, Console(silent=True))
+    priced = latency.prices(table, spec, PAPER)
+    calls = [model_call(spec, found, batch, jnp.bfloat16) for found in (None, *drawn)]
+    times = alternate(calls, seconds)
+    shares = np.median(times / times[:, :1], axis=0)[1:]
+    rows = [
+        {
+            "architecture": describe(found, spec),
+            "ffn": found.ffn,
+            "predicted": float(cost(priced, found.gates(spec, PAPER)) / priced.dense),
+            "measured": float(share),
+        }
+        for found, share in zip(drawn, shares, strict=True)
+    ]
+    return {}, {"model": name, "batch": batch, "dense_ms": table.dense, "shares": rows}
+
+
+def _drawn(spec: Any, rng: np.random.Generator) -> Any:
+    """A random architecture."""
+    from spvit_jax.single_path.architecture import Architecture
+    from spvit_jax.single_path.ops import PAPER
+
+    ops = tuple(map(str, rng.choice(PAPER, len(spec.blocks))))
+    heads = tuple(
+        int(rng.integers(1, block.heads + 1)) if op == "msa" else 0
+        for op, block in zip(ops, spec.blocks, strict=True)
+    )
+    ffn = tuple(block.hidden * int(rng.integers(1, 9)) // 8 for block in spec.blocks)
+    return Architecture(ops, ffn, heads=heads)
+
+
 def _compiled(lowered: Any) -> tuple[Any, float]:
     begin = time.perf_counter()
     return lowered.compile(), time.perf_counter() - begin

@@ -3,10 +3,10 @@
     python benchmarks/latency.py [--models deit_small_patch16_224,swin_tiny_patch4_window7_224]
         [--batch 1] [--architectures 8] [--seconds 60] [--dtype float32] [--json FILE]
 
-For every model: the table of ``python -m spvit_jax.prices``, over the paper's operations; random
-gate logits on every axis (operations, heads, FFN units), projected to budgets of 0.4 to 0.9 of the
-dense model's time; each architecture pruned and folded, with random weights, and timed in turns
-with the dense model. What is compared is the share of the dense model's time in each turn.
+For every model: the table of ``python -m spvit_jax.prices``, over the paper's operations;
+architectures of random operations, heads and FFN widths that it says take 0.4 to 0.9 of the dense
+model's time; each pruned and folded, with random weights, and timed in turns with the dense model.
+What is compared is the share of the dense model's time: its median over the turns.
 """
 
 import argparse
@@ -22,24 +22,31 @@ from spvit_jax.models import VARIANTS
 from spvit_jax.planning.parts import alternate, measured, model_call
 from spvit_jax.progress import Console
 from spvit_jax.single_path.architecture import Architecture, describe
-from spvit_jax.single_path.axes import AXES
-from spvit_jax.single_path.budget import Budget
-from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.latency import prices
 from spvit_jax.single_path.ops import PAPER
 from spvit_jax.single_path.prices import Prices, cost
-from spvit_jax.single_path.space import Space
 
 SHARES = 0.4, 0.9
+NEAR = 0.01  # of the share that is asked for
 
 
 def architecture(spec: Any, timed: Prices, share: float, seed: int) -> Architecture:
-    """What random gate logits choose within a share of the dense model's time."""
-    budget = Budget(timed, share * timed.dense, "budget.latency")
-    gating = Gating(Space(spec.blocks, PAPER, tuple(AXES)), (budget,), 1.0, 1e-3)
+    """Draws operations, heads and FFN widths until they are predicted to take about ``share``."""
     rng = np.random.default_rng(seed)
-    logits = jax.tree.map(lambda x: rng.normal(rng.normal(), 1, x.shape), gating.initial())
-    return gating.project(logits)
+    while True:
+        likely, least = rng.dirichlet(np.ones(len(PAPER))), rng.uniform(0, 0.9)
+        ops = tuple(rng.choice(PAPER, p=likely).item() for _ in spec.blocks)
+        pairs = list(zip(ops, spec.blocks, strict=True))
+        heads = tuple(op == "msa" and int(rng.integers(1, b.heads + 1)) for op, b in pairs)
+        widths = tuple(int(rng.uniform(least, 1) * b.hidden) for b in spec.blocks)
+        found = Architecture(ops, widths, heads=tuple(map(int, heads)))
+        if abs(predicted(spec, timed, found) - share) < NEAR:
+            return found
+
+
+def predicted(spec: Any, timed: Prices, found: Architecture) -> float:
+    """The share of the dense model's time that a table gives an architecture."""
+    return float(cost(timed, found.gates(spec, PAPER))) / timed.dense
 
 
 def compare(
@@ -64,13 +71,11 @@ def compare(
     print(f"{'predicted':>10}{'measured':>10}{'quartiles':>14}{'error':>8}  blocks")
     rows = []
     for found, (low, middle, high) in zip(chosen, ratios.T, strict=True):
-        predicted = float(cost(timed, found.gates(spec, PAPER))) / timed.dense
-        error = predicted / middle - 1
-        print(
-            f"{predicted:10.3f}{middle:10.3f}{f'{low:.3f}–{high:.3f}':>14}{error:+8.1%}", end="  "
-        )
-        print(describe(found, spec))
-        rows.append({"predicted": predicted, "measured": float(middle), "error": float(error)})
+        share = predicted(spec, timed, found)
+        error = share / middle - 1
+        print(f"{share:10.3f}{middle:10.3f}{f'{low:.3f}–{high:.3f}':>14}{error:+8.1%}", end="  ")
+        print(describe(found, spec), *found.widths)
+        rows.append({"predicted": share, "measured": float(middle), "error": float(error)})
     errors = np.abs([row["error"] for row in rows])
     print(f"mean error {errors.mean():.1%}, largest {errors.max():.1%}")
     return {

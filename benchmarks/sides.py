@@ -17,6 +17,7 @@ Begin = Callable[[], tuple[Run, dict[str, Any]]]
 Prepared = tuple[dict[str, Begin], dict[str, str]]
 
 NO_TIME = "no time left"
+STOPPING = 3.0  # seconds for a process to end by itself
 
 
 class Failed(Exception):
@@ -43,6 +44,7 @@ class Side:
         """
         try:
             if not self._pipe.poll(max(until - time.monotonic(), 0)):
+                self._process.kill()
                 self.close()
                 raise Failed(NO_TIME)
             good, answer = self._pipe.recv()
@@ -66,12 +68,13 @@ class Side:
         return self.hear(until)
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Ends the process: one that is at work by force."""
         if not self.ended:
             self.ended = True
+            self._pipe.close()
+            self._process.join(STOPPING)
             self._process.kill()
             self._process.join()
-            self._pipe.close()
 
 
 def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: tuple) -> None:
@@ -84,7 +87,10 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: tuple) -> N
         return
     runs: dict[str, Run] = {}
     while True:
-        name, count = pipe.recv()
+        try:
+            name, count = pipe.recv()
+        except EOFError:  # nobody asks any more
+            return
         try:
             if count:
                 start = time.perf_counter()

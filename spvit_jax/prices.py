@@ -105,8 +105,8 @@ def _text(table: "Table", spec: Any, ops: tuple[str, ...]) -> str:
         rows.append((" ".join(map(str, alike)), *(f"{value:.3f}" for value in values)))
     base, dense = prices(table, spec, ops).base, table.dense
     return (
-        f"{aligned(rows)}\n\nMilliseconds per call on {table.about['device']}. The dense model takes"
-        f"\n{dense:.2f}; {base / dense:.0%} of that are left with the cheapest of everything."
+        f"{aligned(rows)}\n\nMilliseconds per call. The dense model takes"
+        f" {dense:.2f}; {base / dense:.0%} of that are left with the cheapest of everything."
     )
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_NEEDED = (  # flax brings etils
+NOT_NEEDED = (  # flax brings etils and fsspec; latency alone needs tqdm
     "PIL",
-    "fsspec",
     "gcsfs",
     "grain",
     "importlib_resources",
@@ -104,6 +103,7 @@ def test_runs_with_jax_alone(tmp_path):
         assert rows[name] == {"failed": rows[name]["failed"]}
         assert f"{name}: {rows[name]['failed']}" in printed
     assert "ImportError" in results["no torch"] and results["platform"] == "cpu"
+    assert "no tqdm here" in results["latency"]["failed"]
 
 
 def test_runs_beside_pytorch(tmp_path):
@@ -123,6 +123,7 @@ def test_says_what_there_was_no_time_for(tmp_path):
     assert list(results["groups"]) == ["tiny, batch 2", "tiny, batch 4"]
     for rows in results["groups"].values():
         assert rows == {name: {"failed": "no time left"} for name in (*OURS, *THEIRS)}
+    assert results["latency"] == {"failed": "no time left"}
     assert printed.count("training, search: no time left") == 2
 
 
@@ -166,6 +167,16 @@ def test_ratios_are_taken_turn_by_turn(modules):
     assert row["ratio_to_dense"] == [1, 2, 3]  # not 3 s / 2 s, of medians
     assert row["seconds"] == 2 and row["images_per_second"] == 2
     assert "ratio_to_PyTorch" not in row
+
+
+def test_prediction_beside_measurement(modules):
+    import jax_side
+
+    _, found = jax_side.predict("tiny", 2, count=2, seconds=0.1)
+    assert (found["model"], found["batch"]) == ("tiny", 2) and found["dense_ms"] > 0
+    assert len(found["shares"]) == 2
+    for row in found["shares"]:
+        assert 0 < row["predicted"] < 2 and row["measured"] > 0 and len(row["ffn"]) == 2
 
 
 def test_unknown_models_are_named(modules):

@@ -241,7 +241,9 @@ def search_step(golden, images, labels, uniforms):
 
         def loss(trained, stats, images, labels, uniforms):
             model = nnx.merge(graph, trained["params"], stats, copy=True)
-            logits = model(images, sample(golden.space, trained["gates"], uniforms=uniforms), train=True)
+            logits = model(
+                images, sample(golden.space, trained["gates"], uniforms=uniforms), train=True
+            )
             losses = (
                 cross_entropy(logits, smooth_targets(labels, logits.shape[-1])),
                 penalty(golden, trained["gates"]),

@@ -262,7 +262,11 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
         ({"search__ops": ("msa", "skip")}, SpaceError, r"search\.ops must .*in this order"),
         ({"search__ops": ("skip", "conv1x1")}, SpaceError, r"search\.ops must .*with msa"),
         ({"search__ops": ("norm_skip", "msa")}, SpaceError, r"search\.ops must .*'norm_skip'"),
-        ({"search__unit_group": 7}, SpaceError, r"search\.unit_group=7 .* 256 FFN units of block 0"),
+        (
+            {"search__unit_group": 7},
+            SpaceError,
+            r"search\.unit_group=7 .* 256 FFN units of block 0",
+        ),
         ({"budget__latency": "no.json:0.5"}, TableError, r"no\.json"),
         ({"finetune__batch_size": 400}, pipeline.DataError, "400 images is more than the 320"),
         ({"model__variant": "deit_huge"}, ConfigError, "deit_tiny_patch16_224"),

@@ -120,7 +120,10 @@ def test_an_architecture_that_does_not_fit_is_refused(change, message):
         ('["msa"]', r"TypeError"),
         ('{"ops": 3, "ffn": [1]}', r"TypeError"),
         ('{"ops": "msa", "ffn": [1]}', r"ops must be a list"),
-        ('{"ops": ["msa"], "ffn": [1.5]}', r"ffn must hold numbers or lists of indices, got '1\.5'"),
+        (
+            '{"ops": ["msa"], "ffn": [1.5]}',
+            r"ffn must hold numbers or lists of indices, got '1\.5'",
+        ),
         ('{"ops": ["msa"], "ffn": [true]}', r"ffn must hold"),
         ('{"ops": ["msa"], "ffn": ["12"]}', r"ffn must hold"),
         ('{"ops": ["msa"], "ffn": [[1.5]]}', r"ffn must hold"),
@@ -151,7 +154,9 @@ def test_the_strongest_units_and_heads_are_kept(spec, dense):
         strengths = [np.linalg.norm(i) * np.linalg.norm(o) for i, o in zip(into, out, strict=True)]
         return tuple(sorted(sorted(range(len(strengths)), key=lambda u: -strengths[u])[:count]))
 
-    mixer.out.kernel[...] *= jnp.repeat(jnp.array([1, 0.1, 1]), mixer.out.kernel.shape[0] // 3)[:, None]
+    mixer.out.kernel[...] *= jnp.repeat(jnp.array([1, 0.1, 1]), mixer.out.kernel.shape[0] // 3)[
+        :, None
+    ]
     units = strongest(block.fc1.kernel[...].T, block.fc2.kernel[...], 5)
     geometry = spec.blocks[1]
     values = mixer.v.kernel[...].reshape(geometry.width, geometry.heads, -1).swapaxes(0, 1)

@@ -106,9 +106,7 @@ def test_straight_through_gradients_of_samples(op):
 def test_only_the_chosen_operation_is_rewarded():
     """The gradient of gate sums by level: with MSA on, neither cheaper gate adds to it."""
     logits, _, uniforms, _ = draw((1, 1, 1))
-    gates, pull = jax.vjp(
-        lambda x: sample(SPACE, (x,), uniforms=(uniforms,))[0]["op"], logits
-    )
+    gates, pull = jax.vjp(lambda x: sample(SPACE, (x,), uniforms=(uniforms,))[0]["op"], logits)
     np.testing.assert_array_equal(gates, [1, 1, 1])
     for cheaper in (0, 1):
         assert not pull(jnp.eye(3)[cheaper])[0]["op"].any()

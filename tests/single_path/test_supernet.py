@@ -190,7 +190,9 @@ def test_head_gates_cost_no_work_on_activations(spec, traced_macs):
     model = nnx.eval_shape(lambda: network(spec, rngs=nnx.Rngs(0)))
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     space = Space(spec.blocks, ("skip", "msa"), ("heads",))
-    gates = jax.eval_shape(lambda: nested(space, tuple({"heads": jnp.ones(b.heads)} for b in spec.blocks)))
+    gates = jax.eval_shape(
+        lambda: nested(space, tuple({"heads": jnp.ones(b.heads)} for b in spec.blocks))
+    )
     assert traced_macs(searched, image, gates) == traced_macs(model, image)
 
 
