@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,21 +26,25 @@ from spvit_jax.single_path.ops import PAPER
 from spvit_jax.single_path.prices import Prices, cost
 
 SHARES = 0.4, 0.9
-NEAR = 0.01  # of the share that is asked for
 
 
 def architecture(spec: Any, timed: Prices, share: float, seed: int) -> Architecture:
-    """Draws operations, heads and FFN widths until they are predicted to take about ``share``."""
-    rng = np.random.default_rng(seed)
+    """Draws operations and heads, and FFN widths with which they should take about ``share``."""
+    rng, blocks = np.random.default_rng(seed), spec.blocks
     while True:
-        likely, least = rng.dirichlet(np.ones(len(PAPER))), rng.uniform(0, 0.9)
-        ops = tuple(rng.choice(PAPER, p=likely).item() for _ in spec.blocks)
-        pairs = list(zip(ops, spec.blocks, strict=True))
-        heads = tuple(op == "msa" and int(rng.integers(1, b.heads + 1)) for op, b in pairs)
-        widths = tuple(int(rng.uniform(least, 1) * b.hidden) for b in spec.blocks)
-        found = Architecture(ops, widths, heads=tuple(map(int, heads)))
-        if abs(predicted(spec, timed, found) - share) < NEAR:
-            return found
+        likely = rng.dirichlet(np.ones(len(PAPER)))
+        ops = tuple(rng.choice(PAPER, p=likely).item() for _ in blocks)
+        drawn = [rng.integers(1, block.heads + 1).item() for block in blocks]
+        heads = tuple(n if op == "msa" else 0 for n, op in zip(drawn, ops, strict=True))
+        none, every = (
+            predicted(spec, timed, Architecture(ops, widths, heads=heads))
+            for widths in ((0,) * len(blocks), tuple(block.hidden for block in blocks))
+        )
+        mean = (share - none) / (every - none)
+        if 0.2 < mean < 0.95:
+            kept = mean + min(mean, 1 - mean) * rng.uniform(-1, 1, len(blocks))
+            widths = tuple(int(n * b.hidden) for n, b in zip(kept, blocks, strict=True))
+            return Architecture(ops, widths, heads=heads)
 
 
 def predicted(spec: Any, timed: Prices, found: Architecture) -> float:

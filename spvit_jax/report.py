@@ -194,7 +194,7 @@ def figure(
     heights = [1.15, 1, 1] if gates else [1.15, 1]
     page = Figure(figsize=(12, 3.5 * sum(heights)), dpi=130)
     page.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    page.suptitle(_title(result), fontsize=14, fontweight="bold", color=_INK)
+    page.suptitle(_title(result), fontsize=13, fontweight="bold", color=_INK)
     parts = page.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _blocks(parts[0], result)
     trajectory, accuracy = parts[1].subplots(1, 2, width_ratios=[1.7, 1])
@@ -209,14 +209,18 @@ def figure(
 
 
 def _title(result: Result) -> str:
-    unit, scale, digits = _unit(result.dense_macs)
-    macs = [f"{x / scale:.{digits}f}{unit}" for x in (result.dense_macs, result.pruned_macs)]
-    ratio = result.pruned_macs / result.dense_macs
-    return f"{result.model}: {macs[0]} → {macs[1]} MACs ({ratio:.2f}×)"
+    def change(dense: int, pruned: int) -> str:
+        unit, scale, digits = _unit(dense)
+        before, after = (f"{x / scale:.{digits}f}{unit}" for x in (dense, pruned))
+        return f"{before} → {after} MACs ({pruned / dense:.2f}×)"
+
+    run = change(result.dense_macs, result.pruned_macs)
+    published = change(result.dense_published_macs, result.pruned_published_macs)
+    return f"{result.model}: {run}\nas published {published}"
 
 
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+def _style(axes: Axes, title: str, size: int = 11) -> None:
+    axes.set_title(title, loc="left", fontsize=size, color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=_INK)
 
@@ -232,7 +236,7 @@ def _blocks(part: SubFigure, result: Result) -> None:
                 block, 0.5, f"{heads}/{dense}", ha="center", va="center", color="white",
                 fontsize=9 if len(result.ops) <= 16 else 7,
             )  # fmt: skip
-    _style(ops, "Op of every block, and heads of attention")
+    _style(ops, "Op of every block, and the heads that attention keeps")
     ops.set(ylim=(0, 1), yticks=[])
     ops.spines[["left", "bottom"]].set_visible(False)
     ops.tick_params(bottom=False)
@@ -261,7 +265,7 @@ def _blocks(part: SubFigure, result: Result) -> None:
 def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
     units = [held.unit for held in result.budgets]
     rows = [row for row in metrics if units and f"budget/{units[0]}" in row]
-    _style(axes, "Search: what the gates' decision takes of the budget")
+    _style(axes, "Search: what the gates' decision takes of each budget")
     if not rows:
         axes.set_axis_off()
         text = "The search logged nothing." if units else "No search: the architecture was given."
@@ -297,8 +301,9 @@ def _accuracy(axes: Axes, result: Result) -> None:
 
 def _maps(row: Mapping[str, Any]) -> list[str]:
     """The gates a line of the search has probabilities of: its keys, without the block."""
-    found = (re.fullmatch(r"(\w+_probability)/0(/\d+)?", key) for key in row)
-    return [f"{m[1]}/{{}}{m[2] or ''}" for m in found if m]
+    found = [re.fullmatch(rf"({'|'.join(AXES)})_probability/0(/\d+)?", key) for key in sorted(row)]
+    matches = sorted((m for m in found if m), key=lambda m: list(AXES).index(m[1]))
+    return [f"{m[1]}_probability/{{}}{m[2] or ''}" for m in matches]
 
 
 def _gates(part: SubFigure, result: Result, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -311,23 +316,23 @@ def _gates(part: SubFigure, result: Result, rows: Sequence[Mapping[str, Any]]) -
         mesh = axes.pcolormesh(
             edges, [b - 0.5 for b in range(blocks + 1)], values, vmin=0, vmax=1, cmap="RdBu"
         )
-        _style(axes, _gate_name(key, result.candidates))
+        _style(axes, _gate_name(key, result.candidates), size=11 if len(keys) <= 4 else 9)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     grid[0].invert_yaxis()  # shared by all
     grid[0].set_ylabel("block")
     grid[0].set_yticks(range(0, blocks, 1 if blocks <= 12 else 2))
     bar = part.colorbar(mesh, ax=list(grid), pad=0.01, aspect=18)
-    bar.set_label("probability (on above 0.5)", fontsize=9)
+    bar.set_label("probability of a gate (on above 0.5)", fontsize=9)
     bar.outline.set_visible(False)
 
 
 def _gate_name(key: str, candidates: tuple[str, ...]) -> str:
     axis, _, gate = key.partition("_probability/{}")
     if not gate:
-        return f"Gates: {_AXES[axis]} (mean)"
+        return f"{_AXES[axis]} (mean)"
     place = int(gate[1:]) + 1
-    return f"Gate: {'≥ ' if place < len(candidates) - 1 else ''}{OPS[candidates[place]].label}"
+    return f"{'≥ ' if place < len(candidates) - 1 else ''}{OPS[candidates[place]].label}"
 
 
 def _edges(steps: Sequence[int]) -> list[float]:

@@ -12,7 +12,7 @@ from spvit_jax.config import Config, ConfigError, from_config_dict, to_config_di
 def changed(path, value, **others):
     """The defaults, made valid, with one field changed, as a plain dictionary."""
     values = json.loads(json.dumps(dataclasses.asdict(Config())))
-    values["search"]["target_ratio"] = 0.5
+    values["budget"]["macs"] = 0.5
     for name, new in {path: value, **others}.items():
         *groups, last = name.split(".")
         group = values
@@ -36,13 +36,13 @@ FIELDS = dict(fields(Config))
 
 def test_round_trip_through_the_config_dict_and_json():
     made = from_config_dict(changed("seed", 7))
-    assert made.seed == 7 and made.search.target_ratio == 0.5
+    assert made.seed == 7 and made.budget.macs == 0.5
     assert from_config_dict(to_config_dict(made)) == made
     assert from_config_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 
 def test_the_config_dict_is_locked_and_takes_fractions_where_the_file_says_integers():
-    made = to_config_dict(Config(search=config.Search(epochs=3, target_ratio=1)))
+    made = to_config_dict(Config(search=config.Search(epochs=3), budget=config.Budget(macs=1)))
     made.search.epochs = 0.5  # a flag does just that
     with pytest.raises(AttributeError):
         made.search.epoch = 3
@@ -71,7 +71,10 @@ def test_whole_numbers_are_not_fractions_and_switches_not_numbers():
         ("model.drop_paths", r"no field model\.drop_paths; did you mean model\.drop_path\?"),
         ("sede", r"no field sede; did you mean seed\?"),
         ("finetune.zzz", r"no field finetune\.zzz; it has \['accumulation', 'architecture'"),
-        ("pretrain.target_ratio", r"no field pretrain\.target_ratio"),
+        ("pretrain.gate_learning_rate", r"no field pretrain\.gate_learning_rate"),
+        ("search.target_ratio", r"no field search\.target_ratio"),
+        ("search.macs", r"no field search\.macs"),
+        ("budget.mac", r"no field budget\.mac; did you mean budget\.macs\?"),
     ],
 )
 def test_an_unknown_field_is_named_with_the_nearest(path, message):
@@ -101,14 +104,22 @@ def test_a_group_is_not_a_value():
         ("data.std", [0.5, 0.5, 0.0], r"^data\.mean and data\.std .*above 0"),
         ("data.crop_ratio", 1.2, r"^data\.crop_ratio must be in \(0, 1\]"),
         ("search.decision", "best", r"^search\.decision must be one of project, threshold"),
-        ("search.target_gmacs", 1.0, r"^set exactly one of search\.target_gmacs.*1\.0 and 0\.5"),
-        ("search.target_ratio", 0.0, r"^set exactly one of search\.target_gmacs.*0\.0 and 0\.0"),
+        ("search.gate_schedule", "cosine", r"^search\.gate_schedule must be one of constant, linear"),
+        ("budget.macs", 0.0, r"^set a budget: budget\.macs or budget\.params, .*budget\.latency"),
+        ("budget.count", "both", r"^budget\.count must be one of run, published; got 'both'"),
+        *(
+            ("budget.latency", value, rf"^budget\.latency is TABLE\.json:SHARE, .*got '{value}'")
+            for value in ("t.json", "t.json:", ":0.5", "t.json:half", "t.json:0", "t.json:1.1")
+        ),
+        ("budget.latency", "t.json:-0.5", r"^budget\.latency is TABLE\.json:SHARE"),
+        ("budget.latency", "t.json:nan", r"^budget\.latency is TABLE\.json:SHARE"),
+        ("search.axes", ["op", 3], r"^search\.axes must be a str, got 3"),
+        ("search.ops", [None], r"^search\.ops must be a str, got None"),
         ("search.schedule", "linear", r"^search\.schedule must be one of constant, cosine"),
         ("finetune.accumulation", 3, r"^finetune\.accumulation must divide .*=128, got 3"),
         ("search.ema_decay", 1.0, r"^search\.ema_decay must be in \[0, 1\)"),
         ("search.label_smoothing", 1.0, r"^search\.label_smoothing must be in \[0, 1\)"),
         ("finetune.start", "scratch", r"^finetune\.start must be one of pretrained, searched"),
-        ("search.target_ratio", 1.5, r"^search\.target_ratio is a share .*got 1\.5"),
         ("seed", 2**32, r"^seed must be below 2\*\*32"),
     ],
 )
@@ -133,6 +144,7 @@ def test_no_number_is_negative_or_infinite(name):
             "epochs", "batch_size", "accumulation", "learning_rate"
         )),
         "data.eval_batch_size",
+        "search.unit_group",
         "checkpoint_every",
         "log_every",
         "measure_batch",
@@ -146,8 +158,31 @@ def test_what_is_divided_by_or_counted_is_not_zero(name):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "evaluate"])
 def test_a_budget_is_only_asked_of_a_search(stage):
-    others = {"search.target_ratio": 0.0, "finetune.architecture": "found.json"}
+    others = {"budget.macs": 0.0, "finetune.architecture": "found.json"}
     from_config_dict(changed("stage", stage, **others))
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"macs": 0.5, "params": 0.6, "latency": "t.json:0.6"},
+        {"macs": 2e9, "count": "published"},
+        {"params": 5e6},
+        {"latency": "C:/tables/t.json:1"},
+        {"latency": "gs://bucket/t.json:0.5"},
+    ],
+)
+def test_any_budget_alone_or_with_others_will_do(budget):
+    others = {f"budget.{name}": value for name, value in budget.items()}
+    made = from_config_dict(changed("stage", "search", **({"budget.macs": 0.0} | others)))
+    assert made.budget == config.Budget(**budget)
+
+
+def test_axes_and_operations_come_back_as_tuples():
+    others = {"search.ops": ["skip", "msa"], "search.unit_group": 8}
+    made = from_config_dict(changed("search.axes", ["op", "heads"], **others))
+    assert (made.search.axes, made.search.ops) == (("op", "heads"), ("skip", "msa"))
+    assert from_config_dict(to_config_dict(made)) == made
 
 
 def test_finetuning_alone_needs_an_architecture_and_has_no_searched_weights():

@@ -8,11 +8,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from spvit_jax import recipes
-from spvit_jax.config import Config, from_config_dict
+from spvit_jax.config import Budget, Config, from_config_dict
 from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS
 from spvit_jax.single_path import architecture as architectures
-from spvit_jax.single_path.cost import dense_macs
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.ops import PAPER
+from spvit_jax.single_path.prices import published_macs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS_OF = {
@@ -60,8 +62,10 @@ def test_config_is_valid_and_its_command_is_documented(name, variant):
     text = (FOLDER / f"{name}.py").read_text()
     assert f"python -m spvit_jax.main --config=configs/{name}.py" in text
     assert variant in text
-    if made.stage in ("all", "search") and made.search.target_gmacs:
-        assert made.search.target_gmacs * 1e9 < dense_macs(VARIANTS[made.model.variant])
+    if made.stage in ("all", "search"):
+        spec = VARIANTS[made.model.variant]
+        (budget,) = Gating.of(made.search, made.budget, spec).budgets
+        assert budget.prices.base < budget.target < 0.9 * published_macs(spec).dense
 
 
 @pytest.mark.parametrize("name", VARIANTS_OF)
@@ -125,8 +129,11 @@ def test_the_released_recipe(name):
     assert made.model.checkpoint == checkpoint
     assert checkpoint.rpartition("/")[2].startswith(made.model.variant)
     search, finetune = made.search, made.finetune
-    assert (search.gate_learning_rate, search.budget_lambda) == (gate_rate, weight)
-    assert (search.target_gmacs, search.target_ratio, search.epochs) == (target, 0, 20)
+    assert (search.gate_learning_rate, search.gate_schedule) == (gate_rate, "constant")
+    assert made.budget == Budget(macs=target * 1e9, count="published")
+    assert search.budget_lambda == pytest.approx(weight * target**2)  # of the relative penalty
+    assert (search.axes, search.ops, search.unit_group) == (("op", "ffn"), PAPER, 1)
+    assert (search.epochs, search.decision) == (20, "project")
     assert (search.schedule, finetune.schedule) == ("constant", "cosine")
     assert (finetune.epochs, finetune.final_learning_rate) == (130, 5e-6 if swin else 1e-5)
     assert finetune.start == "pretrained"
@@ -195,4 +202,5 @@ def test_another_architecture_can_be_given():
     made = load("deit_b", "", "--config.stage=finetune", f"--config.finetune.architecture={path}")
     found = architectures.load(made.finetune.architecture)
     assert found.model == made.model.variant
-    assert found.macs(VARIANTS[found.model]) == 11_730_751_488
+    spec = VARIANTS[found.model]
+    assert found.published_macs(spec) == 11_730_751_488 > found.macs(spec)

@@ -25,7 +25,6 @@ from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.latency import TableError
-from spvit_jax.single_path.ops import PAPER
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
@@ -37,7 +36,9 @@ from spvit_jax.training.sharding import make_mesh
 
 WIDER = dataclasses.replace(VARIANTS["deit_fashion_mnist"], classes=13)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
-EVERYTHING = {  # that a search may choose, under two budgets
+OPS = ("skip", "conv1x1", "msa")
+EVERYTHING = {  # all axes under gates and two budgets, of parts of what there is
+    "search__ops": OPS,
     "search__axes": ("op", "heads", "ffn"),
     "search__unit_group": 8,
     "budget__params": 0.6,
@@ -86,14 +87,15 @@ def test_a_whole_run_leaves_all_it_should(whole):
         assert "top1" in read_metrics(whole / stage)[-1]
         assert list((whole / stage).glob("events.out.tfevents*"))
     shares = {"budget/MACs", "budget/parameters"}
-    gates = {"op_probability/0/2", "heads_probability/0", "ffn_probability/5"}
-    assert shares | gates <= set(read_metrics(whole / "search")[-1])
+    gates = {"op_probability/0/1", "heads_probability/0", "ffn_probability/5"}
+    last = read_metrics(whole / "search")[-1]
+    assert shares | gates <= set(last) and "op_probability/0/2" not in last
 
 
 def test_both_budgets_are_held_with_heads_and_groups_of_units(whole):
     result = Result.from_json((whole / "result.json").read_text())
     macs, params = result.budgets
-    assert (macs.unit, params.unit, result.candidates) == ("MACs", "parameters", PAPER)
+    assert (macs.unit, params.unit, result.candidates) == ("MACs", "parameters", OPS)
     assert macs.target == round(0.5 * result.dense_published_macs)
     assert params.target == round(0.6 * result.dense_params)
     assert (macs.dense, params.dense) == (result.dense_macs, result.dense_params)
@@ -102,7 +104,7 @@ def test_both_budgets_are_held_with_heads_and_groups_of_units(whole):
     assert params.found <= params.target
     assert max(h.found / h.target for h in result.budgets) > 0.995  # of the tightest
     assert all(width % 8 == 0 for width in result.ffn_widths)
-    assert any(0 < heads < 4 for heads in result.heads)
+    assert any(0 < heads < 4 for heads in result.heads) and set(result.ops) <= {*OPS}
     threshold = architectures.load(whole / "architecture_threshold.json")
     assert threshold.macs(VARIANTS[threshold.model]) == macs.threshold
 

@@ -1,24 +1,35 @@
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from spvit_jax.measure import Timing
-from spvit_jax.report import Result, figure, table
+from spvit_jax.report import Held, Result, figure, table
 
 RESULT = Result(
     model="deit_mini",
     ops=("msa", "conv3x3", "conv1x1", "skip"),
+    heads=(2, 0, 0, 0),
+    dense_heads=(4, 4, 4, 4),
     ffn_widths=(200, 120, 256, 0),
     dense_ffn_widths=(256, 256, 256, 256),
-    target_macs=30_600_000,
+    candidates=("skip", "conv1x1", "conv3x3", "msa"),
+    budgets=(
+        Held("MACs", 30_600_000, 61_200_000, 30_508_200, 32_436_000),
+        Held("parameters", 750_000, 1_254_000, 702_100, 760_500),
+    ),
     dense_macs=61_200_000,
     pruned_macs=30_508_200,
-    threshold_macs=32_436_000,
+    dense_published_macs=66_150_000,
+    pruned_published_macs=31_700_000,
     decision="project",
     dense_top1=0.9105,
     decided_top1=0.612,
@@ -36,8 +47,8 @@ RESULT = Result(
 )
 GIVEN = dataclasses.replace(
     RESULT,
-    target_macs=None,
-    threshold_macs=None,
+    candidates=(),
+    budgets=(),
     decision="given",
     dense_top1=None,
     decided_top1=None,
@@ -48,11 +59,13 @@ GIVEN = dataclasses.replace(
 def search_metrics(steps=8):
     rows = []
     for step in range(1, steps + 1):
-        row = {"step": step, "macs": 61e6 - 3e6 * step, "target_macs": 30.6e6, "loss": 1.0}
+        row = {"step": step, "loss": 1.0}
+        row |= {"budget/MACs": 2 - 0.1 * step, "budget/parameters": 1.7 - 0.08 * step}
         for block in range(4):
             row[f"ffn_probability/{block}"] = 0.8 - 0.05 * step
+            row[f"heads_probability/{block}"] = 0.75 - 0.03 * step
             for gate in range(3):
-                row[f"kernel_probability/{block}/{gate}"] = 0.9 - 0.02 * step * gate
+                row[f"op_probability/{block}/{gate}"] = 0.9 - 0.02 * step * gate
         rows += [row, {"step": step, "top1": 0.8}]
     return rows
 
@@ -64,13 +77,15 @@ def test_table_exactly():
 deit_mini                        dense  pruned  pruned / dense
 ──────────────────────────────────────────────────────────────
 top-1 (%)                        91.05   90.30    −0.75 points
-MACs (M)                         61.20   30.51           0.50×
+MACs, as run (M)                 61.20   30.51           0.50×
+MACs, as published (M)           66.15   31.70           0.48×
 parameters, shared form (M)      1.254   0.801           0.64×
 parameters, folded (M)           1.254   0.702           0.56×
 latency, batch 1 (ms)             4.31    2.71           0.63×
 throughput, batch 64 (images/s)  812.3  1405.2           1.73×
 
 Budget: 30.60 M MACs; projected 30.51 M (−0.30%), plain 0.5 threshold 32.44 M (+6.00%).
+Budget: 0.750 M parameters; projected 0.702 M (−6.39%), plain 0.5 threshold 0.760 M (+1.40%).
 Speed measured on cpu."""
     )
 
@@ -82,7 +97,8 @@ def test_table_prints_a_dash_for_what_is_missing():
 deit_mini                        dense  pruned  pruned / dense
 ──────────────────────────────────────────────────────────────
 top-1 (%)                            –   90.30               –
-MACs (M)                         61.20   30.51           0.50×
+MACs, as run (M)                 61.20   30.51           0.50×
+MACs, as published (M)           66.15   31.70           0.48×
 parameters, shared form (M)      1.254   0.801           0.64×
 parameters, folded (M)           1.254   0.702           0.56×
 latency, batch 1 (ms)                –       –               –
@@ -95,15 +111,22 @@ Budget: none, the architecture was given."""
 def test_table_chooses_units_and_says_what_was_not_projected():
     big = dataclasses.replace(
         RESULT,
-        dense_macs=17_580_000_000,
-        target_macs=8_790_000_000,
+        dense_macs=16_400_000_000,
         pruned_macs=8_409_000_000,
-        threshold_macs=8_409_000_000,
+        dense_published_macs=17_580_000_000,
+        pruned_published_macs=8_790_000_000,
+        budgets=(
+            Held("MACs (as published)", 8_790_000_000, 17_580_000_000, 8.409e9, 8_409_000_000),
+            Held("ms", 2.5, 4.25, 2.5, 2.625),
+        ),
         decision="threshold",
     )
     text = table(big)
-    assert "MACs (G)                         17.58    8.41           0.48×" in text
-    assert "Budget: 8.79 G MACs; projected –, plain 0.5 threshold 8.41 G (−4.33%)." in text
+    assert "MACs, as run (G)                 16.40    8.41           0.51×" in text
+    assert "MACs, as published (G)           17.58    8.79           0.50×" in text
+    told = "Budget: 8.79 G MACs (as published); projected –, plain 0.5 threshold 8.41 G (−4.33%)."
+    assert told in text
+    assert "Budget: 2.500 ms; projected –, plain 0.5 threshold 2.625 (+5.00%)." in text
 
 
 @pytest.mark.parametrize("result", [RESULT, GIVEN])
@@ -122,9 +145,13 @@ def test_json_of_another_version_is_refused():
 
 
 def test_blocks_have_to_match_and_ops_to_exist():
-    with pytest.raises(ValueError, match="got 3, 4 and 4"):
+    with pytest.raises(
+        ValueError, match=r"needs ops, heads, .* of every block, got \[3, 4, 4, 4, 4\]"
+    ):
         dataclasses.replace(RESULT, ops=RESULT.ops[:3])
-    with pytest.raises(ValueError, match="ops must be among msa, .*got .*'pool'"):
+    with pytest.raises(ValueError, match=r"got \[4, 5, 4, 4, 4\]"):
+        dataclasses.replace(RESULT, heads=(2, 0, 0, 0, 0))
+    with pytest.raises(ValueError, match="ops must be among skip, .*, msa; got .*'pool'"):
         dataclasses.replace(RESULT, ops=("msa", "pool", "skip", "skip"))
 
 
@@ -149,20 +176,30 @@ def test_figure_follows_every_input(tmp_path):
     base = draw(path)
     metrics = search_metrics()
     gates = [{k: v / 2 if "prob" in k else v for k, v in row.items()} for row in metrics]
-    macs = [{k: v / 2 if k == "macs" else v for k, v in row.items()} for row in metrics]
+    budgets = [
+        [{k: v / 2 if k == f"budget/{unit}" else v for k, v in row.items()} for row in metrics]
+        for unit in ("MACs", "parameters")
+    ]
+    heads = [{k: v / 2 if "heads" in k else v for k, v in row.items()} for row in metrics]
+    tighter = (RESULT.budgets[0], dataclasses.replace(RESULT.budgets[1], found=400_000))
     height = base.shape[0]
     changes = {  # what changes, and the third of the page where it shows
         "ops": (0, draw(path, dataclasses.replace(RESULT, ops=("msa", "msa", "msa", "skip")))),
         "widths": (0, draw(path, dataclasses.replace(RESULT, ffn_widths=(200, 120, 90, 0)))),
+        "heads": (0, draw(path, dataclasses.replace(RESULT, heads=(3, 0, 0, 0)))),
+        "published": (0, draw(path, dataclasses.replace(RESULT, pruned_published_macs=33_000_000))),
         "accuracy": (1, draw(path, dataclasses.replace(RESULT, decided_top1=0.2))),
-        "macs": (1, draw(path, RESULT, macs)),
+        "macs": (1, draw(path, RESULT, budgets[0])),
+        "parameters": (1, draw(path, RESULT, budgets[1])),
+        "found": (1, draw(path, dataclasses.replace(RESULT, budgets=tighter))),
         "gates": (2, draw(path, RESULT, gates)),
+        "gates of heads": (2, draw(path, RESULT, heads)),
     }
     borders = [0, int(height * 0.37), int(height * 0.68), height]
     for name, (third, pixels) in changes.items():
         assert pixels.shape == base.shape, name
         rows = np.abs(pixels - base).sum((1, 2)).nonzero()[0]
-        assert len(rows) > 10, name
+        assert len(rows) >= 10, name
         if name in ("ops", "widths"):  # bars and not only labels
             assert (pixels != base).any(-1).sum() > 10_000, name
         assert borders[third] <= rows.min() and rows.max() < borders[third + 1], name
@@ -181,13 +218,48 @@ def test_every_op_has_a_colour_of_its_own(tmp_path):
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("metrics", [[], search_metrics(1), search_metrics(1)[:1]])
-def test_figure_of_few_or_no_steps(tmp_path, metrics):
-    draw(tmp_path / "report.png", GIVEN, metrics)
+@pytest.mark.parametrize(
+    ("result", "metrics"),
+    [
+        (GIVEN, []),
+        (RESULT, search_metrics(1)),
+        (RESULT, search_metrics(1)[:1]),
+        (RESULT, [{k: v for k, v in row.items() if "heads" not in k} for row in search_metrics(3)]),
+    ],
+    ids=["none", "one", "one, not evaluated", "heads not under gates"],
+)
+def test_figure_of_few_or_no_steps(tmp_path, result, metrics):
+    draw(tmp_path / "report.png", result, metrics)
+
+
+def test_heads_budgets_and_both_counts_are_shown_and_no_title_overlaps(tmp_path, monkeypatch):
+    pages, save = [], Figure.savefig
+
+    def keep(page, *arguments, **options):
+        pages.append(page)
+        save(page, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    alphabetical = [dict(sorted(row.items())) for row in search_metrics()]  # as they are logged
+    draw(tmp_path / "report.png", RESULT, alphabetical)
+    (page,) = pages
+    titles = [axes.get_title(loc="left") for axes in page.findobj(Axes)]
+    titles = [title for title in titles if title]
+    maps = ["≥ 1×1 convolution", "≥ 3×3 convolution", "attention", "attention heads (mean)"]
+    assert titles[-5:] == [*maps, "FFN units (mean)"]
+    texts = page.findobj(Text)
+    labels = {text.get_text() for text in texts}
+    assert {"2/4", "MACs", "parameters", "budget"} <= labels
+    title = "deit_mini: 61.20 M → 30.51 M MACs (0.50×)\nas published 66.15 M → 31.70 M MACs (0.48×)"
+    assert title in labels
+    renderer = FigureCanvasAgg(page).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in texts if text.get_text() in titles]
+    assert len(boxes) >= len(titles)
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
 
 
 def test_figure_says_that_there_was_no_search(tmp_path):
-    given = draw(tmp_path / "a.png", dataclasses.replace(RESULT, target_macs=None), [])
+    given = draw(tmp_path / "a.png", dataclasses.replace(RESULT, budgets=()), [])
     logged = draw(tmp_path / "b.png", RESULT, [])
     assert (given != logged).any()  # "the architecture was given" against "logged nothing"
 

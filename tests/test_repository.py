@@ -1,6 +1,7 @@
 """Rules of the repository that a linter does not know."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ COMMANDS = (  # what a shell starts, and what reads its flags
     "plan.py",
     "predict.py",
     "prepare.py",
+    "prices.py",
     "convert/__main__.py",
     "data/package.py",
 )
@@ -41,9 +43,11 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "data",
         "models",
         "pretrained",
+        "progress",
         "single_path",
         "text",
         "training",
+        "workdir",
     },
     "command_line.py": {"config"},
     "config.py": set(),
@@ -56,7 +60,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "pretrained.py": {"config", "models", "single_path", "convert", "training"},
     "progress.py": set(),
     "remote.py": set(),
-    "report.py": {"measure", "text"},
+    "report.py": {"measure", "single_path", "text"},
     "text.py": set(),
     "workdir.py": {"config", "hosts", "remote"},
 }
@@ -135,6 +139,22 @@ def test_dependencies_point_one_way(file):
         ours = {m.split(".")[1] for m in imported(file) if m.startswith("spvit_jax.")}
         allowed = MAY_IMPORT[part] | {part}
         assert ours <= allowed, f"{file} imports {sorted(ours - allowed)}"
+
+
+def test_models_know_nothing_of_what_is_done_with_them():
+    for file in names((PACKAGE / "models").glob("*.py")):
+        words = set(re.findall(r"[a-z]+", (ROOT / file).read_text().lower()))
+        assert not words & {"gates", "temperature", "supernet", "search", "macs"}, file
+
+
+def test_operations_are_listed_in_one_place():
+    """What a block may become is said by ``single_path/ops`` alone, its names and their number."""
+    for file in names(FILES):
+        if "single_path/ops/" not in file:
+            said = {node.value for node in ast.walk(tree(file)) if isinstance(node, ast.Constant)}
+            assert not said & {"conv1x1", "conv3x3", "norm_skip"} or inside(file) == "config.py", (
+                file
+            )
 
 
 def test_torch_is_needed_for_nothing_but_conversion():

@@ -126,12 +126,12 @@ class RegNet(Classifier):
     def heads(
         self,
         images: Array,
-        gates: tuple | None = None,
+        extras: tuple | None = None,
         *,
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Array, ...]:
-        """The logits of the one head; ``gates`` and ``key`` have nothing to act on."""
+        """The logits of the one head; ``extras`` and ``key`` have nothing to act on."""
         x = jax.nn.relu(self.stem(images, train))
         for stage in self.stages:
             for block in stage:

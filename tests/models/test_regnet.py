@@ -10,7 +10,7 @@ from flax import nnx
 
 from spvit_jax.models import RegNet, RegNetSpec
 from spvit_jax.models.regnet import VARIANTS
-from spvit_jax.single_path.prune import count_parameters
+from spvit_jax.single_path.prices import count_parameters
 
 SPEC = RegNetSpec((8, 16), (1, 2), 4, image_size=16, classes=7)
 

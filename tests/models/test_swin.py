@@ -20,9 +20,9 @@ from spvit_jax.models.swin import (
     shift_mask,
     to_windows,
 )
-from spvit_jax.single_path.cost import dense_macs
 from spvit_jax.single_path.gates import decide, initial_logits
-from spvit_jax.single_path.prune import count_parameters
+from spvit_jax.single_path.prices import count_parameters, macs, published_macs
+from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 
 SPEC = SwinSpec(
@@ -57,13 +57,13 @@ def images(spec=SPEC, batch=2):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_has_its_exact_size(name, traced_macs, norm_macs):
+def test_every_variant_has_its_exact_size(name, traced_macs):
     assert name in SIZES, f"add the parameters and MACs of {name}, from an independent source"
     spec = VARIANTS[name]
     model = nnx.eval_shape(lambda: build(spec))
-    assert (count_parameters(model), dense_macs(spec)) == SIZES[name]
+    assert (count_parameters(model), published_macs(spec).dense) == SIZES[name]
     image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
-    assert traced_macs(model, image) == dense_macs(spec) - norm_macs(spec)
+    assert traced_macs(model, image) == macs(spec).dense
 
 
 def test_no_size_is_left_over():
@@ -71,7 +71,7 @@ def test_no_size_is_left_over():
 
 
 def test_the_published_count_of_the_small_one_is_ours_in_float32():
-    exact = dense_macs(VARIANTS["swin_small_patch4_window7_224"])
+    exact = published_macs(VARIANTS["swin_small_patch4_window7_224"]).dense
     assert int(np.float32(exact)) == 8_746_520_576 == exact + 512
 
 
@@ -88,7 +88,7 @@ def places(geometry):
 @pytest.mark.parametrize("geometry", [PLAIN, SHIFTED])
 def test_windows_hold_their_tokens_and_give_them_back(geometry):
     x = np.random.default_rng(0).standard_normal((2, 36, 12)).astype(np.float32)
-    windows = to_windows(jnp.asarray(x), geometry)
+    windows = to_windows(jnp.asarray(x), geometry, geometry.heads)
     assert windows.shape == (4, 2, 9, 2, 6)
     for window, tokens in zip(windows, places(geometry), strict=True):
         for i, (row, column) in enumerate(tokens):
@@ -244,7 +244,7 @@ def test_other_sizes_have_their_own_windows(change, run):
         assert block.shift == 0 or block.window < block.grid
     table = build(spec).blocks[-1].mixer.position_bias.shape
     assert table == ((2 * spec.blocks[-1].window - 1) ** 2, 4)
-    assert spec.fixed_macs > 0
+    assert published_macs(spec).base > macs(spec).base > 0
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,8 @@ def test_bfloat16_computes_so_but_keeps_float32_parameters_and_logits(searched, 
     arguments = (images(batch=16),)
     if searched:
         wide, narrow = supernet(wide), supernet(narrow)
-        arguments += (decide(initial_logits(SPEC.blocks)),)
+        space = Space(SPEC.blocks)
+        arguments += (decide(space, initial_logits(space)),)
     parameters = jax.tree.leaves(nnx.state(narrow, nnx.Param))
     assert {p.dtype for p in parameters} == {jnp.dtype("float32")}
     logits = run(narrow, *arguments)

@@ -12,14 +12,14 @@ from flax import nnx
 
 from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.models.vit import POOLS, VARIANTS
-from spvit_jax.single_path.cost import class_token_macs, dense_macs
 from spvit_jax.single_path.gates import decide, initial_logits
-from spvit_jax.single_path.prune import count_parameters
+from spvit_jax.single_path.prices import count_parameters, macs, published_macs
+from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 
-SIZES = {  # parameters, MACs
+SIZES = {  # parameters, MACs as published
     "deit_tiny_patch16_224": (5_717_416, 1_251_052_032),
     "deit_small_patch16_224": (22_050_664, 4_586_542_080),
     "deit_base_patch16_224": (86_567_656, 17_510_836_224),
@@ -41,14 +41,13 @@ def images(spec=SPEC, batch=2):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_has_its_exact_size(name, traced_macs, norm_macs):
+def test_every_variant_has_its_exact_size(name, traced_macs):
     assert name in SIZES, f"add the parameters and MACs of {name}, from an independent source"
     spec = VARIANTS[name]
     model = nnx.eval_shape(lambda: build(spec))
-    assert (count_parameters(model), dense_macs(spec)) == SIZES[name]
+    assert (count_parameters(model), published_macs(spec).dense) == SIZES[name]
     image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
-    class_tokens = class_token_macs(spec, tuple(block.hidden for block in spec.blocks))
-    assert traced_macs(model, image) == dense_macs(spec) - norm_macs(spec) + class_tokens
+    assert traced_macs(model, image) == macs(spec).dense
 
 
 def test_no_size_is_left_over():
@@ -94,7 +93,8 @@ def test_bfloat16_computes_so_but_keeps_float32_parameters_and_logits(searched, 
     arguments = (images(),)
     if searched:
         wide, narrow = supernet(wide), supernet(narrow)
-        arguments += (decide(initial_logits(SPEC.blocks)),)
+        space = Space(SPEC.blocks)
+        arguments += (decide(space, initial_logits(space)),)
     parameters = jax.tree.leaves(nnx.state(narrow, nnx.Param))
     assert {p.dtype for p in parameters} == {jnp.dtype("float32")}
     logits = run(narrow, *arguments)
@@ -133,7 +133,8 @@ def test_rematerialisation_changes_nothing(equations, quick_jit):
 
 
 def test_rematerialised_supernet_updates_its_batch_norms(run):
-    gates = decide(initial_logits(SPEC.blocks))
+    space = Space(SPEC.blocks)
+    gates = decide(space, initial_logits(space))
     plain, remat = supernet(build()), supernet(build(remat=True))
     for model in (plain, remat):
         run(model, images(), gates, train=True)
@@ -210,7 +211,8 @@ def test_without_class_token_there_are_only_patches(pool, run, traced_macs):
     fewer = 2 * 24  # the token and its position
     assert count_parameters(build()) - count_parameters(model) == fewer
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    assert traced_macs(model, image) == dense_macs(spec) - sum(2 * 24 * 16 for _ in spec.blocks)
+    assert traced_macs(model, image) == macs(spec).dense
+    assert published_macs(spec).dense == macs(spec).dense + sum(2 * 24 * 16 for _ in spec.blocks)
     expected = model.patches(images()) + model.pos_embed[...]
     np.testing.assert_allclose(model.embed(images()), expected, rtol=1e-6)
     assert bool(jnp.isfinite(run(model, images())).all())

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.config import Config, Model, Search
+from spvit_jax.config import Budget, Config, Model, Search
 from spvit_jax.convert import forms
 from spvit_jax.models import ViTSpec
 from spvit_jax.planning.chips import SLICES, Target
 from spvit_jax.planning.forecast import Forecast, Memory, forecast
 from spvit_jax.planning.trainings import Images, Planned
+from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.sharding import make_mesh
-from spvit_jax.training.task import Gating, Task
+from spvit_jax.training.task import Task
 from spvit_jax.training.teacher import freeze
 
 SPEC = ViTSpec(width=64, depth=1, heads=2, hidden=256, patch_size=8, image_size=32, classes=7)
@@ -32,7 +33,6 @@ def planned(accumulation=1, distil=True):
     search = Search(
         batch_size=64,
         accumulation=accumulation,
-        target_ratio=0.5,
         ema_decay=0.9,
         distillation="soft" if distil else "none",
     )
@@ -44,7 +44,7 @@ def planned(accumulation=1, distil=True):
         teacher = freeze(
             nnx.merge(graph, jax.tree.map(lambda x: jnp.ones(x.shape), state)), normalise
         )
-    task = Task.of(config, search, IMAGES.train, Gating.of(search, SPEC))
+    task = Task.of(config, search, IMAGES.train, Gating.of(search, Budget(macs=0.5), SPEC))
     return config, Planned("search", task, forms.build(SPEC, "supernet"), teacher, "")
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,12 +10,16 @@ from spvit_jax.models import ViTSpec
 from spvit_jax.planning.forecast import forecast
 from spvit_jax.planning.macs import macs
 from spvit_jax.planning.trainings import Images, Planned
-from spvit_jax.single_path.cost import class_token_macs, dense_macs
+from spvit_jax.single_path import prices
 from spvit_jax.training.sharding import make_mesh
 from spvit_jax.training.task import Task
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 SIZE, TOKENS, WIDTH = 8, 17, 24
+SPECS = {
+    "token": SPEC,
+    "average": dataclasses.replace(SPEC, class_token=False, pool="norm_average"),
+}
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 
 
@@ -59,17 +65,22 @@ def test_a_product_that_may_run_any_number_of_times_is_refused():
     assert count(lambda a: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, a), A) == 0
 
 
-@pytest.mark.parametrize(("remat", "accumulation"), [(False, 1), (False, 4), (True, 1)])
-def test_a_step_is_three_times_the_forward_pass(remat, accumulation, norm_macs):
+@pytest.mark.parametrize(
+    ("pool", "remat", "accumulation"),
+    [("token", False, 1), ("average", False, 4), ("token", True, 1)],
+)
+def test_a_step_is_three_times_the_forward_pass(pool, remat, accumulation):
+    spec = SPECS[pool]
     training = Training(batch_size=SIZE, accumulation=accumulation)
     config = Config(model=Model(variant=""))
-    model = forms.build(SPEC, "dense", remat=remat)
+    model = forms.build(spec, "dense", remat=remat)
     task = Task.of(config, training, 64)
     found = forecast(
         Planned("pretrain", task, model, None, ""), config, Images(64, 16, 7), make_mesh()
     )
-    forward = dense_macs(SPEC) - norm_macs(SPEC) + class_token_macs(SPEC, (48, 48))
+    forward = prices.macs(spec).dense
     assert found.evaluation_macs == 500 * forward  # one batch, filled up
-    patches, head, fc2 = 16 * 3 * 4**2 * WIDTH, WIDTH * 7, TOKENS * 48 * WIDTH
-    again = forward - patches - head - 2 * fc2 if remat else 0  # what the backward pass needs
+    patches, head = 16 * 3 * 4**2 * WIDTH, WIDTH * 7
+    fc2 = (TOKENS + 1) * 48 * WIDTH  # of the last block, for the class token alone
+    again = forward - patches - head - fc2 if remat else 0  # what the backward pass needs
     assert found.macs == SIZE * (3 * forward - patches + again)  # pixels have no gradient

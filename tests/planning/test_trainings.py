@@ -48,7 +48,7 @@ def test_a_search_and_a_fine_tuning_of_what_it_may_find():
     assert (search.name, search.task.steps) == ("search", 20 * 1251)
     assert (finetune.name, finetune.task.steps) == ("finetune", 130 * 1251)
     assert search.task.gates and not finetune.task.gates
-    assert not search.remark and "random blocks of the same MACs" in finetune.remark
+    assert not search.remark and "random blocks within the same budget" in finetune.remark
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves(search) + leaves(finetune))
     names = forms.shapes(search.model)
     assert names["blocks.3.mixer.head_logits"] == (12, 9)
@@ -103,7 +103,7 @@ def test_a_pretraining_is_of_the_dense_model():
             ConfigError,
             "trains nothing",
         ),
-        (config("quickstart", search__target_ratio=0.001), BudgetError, "search.target_ratio"),
+        (config("quickstart", budget__macs=0.001), BudgetError, "budget.macs"),
         (config("deit_s", "stage=finetune", finetune__architecture="x"), ArchitectureError, "x"),
         (config("swin_t", "stage=finetune", finetune__architecture=DEIT), ArchitectureError, "12"),
         (config("quickstart", search__batch_size=20_000), DataError, "20000 images is more"),

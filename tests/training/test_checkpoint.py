@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spvit_jax.single_path.gates import BlockGates
 from spvit_jax.training.checkpoint import CheckpointError, Checkpoints
 from spvit_jax.training.sharding import make_mesh, replicated
 from spvit_jax.training.step import TrainState
@@ -31,7 +30,7 @@ def make(step, size=1000):
             key=jnp.asarray([step, 7], jnp.uint32),
             params={"kernel": draw(size, 64)},
             stats={"mean": draw(3)},
-            gates=(BlockGates(draw(3), draw(5)),),
+            gates=({"op": draw(3), "ffn": draw(5)},),
             optimizer={"count": jnp.int32(step), "mu": draw(9)},
             average=None,
         ),

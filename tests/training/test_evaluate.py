@@ -20,6 +20,7 @@ from spvit_jax.data.sources import open_source
 from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.progress import Console
 from spvit_jax.single_path.gates import decide, initial_logits
+from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.evaluate import Evaluation, make_eval_step, no_totals
 from spvit_jax.training.fit import Trainer
@@ -35,7 +36,7 @@ SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=7, image_size=2
 class Pixels(nnx.Module):
     """Its logits are the red of an image's first row: whatever a test wants."""
 
-    def __call__(self, images, gates=None):
+    def __call__(self, images, extras=None):
         return images[:, 0, :, 0]
 
 
@@ -146,13 +147,14 @@ def test_shares_by_hand():
 
 
 def test_a_supernet_is_evaluated_under_its_gates():
-    network, logits = supernet(ViT(SPEC, rngs=nnx.Rngs(0))), initial_logits(SPEC.blocks)
+    network, space = supernet(ViT(SPEC, rngs=nnx.Rngs(0))), Space(SPEC.blocks)
+    logits = initial_logits(space)
     rng = np.random.default_rng(0)
     noisy = jax.tree.map(
         lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), nnx.state(network, nnx.Param)
     )
     nnx.update(network, noisy)
-    gates, others = decide(logits), decide(jax.tree.map(jnp.negative, logits))
+    gates, others = (decide(space, x) for x in (logits, jax.tree.map(jnp.negative, logits)))
     step = make_eval_step(nnx.graphdef(network), SAME, make_mesh(), nnx.state(network, nnx.Param))
     images = rng.integers(0, 256, (16, 28, 28, 3), np.uint8)
     predicted = network(SAME(jnp.asarray(images)), gates).argmax(-1)

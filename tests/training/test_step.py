@@ -15,8 +15,10 @@ from flax import nnx
 from spvit_jax.config import Search, Training
 from spvit_jax.data.pipeline import to_device
 from spvit_jax.models import ViT, ViTSpec
-from spvit_jax.single_path.budget import budget_loss
-from spvit_jax.single_path.gates import initial_logits
+from spvit_jax.single_path.budget import Budget
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.prices import macs
+from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training import sharding
 from spvit_jax.training.losses import correct
@@ -53,10 +55,9 @@ def prepare(network, training, objective, gates=(), rate=1e-3, teacher=None, fsd
 
 def search(accumulation=1, fsdp=1):
     """As ``prepare``, of a search with everything that is random, and a teacher."""
-
-    def penalty(logits):
-        return budget_loss(SPEC, logits, 1e-4, 1e5)
-
+    space = Space(SPEC.blocks, axes=("op", "heads", "ffn"))
+    budget = Budget(macs(SPEC, space.ops), 1e5)
+    gating = Gating(space, (budget,), weight=2.0, learning_rate=1e-2)
     objective = Objective(
         PLAIN.normalise,
         erasing=0.5,
@@ -65,13 +66,13 @@ def search(accumulation=1, fsdp=1):
         label_smoothing=0.1,
         distillation="soft",
         distillation_temperature=2.0,
-        penalty=penalty,
+        gating=gating,
         accumulation=accumulation,
         ema_decay=0.9,
     )
     network = supernet(model(dropout=0.1, drop_path=0.2))
     teacher = freeze(model(), Normalise((0.5,) * 3, (0.1,) * 3))
-    gates = initial_logits(SPEC.blocks)
+    gates = gating.initial()
     return prepare(network, Search(clip_norm=1.0), objective, gates, teacher=teacher, fsdp=fsdp)
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.config import Config, Search, Training
+from spvit_jax.config import Budget, Config, Search, Training
 from spvit_jax.data.errors import DataError
 from spvit_jax.models import ViT, ViTSpec
-from spvit_jax.single_path.cost import dense_macs
-from spvit_jax.training.task import Gating, Task
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.training.task import Task
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 
@@ -29,15 +30,27 @@ def test_less_than_a_batch_is_refused():
 
 
 def test_a_search_begins_with_open_gates_and_pays_for_what_is_above_its_target():
-    search = Search(target_ratio=0.5, budget_lambda=2.0)
-    gating = Gating.of(search, SPEC)
-    dense = dense_macs(SPEC)
-    surplus = (round(0.5 * dense) - dense) / 1e9
-    np.testing.assert_allclose(gating.penalty(gating.logits), 2.0 * surplus**2, rtol=1e-5)
+    search = Search(budget_lambda=2.0, axes=("op", "heads", "ffn"))
+    gating = Gating.of(search, Budget(macs=0.5), SPEC)
+    target = round(0.5 * prices.published_macs(SPEC).dense)  # a share is of what everybody quotes
+    assert gating.budgets[0].target == target
+    surplus = prices.macs(SPEC).dense / target - 1  # what is pruned is counted as it runs
+    np.testing.assert_allclose(gating.penalty(gating.initial()), 2.0 * surplus**2, rtol=1e-5)
     task = Task.of(Config(seed=5), search, 256, gating)
     state = task.initial(ViT(SPEC, rngs=nnx.Rngs(0)))
-    assert state.gates[1].ffn.shape == (48,) and state.average is None
+    assert {axis: x.shape for axis, x in state.gates[1].items()} == {
+        "op": (3,), "heads": (3,), "ffn": (48,)
+    }  # fmt: skip
+    assert state.average is None
     np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(5)))
+
+
+def test_gate_rates_fall_to_nothing_or_stay_as_released():
+    for schedule, at_the_end in (("linear", 0.0), ("constant", 0.02)):
+        search = Search(gate_schedule=schedule, gate_learning_rate=0.02)
+        rate = Gating.of(search, Budget(macs=0.5), SPEC).rate(10)
+        first, last = (rate(step) if callable(rate) else rate for step in (0, 10))
+        assert (float(first), float(last)) == (pytest.approx(0.02), pytest.approx(at_the_end))
 
 
 def test_what_is_averaged_begins_as_the_weights():
