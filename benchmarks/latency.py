@@ -11,6 +11,7 @@ What is compared is the share of the dense model's time: its median over the tur
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ def architecture(spec: Any, timed: Prices, share: float, seed: int) -> Architect
     """Draws operations and heads, and FFN widths with which they should take about ``share``."""
     rng, blocks = np.random.default_rng(seed), spec.blocks
     while True:
-        likely = rng.dirichlet(np.ones(len(PAPER)))
+        likely, least = rng.dirichlet(np.ones(len(PAPER))), rng.uniform()
         ops = tuple(rng.choice(PAPER, p=likely).item() for _ in blocks)
-        drawn = [rng.integers(1, block.heads + 1).item() for block in blocks]
+        drawn = [math.ceil(rng.uniform(least, 1) * block.heads) for block in blocks]
         heads = tuple(n if op == "msa" else 0 for n, op in zip(drawn, ops, strict=True))
         none, every = (
             predicted(spec, timed, Architecture(ops, widths, heads=heads))

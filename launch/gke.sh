@@ -8,7 +8,7 @@
 #   launch/gke.sh delete                ends the run, which saves first; checkpoints stay
 #
 # --dry-run with any of them prints the exact commands, and the manifest, and runs none. FLAGS are
-# those of spvit_jax.main, such as --config.search.target_ratio=0.7.
+# those of spvit_jax.main, such as --config.budget.macs=0.7.
 #
 # Variables, to be exported:
 #   NAME             of the run: small letters, digits, hyphens                    spvit

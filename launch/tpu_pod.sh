@@ -12,7 +12,7 @@
 #   launch/tpu_pod.sh delete            stop, then gives the pod back; --yes does not ask
 #
 # --dry-run with any of them prints the exact commands and runs none. FLAGS are those of
-# spvit_jax.main, such as --config.search.target_ratio=0.7.
+# spvit_jax.main, such as --config.budget.macs=0.7.
 #
 # Variables, to be exported:
 #   NAME         of the pod: small letters, digits, hyphens                spvit

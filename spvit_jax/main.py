@@ -22,7 +22,7 @@ finished it prints the result again.
 
 Examples, each in a --workdir of its own:
   --config=configs/quickstart.py:tiny                          the whole pipeline in a minute
-  --config=configs/quickstart.py --config.search.target_ratio=0.7
+  --config=configs/quickstart.py --config.budget.macs=0.7
   --config=configs/deit_s.py:stage=finetune                    a published architecture
 
 Several hosts run the same command, with a --workdir that all of them see. On TPU pods and under

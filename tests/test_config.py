@@ -7,6 +7,8 @@ import pytest
 
 from spvit_jax import config
 from spvit_jax.config import Config, ConfigError, from_config_dict, to_config_dict
+from spvit_jax.models import ViTSpec
+from spvit_jax.single_path.space import Space
 
 
 def changed(path, value, **others):
@@ -176,6 +178,12 @@ def test_any_budget_alone_or_with_others_will_do(budget):
     others = {f"budget.{name}": value for name, value in budget.items()}
     made = from_config_dict(changed("stage", "search", **({"budget.macs": 0.0} | others)))
     assert made.budget == config.Budget(**budget)
+
+
+def test_the_papers_space_is_what_is_searched_if_nothing_is_said():
+    search = Config().search
+    space = Space(ViTSpec(width=16, depth=1, heads=2, hidden=8, patch_size=8).blocks)
+    assert (search.ops, search.axes, search.unit_group) == (space.ops, space.axes, 1)
 
 
 def test_axes_and_operations_come_back_as_tuples():

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from spvit_jax.convert import load_model
+from spvit_jax.convert import load
 from spvit_jax.models import Swin
 from spvit_jax.report import Result
+from spvit_jax.single_path.prune import form
 from spvit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -65,11 +66,14 @@ def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
     assert "packaged:regnety_fashion_mnist: hard distillation" in output
     result = Result.from_json((tmp_path / "result.json").read_text())
     assert result.model == "swin_fashion_mnist" and len(result.ops) == 6
-    assert result.pruned_macs <= result.target_macs < result.dense_macs
+    (budget,) = result.budgets
+    assert result.pruned_published_macs == budget.found <= budget.target
+    assert budget.target == round(0.5 * result.dense_published_macs)
     assert all("distillation" in row for row in read_metrics(tmp_path / "finetune"))
     assert not any("distillation" in row for row in read_metrics(tmp_path / "search"))
-    model, form, found = load_model(tmp_path / "pruned.safetensors")
-    assert isinstance(model, Swin) and form == "deploy" and found.ops == result.ops
+    model = load(str(tmp_path / "pruned.safetensors"))
+    assert isinstance(model, Swin) and form(model) == "deploy"
+    assert model.architecture.ops == result.ops
 
 
 def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(

@@ -61,7 +61,7 @@ def macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
       spec: the dense model's.
       ops: what the gates choose from.
     """
-    base = _embedding_and_head(spec)
+    base = _embedding_and_head(spec) + sum(OPS[ops[0]].macs(block) for block in spec.blocks)
     return Prices("MACs", base, _blocks(spec, ops, lambda axis, *of: axis.macs(*of)))
 
 
@@ -72,6 +72,7 @@ def published_macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
     what nobody reads is counted.
     """
     base = _embedding_and_head(spec) + _published_norms(spec)
+    base += sum(OPS[ops[0]].published_macs(block) for block in spec.blocks)
     blocks = _blocks(spec, ops, lambda axis, *of: axis.published_macs(*of))
     return Prices("MACs (as published)", base, blocks)
 

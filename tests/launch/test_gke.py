@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ("--", "--config.search.target_ratio=0.7", '--config.model.checkpoint=a "b" \\c.pth')
+FLAGS = ("--", "--config.budget.macs=0.7", '--config.model.checkpoint=a "b" \\c.pth')
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_run_is_a_job_set_with_a_pod_a_host(gke, head):
     assert container["args"] == [
         "--config=configs/deit_b.py",
         "--workdir=gs://my-bucket/run",
-        "--config.search.target_ratio=0.7",
+        "--config.budget.macs=0.7",
         '--config.model.checkpoint=a "b" \\c.pth',
     ]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}

@@ -10,7 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from spvit_jax.convert import load_model
+from spvit_jax.convert import load
+from spvit_jax.report import Result
+from spvit_jax.single_path.prune import form
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "launch" / "spvit_colab.ipynb"
@@ -101,10 +103,15 @@ def test_every_cell_runs(executed):
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
     )
     assert "JAX" in text and "top-1" in text and "Error" not in text
+    assert "0.01666 GMACs as published, to become 0.009996" in text
 
 
 def test_the_users_own_model_is_pruned_to_the_ratio_that_was_asked_for(executed):
     _, work = executed
-    model, form, found = load_model(work / "own" / "pruned.safetensors")
-    assert form == "deploy" and len(found.ops) == len(model.blocks)
+    model = load(str(work / "own" / "pruned.safetensors"))
+    assert form(model) == "deploy" and len(model.architecture.ops) == len(model.blocks)
+    result = Result.from_json((work / "own" / "result.json").read_text())
+    (budget,) = result.budgets
+    assert budget.target == round(0.6 * result.dense_published_macs)
+    assert result.pruned_macs == budget.found <= budget.target
     assert (work / "own" / "pruned.pth").exists() == bool(find_spec("torch"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 STARTING = "WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE"
-FLAGS = ("--", "--config.search.target_ratio=0.7", "--config.model.checkpoint=it's here.pth")
+FLAGS = ("--", "--config.budget.macs=0.7", "--config.model.checkpoint=it's here.pth")
 
 
 class Pod:
@@ -87,7 +87,7 @@ def test_a_pod_from_queue_to_end(pod, until, head):
     assert "worker 0: started" in said and "worker 1: started" in said
     until(lambda: len(pod.started()) == 2)
     given = "--config=configs/quickstart.py:tiny --workdir=gs://my-bucket/run"
-    given += " --config.search.target_ratio=0.7 --config.model.checkpoint=it's here.pth"
+    given += " --config.budget.macs=0.7 --config.model.checkpoint=it's here.pth"
     assert pod.started() == [f"worker{n} run {head} -m spvit_jax.main {given}" for n in (0, 1)]
     assert "already keeps spvit running" in pod("run", *FLAGS, code=2)
     places = {str(worker / "cache") for worker in pod.workers()}

@@ -22,7 +22,17 @@ from spvit_jax.training.sharding import make_mesh
 from spvit_jax.training.task import Task
 from spvit_jax.training.teacher import freeze
 
-SPEC = ViTSpec(width=64, depth=1, heads=2, hidden=256, patch_size=8, image_size=32, classes=7)
+SPEC = ViTSpec(  # whose one block computes all tokens
+    width=64,
+    depth=1,
+    heads=2,
+    hidden=256,
+    patch_size=8,
+    image_size=32,
+    classes=7,
+    class_token=False,
+    pool="norm_average",
+)
 IMAGES = Images(640, 100, 7)
 TPUS = os.environ.get("SPVIT_LIBTPU")  # a folder, of pip install --no-deps --target FOLDER libtpu
 for_tpus = pytest.mark.skipif(not TPUS, reason="needs SPVIT_LIBTPU, a folder with libtpu in it")

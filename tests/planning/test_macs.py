@@ -16,10 +16,7 @@ from spvit_jax.training.task import Task
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 SIZE, TOKENS, WIDTH = 8, 17, 24
-SPECS = {
-    "token": SPEC,
-    "average": dataclasses.replace(SPEC, class_token=False, pool="norm_average"),
-}
+AVERAGE = dataclasses.replace(SPEC, class_token=False, pool="norm_average")
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 
 
@@ -70,7 +67,7 @@ def test_a_product_that_may_run_any_number_of_times_is_refused():
     [("token", False, 1), ("average", False, 4), ("token", True, 1)],
 )
 def test_a_step_is_three_times_the_forward_pass(pool, remat, accumulation):
-    spec = SPECS[pool]
+    spec = AVERAGE if pool == "average" else SPEC
     training = Training(batch_size=SIZE, accumulation=accumulation)
     config = Config(model=Model(variant=""))
     model = forms.build(spec, "dense", remat=remat)

@@ -38,7 +38,8 @@ IN_ORDER = r"skip, conv1x1, conv3x3, msa, in this order and with msa"
 def test_a_space_that_cannot_be_is_refused(fields, message):
     with pytest.raises(SpaceError, match=message):
         Space((BLOCK,), **fields)
-    with pytest.raises(SpaceError, match=rf"search\.(axes|ops) .*{message.split('.*')[-1]}"):
+    (field,) = fields
+    with pytest.raises(SpaceError, match=rf"search\.{field} must be"):
         Gating.of(Search(**fields), Budgets(macs=0.5), SPEC)
 
 
