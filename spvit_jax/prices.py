@@ -20,6 +20,7 @@ processes that JAX spreads over several hosts it knows nothing.
 Exit codes: 0; 2 bad input, which the message explains.
 """
 
+import dataclasses
 import os
 import re
 import sys
@@ -62,6 +63,7 @@ def _measure(config: Config) -> int:
     from spvit_jax.single_path.space import Space
 
     variant: Any = VARIANTS.get(config.model.variant)
+    config = dataclasses.replace(config, stage="search")  # whose dense model it is to be
     spec: Any = pretrained.dense_spec(config, variant.classes if variant else _CLASSES)
     ops = Space(spec.blocks, config.search.ops).ops
     path, console = _path(config), Console()

@@ -43,6 +43,8 @@ def test_help_says_what_there_is():
         ([TINY, "--workdir=x", "--config.search.batch_size=1.5"], "batch_size=1.5"),
         ([TINY, "--workdir=x", "--config.search.schedule=cos"], "search.schedule must be one of"),
         ([TINY, "--workdir=x", "--config.stage=train"], "stage must be one of all, pretrain"),
+        ([TINY, "--workdir=x", "--config.budget.macs=0"], "set a budget: budget.macs or"),
+        ([TINY, "--workdir=x", "--config.budget.latency=t.json"], "budget.latency is TABLE.json:"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments, message):
@@ -51,6 +53,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message):
     assert shown.stderr.startswith("error: ") and message in shown.stderr
     assert len(shown.stderr.splitlines()) == 1 and not shown.stdout
     assert not (ROOT / "x").exists()
+
+
+def test_a_space_that_the_model_cannot_have_is_one_message(tmp_path):
+    shown = main(TINY, f"--workdir={tmp_path}", "--config.search.axes=('op','width')")
+    assert shown.returncode == 2
+    message = "error: search.axes must be different ones of op, heads, ffn; got ('op', 'width')"
+    assert shown.stderr.splitlines() == [message]
+    assert not shown.stdout and not (tmp_path / "dense.json").exists()
 
 
 def test_a_workdir_that_cannot_be_written_is_one_message(tmp_path):

@@ -100,23 +100,48 @@ def measured(
       console: shows how far it is.
 
     Raises:
-      TableError: the model is not slower than without its blocks: something else slows both.
+      TableError: as ``table``.
     """
-    blocks = [parts_of(geometry, ops) for geometry in spec.blocks]
-    where: dict[Part, int] = {}  # the first block that has a part
-    for i, block in enumerate(blocks):
-        where = {p: i for kind in block for p in kind.values()} | where
-    calls = _calls(spec, where, batch, dtype, console)
+    found = distinct(spec, ops)
+    calls = _calls(spec, found, batch, dtype, console)
     times = 1e3 * alternate(calls, seconds, lambda turns: console.bar(turns, 0, "measure"))
-    dense, (_, empty, *shares) = np.median(times[:, 0]), np.median(times / times[:, :1], axis=0)
-    found = {p: float(dense * share / COPIES) for p, share in zip(where, shares, strict=True)}
-    scale = float(dense * (1 - empty)) / sum(block.times(found, 1.0).whole for block in blocks)
-    if not 0 < scale < np.inf:
+    return table(spec, ops, times, _about(batch, dtype))
+
+
+def distinct(spec: Any, ops: tuple[str, ...]) -> dict[Part, int]:
+    """Lists the parts of all blocks, each with the first block that has it."""
+    found: dict[Part, int] = {}
+    for i, geometry in enumerate(spec.blocks):
+        for one in (one for kind in parts_of(geometry, ops) for one in kind.values()):
+            found.setdefault(one, i)
+    return found
+
+
+def table(spec: Any, ops: tuple[str, ...], times: np.ndarray, about: dict[str, Any]) -> Table:
+    """Makes a table of the times of programs that took turns.
+
+    Args:
+      spec: the dense model's.
+      ops: what a search chooses from.
+      times: milliseconds ``[turns, 2 + parts]``: of the dense model, of one of empty blocks, and of
+        ``COPIES`` of each part, in the order of ``distinct``.
+      about: what the times depend on.
+
+    Raises:
+      TableError: the dense model is not slower than the empty one: something else slows both.
+    """
+    dense = float(np.median(times[:, 0]))
+    empty, *each = (dense * np.median(times / times[:, :1], axis=0)[1:]).tolist()
+    found = {one: ms / COPIES for one, ms in zip(distinct(spec, ops), each, strict=True)}
+    blocks = [parts_of(geometry, ops) for geometry in spec.blocks]
+    together = sum(block.times(found, 1.0).whole for block in blocks)
+    if min(dense - empty, together) <= 0:
         raise TableError(
-            f"a call takes {dense:.3g} ms, without any block {dense * empty:.3g}: the machine is"
-            " busy with something else; try again, or give more --seconds"
+            f"a call takes {dense:.3g} ms, without any block {empty:.3g}: the machine is busy with"
+            " something else; try again, or give more --seconds"
         )
-    about = {**_about(batch, dtype), "turns": len(times), "scale": _digits(scale)}
+    scale = (dense - empty) / together
+    about = {**about, "turns": len(times), "scale": _digits(scale)}
     scaled = tuple(block.times(found, scale) for block in blocks)
     return Table(described(spec), about, _digits(dense), scaled)
 
@@ -134,19 +159,19 @@ def _about(batch: int, dtype: Any) -> dict[str, Any]:
 
 
 def _calls(
-    spec: Any, where: dict[Part, int], batch: int, dtype: Any, console: Console
+    spec: Any, parts: dict[Part, int], batch: int, dtype: Any, console: Console
 ) -> list[Call]:
     """The programs: the dense model, one of empty blocks, and each part."""
     depth = len(spec.blocks)
     empty = Architecture(("skip",) * depth, (0,) * depth)
-    with console.bar(2 + len(where), 0, "compile") as bar:
+    with console.bar(2 + len(parts), 0, "compile") as bar:
 
         def counted(call: Call) -> Call:
             bar.update()
             return call
 
         calls = [counted(model_call(spec, whole, batch, dtype)) for whole in (None, empty)]
-        for one, block in zip(where, _built(spec, where, dtype), strict=True):
+        for one, block in zip(parts, built(spec, parts, dtype), strict=True):
             calls.append(counted(_stack_call(one.geometry, block, batch, dtype)))
     return calls
 
@@ -185,12 +210,12 @@ def _compiled(function: Callable[[Any, Array], Any], weights: Any, x: Array) -> 
     return partial(jax.jit(function).lower(weights, x).compile(), weights, x)
 
 
-def _built(spec: Any, where: dict[Part, int], dtype: Any) -> list[Any]:
-    """Makes the blocks of shapes that are parts of the dense model, folded."""
+def built(spec: Any, parts: dict[Part, int], dtype: Any = None) -> list[Any]:
+    """Makes the folded blocks, of shapes, that are ``parts``, each of its block of the model."""
 
     def make() -> list[Any]:
         model = supernet(MODELS[type(spec)](spec, dtype=dtype, rngs=nnx.Rngs(0)), tuple(OPS))
-        return [_cut(model.blocks[i], kept) for kept, i in where.items()]
+        return [_cut(model.blocks[i], kept) for kept, i in parts.items()]
 
     return nnx.eval_shape(make)
 

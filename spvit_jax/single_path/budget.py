@@ -131,7 +131,7 @@ def _mixing(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budg
     strength = level.get("heads", np.full(heads, nested[-1] if "op" in level else 0.0))
     order = np.argsort(-strength, kind="stable")
     worth = (by_head / targets).sum(1) * np.minimum(strength, nested[-1])
-    options, surplus, rival = [], 0.0, 0.0
+    options, surplus, rival, own = [], 0.0, 0.0, 0.0
     if "op" in level:
         spent = np.vstack([np.zeros(len(held)), np.cumsum(steps[:-1], axis=0)])
         values = np.append(0, np.cumsum((steps[:-1] / targets).sum(1) * nested[:-1]))
@@ -139,10 +139,11 @@ def _mixing(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budg
         # Attention nests in its rivals: what they are worth beyond its level is its own as well.
         rival = (spent[-1] / targets).sum()
         surplus = values[-1] - rival * nested[-1]
+        own = (steps.sum(0) / targets).sum() * nested[-1]  # of its price beside the heads
     for kept in range(1 if "heads" in level else heads, heads + 1):
         price = steps.sum(0) + by_head[order[:kept]].sum(0)
         share = min((price / targets).sum() / rival, 1) if rival else 0
-        options.append((share * surplus + worth[order[:kept]].sum(), price, last, kept))
+        options.append((share * surplus + own + worth[order[:kept]].sum(), price, last, kept))
     options.sort(key=lambda option: tuple(option[1]))
 
     def gates(option: int) -> dict[str, np.ndarray]:

@@ -123,6 +123,11 @@ def prices(table: Table, spec: Any, ops: tuple[str, ...]) -> Prices:
       TableError: the table is of another model or image size, or lacks an operation.
     """
     _check_model(table.model, described(spec))
+    if len(table.blocks) != len(spec.blocks):
+        raise TableError(
+            f"the table of times has {len(table.blocks)} blocks, its model has {len(spec.blocks)};"
+            f" {_AGAIN}"
+        )
     others = ops[:-1]  # the last is attention
     measured = set.intersection(*(set(times.ops) for times in table.blocks))
     if not set(others) <= measured:
