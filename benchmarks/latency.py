@@ -81,7 +81,7 @@ def compare(
         print(describe(found, spec), *found.widths)
         rows.append({"predicted": share, "measured": float(middle), "error": float(error)})
     errors = np.abs([row["error"] for row in rows])
-    print(f"mean error {errors.mean():.1%}, largest {errors.max():.1%}")
+    print(f"mean error {errors.mean():.1%}, largest {errors.max():.1%}", flush=True)
     return {
         "dense_ms": dense,
         "mean_error": float(errors.mean()),

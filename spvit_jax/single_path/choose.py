@@ -46,7 +46,7 @@ def choose(sites: list[Site], budgets: np.ndarray) -> list[int]:
             if best.left.min() <= TOLERANCE:
                 break
             best = max(best, _forced(sites, s, option, room), key=lambda choice: choice.value)
-    return _near(sites, room, multipliers, best).picked
+    return _fill(sites, _near(sites, room, multipliers, best).picked, room).picked
 
 
 def _picks(sites: list[Site], multipliers: np.ndarray) -> list[int]:

@@ -22,7 +22,7 @@ from spvit_jax.models.swin import relative_position_index, shift_mask
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.ops import OPS as EVERY_OP
 from spvit_jax.single_path.ops.skip import Skip
-from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.single_path.prune import fold
 from spvit_jax.single_path.prune import form as form_of
 
 torch = pytest.importorskip("torch")

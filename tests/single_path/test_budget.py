@@ -1,24 +1,26 @@
-"""The budget: its loss by definition, and a projection that never exceeds it."""
+"""Budgets: the penalty by its definition, and a choice that never exceeds any of them."""
+
+import dataclasses
+import itertools
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spvit_jax.config import Search
+from spvit_jax import config
 from spvit_jax.models import VARIANTS, SwinSpec, ViTSpec
-from spvit_jax.single_path.architecture import OPS, from_gates
-from spvit_jax.single_path.budget import (
-    TOLERANCE,
-    BudgetError,
-    budget_loss,
-    project,
-    target_macs,
-)
-from spvit_jax.single_path.cost import dense_macs, op_macs, unit_macs
-from spvit_jax.single_path.gates import BlockGates, decide
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.architecture import Architecture, from_gates
+from spvit_jax.single_path.budget import Budget, BudgetError, budgets, penalty, project
+from spvit_jax.single_path.gates import decide, initial_logits
+from spvit_jax.single_path.ops import OPS, PAPER
+from spvit_jax.single_path.prices import cost
+from spvit_jax.single_path.space import Space, group_units
 
-TINY = ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+VIT = ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+AVERAGE = dataclasses.replace(VIT, class_token=False, pool="norm_average")
 SWIN = SwinSpec(
     width=12,
     depths=(2, 2),
@@ -30,121 +32,260 @@ SWIN = SwinSpec(
     classes=7,
 )
 SPECS = (
-    TINY,
+    VIT,
     SWIN,
     ViTSpec(width=16, depth=1, heads=1, hidden=5, patch_size=8, image_size=16, classes=2),
     ViTSpec(width=12, depth=3, heads=6, hidden=1, patch_size=4, image_size=32, distilled=True),
 )
+PAPERS, EVERY = ("op", "ffn"), ("op", "heads", "ffn")
 SEARCHABLE = [
     name for name, spec in VARIANTS.items() if hasattr(spec, "blocks") and "distilled" not in name
 ]
+RELEASED = {  # lambda and F*, in GMACs, of each search
+    ("deit_tiny_patch16_224", 20.0, 1.0),
+    ("deit_small_patch16_224", 3.0, 3.2),
+    ("deit_base_patch16_224", 0.08, 6.0),
+    ("deit_base_patch16_224", 0.06, 10.0),
+    ("swin_tiny_patch4_window7_224", 2.8, 3.2),
+    ("swin_small_patch4_window7_224", 0.4, 5.5),
+    ("swin_base_patch4_window7_224", 0.1, 10.0),
+}
 
 
-def draw(spec, seed, kind="normal"):
+def draw(space, seed, kind="normal"):
+    """Gate logits as a search might leave them."""
     rng = np.random.default_rng(seed)
-    if kind == "units first":  # every unit outranks every kernel gate
-        return tuple(g._replace(kernel=g.kernel - 9) for g in draw(spec, seed))
     values = {
-        "normal": lambda size: rng.normal(0.3, 1, size),
-        "ties": lambda size: rng.choice([-1.0, 0.0, 1.5], size),
-        "equal": lambda size: np.full(size, 1.5),
-        "negative": lambda size: -rng.uniform(0.1, 3, size),
+        "normal": lambda axis, size: rng.normal(0.3, 1, size),
+        "ties": lambda axis, size: rng.choice([-1.0, 0.0, 1.5], size),
+        "equal": lambda axis, size: np.full(size, 1.5),
+        "negative": lambda axis, size: -rng.uniform(0.1, 3, size),
+        "units first": lambda axis, size: rng.normal(0.3, 1, size) - (0 if axis == "ffn" else 9),
     }[kind]
-    return tuple(BlockGates(values(3), values(block.hidden)) for block in spec.blocks)
+    return tuple(
+        {axis: values(axis, x.size) for axis, x in block.items()} for block in initial_logits(space)
+    )
 
 
-def floor(spec):
-    return spec.fixed_macs + sum(2 * block.width * block.tokens for block in spec.blocks)
+def held(space, spec, *shares, count=prices.macs):
+    """Budgets of so much of what gates may open: of MACs, and of parameters."""
+    priced = [price(spec, space.ops) for price in (count, prices.parameters)[: len(shares)]]
+    pairs = zip(priced, shares, strict=True)
+    return tuple(Budget(p, round(p.base + share * (p.dense - p.base))) for p, share in pairs)
+
+
+def spent(found, spec, given):
+    """What the architecture costs of each budget, exactly."""
+    gates = found.gates(spec, PAPER)
+    return [int(cost(budget.prices, gates)) for budget in given]
 
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "negative", "units first"])
-def test_projection_never_exceeds_its_target(spec, kind):
-    rng = np.random.default_rng(0)
-    for seed in range(40):
-        target = int(rng.integers(floor(spec), dense_macs(spec) * 1.1))
-        found = project(draw(spec, seed, kind), spec, target, "tiny")
+@pytest.mark.parametrize("axes", [PAPERS, EVERY])
+def test_no_budget_is_ever_exceeded_and_no_unit_more_would_fit(spec, kind, axes):
+    space, rng = Space(spec.blocks, axes=axes), np.random.default_rng(0)
+    for seed in range(4):
+        given = held(space, spec, *rng.uniform(0, 1.1, 1 + seed % 2))
+        found = project(space, draw(space, seed, kind), given, "tiny")
         found.check(spec)
-        assert found.macs(spec) <= target and found.model == "tiny"
-        assert set(found.ops) <= set(OPS)
-        if spec in (TINY, SWIN):  # fine a grain: within half a percent, or a unit if that is more
-            miss = min(target, dense_macs(spec)) - found.macs(spec)
-            assert miss <= max(TOLERANCE * target, unit_macs(spec.blocks[0]))
+        assert found.model == "tiny" and set(found.ops) <= set(PAPER)
+        left = [b.target - cost for b, cost in zip(given, spent(found, spec, given), strict=True)]
+        assert min(left) >= 0
+        for block, kept, width in zip(spec.blocks, range(9), found.widths, strict=False):
+            if width < block.hidden:
+                unit = [budget.prices.blocks[kept]["ffn"][0] for budget in given]
+                assert any(one > rest for one, rest in zip(unit, left, strict=True))
 
 
 @pytest.mark.parametrize("name", SEARCHABLE)
-@pytest.mark.parametrize("kind", ["normal", "equal", "units first"])
-def test_projection_is_within_half_a_percent_on_every_model(name, kind):
+@pytest.mark.parametrize("kind", ["normal", "units first"])
+def test_a_budget_is_filled_to_half_a_percent_on_every_model(name, kind):
     spec = VARIANTS[name]
-    for ratio in (0.1, 0.35, 0.5, 0.8, 0.95, 0.99):
-        target = round(ratio * dense_macs(spec))
-        if target < floor(spec):
-            continue
-        found = project(draw(spec, int(100 * ratio), kind), spec, target).macs(spec)
-        assert (1 - 0.005) * target <= found <= target
+    for axes, share in itertools.product((PAPERS, EVERY), (0.1, 0.35, 0.5, 0.8, 0.95)):
+        space = Space(spec.blocks, axes=axes)
+        given = held(space, spec, share)
+        found = project(space, draw(space, int(100 * share), kind), given)
+        (macs,) = spent(found, spec, given)
+        assert 0.995 * given[0].target <= macs <= given[0].target
 
 
-@pytest.mark.parametrize("spec", [TINY, SWIN])
-@pytest.mark.parametrize("seed", range(10))
-def test_the_highest_ranked_gates_are_open(seed, spec):
-    """What is shut and could be opened next is weaker than all that is open, or was too dear."""
-    logits, target = draw(spec, seed), round(0.55 * dense_macs(spec))
-    found = project(logits, spec, target)
-    opened, shut = [], []  # strength and cost of a gate
-    for gates, op, units, block in zip(logits, found.ops, found.ffn, spec.blocks, strict=True):
-        steps = np.diff(list(op_macs(block).values()))
-        level = OPS.index(op)
-        kernel = list(zip(np.minimum.accumulate(gates.kernel), steps, strict=True))
-        opened += kernel[:level]
-        shut += kernel[level : level + 1]
-        for unit, strength in enumerate(gates.ffn):
-            (opened if unit in units else shut).append((strength, unit_macs(block)))
-    for strength, macs in shut:
-        assert all(other >= strength for other, cost in opened if cost >= macs)
-    threshold = sum(strength > 0 for strength, _ in opened) / len(opened)
-    assert opened and shut and threshold > 0.5
+@pytest.mark.parametrize(
+    "name", ["deit_base_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+)
+@pytest.mark.parametrize("axes", [PAPERS, EVERY])
+def test_the_tightest_of_two_budgets_is_filled_in_less_than_two_seconds(name, axes):
+    spec = VARIANTS[name]
+    space = Space(spec.blocks, axes=axes)
+    for seed, shares in enumerate([(0.5, 0.5), (0.8, 0.8), (0.4, 0.6), (0.7, 0.5)]):
+        given, logits = held(space, spec, *shares), draw(space, seed)
+        start = time.process_time()
+        found = project(space, logits, given)
+        assert time.process_time() - start < 2
+        pairs = zip(spent(found, spec, given), given, strict=True)
+        filled = [cost / budget.target for cost, budget in pairs]
+        assert 0.995 < max(filled) <= 1
 
 
-def test_an_affordable_target_opens_everything():
-    found = project(draw(TINY, 0, "negative"), TINY, dense_macs(TINY))
+def levels_of(logits):
+    """What ``project`` says gates are worth for their price: logits by their axis' mean size."""
+    sizes = {a: np.abs(np.concatenate([block[a] for block in logits])).mean() for a in logits[0]}
+    scaled = [{axis: x / sizes[axis] for axis, x in block.items()} for block in logits]
+    every = np.concatenate([x for block in scaled for x in block.values()])
+    floor = every.min() - 1e-3 * np.ptp(every)
+    return [{axis: x - floor for axis, x in block.items()} for block in scaled]
+
+
+@pytest.mark.parametrize("count", [prices.macs, prices.published_macs, prices.parameters])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_chosen_is_worth_most(seed, count):
+    """Against every architecture of a small space, each gate worth its price times its level."""
+    spec = dataclasses.replace(AVERAGE, depth=2, hidden=4)
+    space = Space(spec.blocks)
+    logits, given = draw(space, seed), held(space, spec, 0.6, count=count)
+    levels = levels_of(logits)
+    of_block = []
+    for i, level in enumerate(levels):
+        price = given[0].prices.blocks[i]
+        steps = np.append(price["op"][:-1], price["op"][-1] + price["heads"].sum())
+        worth = steps * np.minimum.accumulate(level["op"])
+        of_block.append(
+            [
+                (
+                    steps[:op].sum() + price["ffn"] @ units,
+                    worth[:op].sum() + (price["ffn"] * level["ffn"]) @ units,
+                    op,
+                    units,
+                )
+                for op in range(4)
+                for units in map(np.array, itertools.product((0, 1), repeat=4))
+            ]
+        )
+    room = given[0].target - given[0].prices.base
+    fitting = [(one, two) for one, two in itertools.product(*of_block) if one[0] + two[0] <= room]
+    best = max(fitting, key=lambda pair: pair[0][1] + pair[1][1])
+    found = project(space, logits, given)
+    assert found.ops == tuple(PAPER[op] for _, _, op, _ in best)
+    assert found.ffn == tuple(tuple(np.flatnonzero(units).tolist()) for *_, units in best)
+
+
+@pytest.mark.parametrize("axes", [PAPERS, EVERY])
+@pytest.mark.parametrize("spec", [VIT, SWIN])
+def test_louder_logits_of_one_axis_change_nothing(spec, axes):
+    """Gates of one kind are compared with each other, kinds by what their decisions say."""
+    space = Space(spec.blocks, axes=axes)
+    for seed, louder in enumerate(axes):
+        logits, given = draw(space, seed), held(space, spec, 0.5)
+        loud = tuple(
+            {axis: x * (10 if axis == louder else 1) for axis, x in block.items()}
+            for block in logits
+        )
+        assert project(space, loud, given) == project(space, logits, given)
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        (VIT, prices.published_macs),
+        (AVERAGE, prices.macs),
+        (SWIN, prices.macs),
+        (SWIN, prices.parameters),
+        (VARIANTS["deit_tiny_patch16_224"], prices.published_macs),
+    ],
+)
+def test_a_decision_that_just_meets_its_budget_is_left_alone(spec, count):
+    space = Space(spec.blocks)
+    for seed in range(4):
+        logits = draw(space, seed)
+        decided = from_gates(decide(space, jax.tree.map(jnp.asarray, logits)), space.ops)
+        target = decided.price(count(spec), spec)
+        assert project(space, logits, (Budget(count(spec, space.ops), target),)) == decided
+
+
+def test_an_affordable_budget_opens_everything():
+    for axes in (PAPERS, EVERY, ("heads",)):
+        space = Space(VIT.blocks, axes=axes)
+        for share in (1, 10):
+            found = project(space, draw(space, share, "negative"), held(space, VIT, share, share))
+            assert found == Architecture(("msa",) * 4, tuple(tuple(range(48)) for _ in range(4)))
+
+
+def test_attention_keeps_its_best_heads():
+    space = Space(VIT.blocks, axes=("heads",))
+    logits = tuple({"heads": np.roll([3.0, 2.0, 1.0], i)} for i in range(4))
+    found = project(space, logits, held(space, VIT, 0.7))
     assert found.ops == ("msa",) * 4 and found.widths == (48,) * 4
-    assert project(draw(TINY, 0), TINY, 10 * dense_macs(TINY)) == project(
-        draw(TINY, 1), TINY, dense_macs(TINY)
-    )
+    counts = found.head_counts(VIT)
+    assert 4 < sum(counts) < 12 and min(counts) > 0
+    for kept, block in zip(found.heads, logits, strict=True):
+        best = np.argsort(-block["heads"])[: len(kept)]
+        assert kept == tuple(sorted(best.tolist()))
 
 
-def test_a_decision_that_meets_its_target_is_left_alone():
-    logits = draw(TINY, 3)
-    decided = decide(jax.tree.map(jnp.asarray, logits))
-    expected = from_gates(decided)
-    assert project(logits, TINY, expected.macs(TINY)) == expected
+def test_groups_are_chosen_whole():
+    space = Space(VIT.blocks, axes=EVERY, members=group_units(VIT, 8))
+    given = held(space, VIT, 0.5)
+    found = project(space, draw(space, 0), given)
+    (macs,) = spent(found, VIT, given)
+    assert set(np.array(found.widths) % 8) == {0} and 0 < sum(found.widths) < 4 * 48
+    assert macs <= given[0].target
 
 
-def test_passed_over_kernels_fill_a_budget_that_units_cannot():
-    """All units open, the first block's 3x3 too dear: one is given up for it."""
-    spec = ViTSpec(width=24, depth=1, heads=3, hidden=3, patch_size=4, image_size=16, classes=7)
-    logits = (BlockGates(np.array([3.0, 0.0, -1.0]), np.array([2.0, 1.0, 0.5])),)
-    conv3x3 = op_macs(spec.blocks[0])["conv3x3"]
-    target = floor(spec) + conv3x3 + 2 * unit_macs(spec.blocks[0])
-    found = project(logits, spec, target)
-    assert found.ops == ("conv3x3",) and found.ffn == ((0, 1),)
-    assert found.macs(spec) == target
+@pytest.mark.parametrize("axes", [PAPERS, ("heads",), ("heads", "ffn")])
+def test_an_impossible_budget_is_refused_with_what_is_the_least(axes):
+    space = Space(VIT.blocks, axes=axes)
+    macs = prices.macs(VIT, space.ops)
+    units = {} if "ffn" in axes else {"ffn": (48,) * 4}
+    op, heads = ("skip", ()) if "op" in axes else ("msa", (1,) * 4)
+    least = Architecture((op,) * 4, **({"ffn": (0,) * 4} | units), heads=heads).macs(VIT)
+    found = project(space, draw(space, 0), (Budget(macs, least),))
+    assert found.macs(VIT) == least
+    with pytest.raises(BudgetError, match=rf"budget\.x: {least - 1:,} MACs .* {least:,} of.*raise"):
+        project(space, draw(space, 0), (Budget(macs, least - 1, "budget.x"),))
 
 
-def test_an_impossible_target_is_refused():
-    least = floor(TINY)
-    assert project(draw(TINY, 0), TINY, least).macs(TINY) == least
-    with pytest.raises(BudgetError, match=rf"{least - 1:,} MACs is below the {least:,}.*target"):
-        project(draw(TINY, 0), TINY, least - 1)
+def test_each_budget_is_named_when_it_cannot_be_held():
+    space = Space(VIT.blocks)
+    given = held(space, VIT, 0.5) + (Budget(prices.parameters(VIT, PAPER), 10, "budget.params"),)
+    with pytest.raises(BudgetError, match=r"budget\.params: 10 parameters are below"):
+        project(space, draw(space, 0), given)
 
 
-def test_budget_loss_has_the_gradient_of_its_definition(float64):
-    logits = tuple(BlockGates(np.array(k), np.array(f)) for k, f in [
-        ([0.7, 0.2, 1.1], [0.5, -0.3, 2.0]),
-        ([0.4, -0.6, 0.9], [-1.0, 0.1, 0.3]),
+@pytest.mark.parametrize(("name", "weight", "target"), sorted(RELEASED))
+def test_a_released_lambda_gives_the_released_penalty(name, weight, target, float64):
+    """``lambda (F* - F)^2`` in GMACs is ours of weight ``lambda F*^2``; so are its gradients."""
+    spec = VARIANTS[name]
+    space = Space(spec.blocks)
+    logits = jax.tree.map(jnp.asarray, draw(space, 0))
+    decided = from_gates(decide(space, logits), space.ops)
+    gmacs = decided.published_macs(spec) / 1e9
+    budget = Budget(prices.published_macs(spec, space.ops), target * 1e9)
+
+    def ours(logits):
+        return penalty(space, logits, (budget,), weight * target**2)
+
+    def released(logits):  # on the same gates
+        return weight * (target - penalty_macs(space, logits, budget) / 1e9) ** 2
+
+    np.testing.assert_allclose(ours(logits), weight * (target - gmacs) ** 2, rtol=1e-12)
+    found, expected = jax.grad(ours)(logits), jax.grad(released)(logits)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+def penalty_macs(space, logits, budget):
+    from spvit_jax.single_path.gates import budget_gates
+
+    return cost(budget.prices, budget_gates(space, logits))
+
+
+def test_a_penalty_has_the_gradient_of_its_definition(float64):
+    logits = tuple({"op": np.array(o), "heads": np.array(h), "ffn": np.array(f)} for o, h, f in [
+        ([0.7, 0.2, 1.1], [0.4, -0.2, 0.9], [0.5, -0.3, 2.0]),
+        ([0.4, -0.6, 0.9], [-0.1, 0.3, -0.5], [-1.0, 0.1, 0.3]),
     ])  # fmt: skip
-    spec = ViTSpec(width=24, depth=2, heads=3, hidden=3, patch_size=4, image_size=16, classes=7)
-    target, weight = 1e-4, 3e6
+    spec = dataclasses.replace(AVERAGE, depth=2, hidden=3)
+    space = Space(spec.blocks, axes=EVERY)
+    priced, target, weight = prices.macs(spec, space.ops), 1e5, 3.0
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
@@ -153,29 +294,60 @@ def test_budget_loss_has_the_gradient_of_its_definition(float64):
         inner, outer = sigmoid(logit), sigmoid(sigmoid(logit) - 0.5)
         return outer * (1 - outer) * inner * (1 - inner)
 
-    steps = np.diff(list(op_macs(spec.blocks[0]).values()))
-    unit = unit_macs(spec.blocks[0])
-    macs, slopes = floor(spec), []
-    for kernel, ffn in logits:
-        hard = (kernel > 0).astype(float)
-        macs += (steps * np.cumprod(hard)).sum() + unit * (ffn > 0).sum()
-        by_gate = [
-            sum(steps[j] * np.prod(np.delete(hard[: j + 1], i)) for j in range(i, 3))
+    macs, slopes = priced.base, []
+    for block, price in zip(logits, priced.blocks, strict=True):
+        hard = {axis: (x > 0).astype(float) for axis, x in block.items()}
+        steps, heads = price["op"].astype(float), (price["heads"] * hard["heads"]).sum()
+        steps[-1] += heads  # nested in the last gate
+        macs += (steps * np.cumprod(hard["op"])).sum() + (price["ffn"] * hard["ffn"]).sum()
+        by_op = [
+            sum(steps[j] * np.prod(np.delete(hard["op"][: j + 1], i)) for j in range(i, 3))
             for i in range(3)
         ]
-        slopes.append(BlockGates(np.array(by_gate) * slope(kernel), unit * slope(ffn)))
-    miss = target - macs / 1e9
-    expected = jax.tree.map(lambda s: -2 * weight * miss * s / 1e9, tuple(slopes))
+        by_head = price["heads"] * np.prod(hard["op"])
+        by_gate = {"op": np.array(by_op), "heads": by_head, "ffn": price["ffn"]}
+        slopes.append({axis: by_gate[axis] * slope(x) for axis, x in block.items()})
+    miss = macs / target - 1
+    expected = jax.tree.map(lambda s: 2 * weight * miss * s / target, tuple(slopes))
 
+    given = (Budget(priced, target),)
     logits = jax.tree.map(jnp.asarray, logits)
-    value, gradient = jax.value_and_grad(lambda g: budget_loss(spec, g, target, weight))(logits)
+    value, gradient = jax.value_and_grad(lambda g: penalty(space, g, given, weight))(logits)
     np.testing.assert_allclose(value, weight * miss**2, rtol=1e-12)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-15)  # noqa: E731
     jax.tree.map(close, gradient, expected)
-    assert abs(float(gradient[1].kernel[1])) > 0  # a shut gate hears of what it would open
+    assert abs(float(gradient[1]["op"][1])) > 0  # a shut gate hears of what it would open
+    assert float(jnp.abs(gradient[0]["heads"]).min()) > 0
 
 
-def test_a_target_is_in_gmacs_or_a_share_of_the_dense_model():
+def test_budgets_together_are_penalised_together(float64):
+    space = Space(VIT.blocks)
+    logits = jax.tree.map(jnp.asarray, draw(space, 0))
+    one, two = held(space, VIT, 0.4, 0.7)
+    each = [penalty(space, logits, (budget,), 2.0) for budget in (one, two)]
+    np.testing.assert_allclose(penalty(space, logits, (one, two), 2.0), sum(each), rtol=1e-12)
+    assert min(each) > 0
+
+
+def test_a_target_is_a_share_of_the_dense_model_as_published_or_a_number():
     spec = VARIANTS["deit_tiny_patch16_224"]
-    assert target_macs(Search(target_gmacs=0.7), spec) == 700_000_000
-    assert target_macs(Search(target_ratio=0.25), spec) == round(dense_macs(spec) / 4)
+    macs, published = prices.macs(spec, PAPER), prices.published_macs(spec, PAPER)
+
+    def only(**fields):
+        (found,) = budgets(config.Budget(**fields), spec, PAPER)
+        return found
+
+    for share in (0.25, 1.0):
+        found = only(macs=share)
+        assert (found.target, found.field) == (round(share * published.dense), "budget.macs")
+        assert found.prices.dense == macs.dense < published.dense
+    assert only(macs=0.7e9).target == 700_000_000
+    counted = only(macs=0.5, count="published")
+    assert counted.prices.dense == published.dense == 2 * counted.target
+    assert only(params=0.5).target == round(5_717_416 / 2)
+    assert only(params=3e6).target == 3_000_000 and only(params=3e6).field == "budget.params"
+    both = budgets(config.Budget(macs=0.5, params=0.6), spec, PAPER)
+    assert [budget.field for budget in both] == ["budget.macs", "budget.params"]
+    with pytest.raises(BudgetError, match="no budget is set: give budget.macs, budget.params or"):
+        budgets(config.Budget(), spec, PAPER)
+    assert set(PAPER) < set(OPS)

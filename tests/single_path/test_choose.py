@@ -55,7 +55,11 @@ def test_what_a_multiplier_alone_cannot_find_is_found():
     lumps += [Site(np.array([0.0, 6.0]), np.array([[0.0], [5.0]])) for _ in range(2)]
     assert choose(lumps, np.array([10.0])) == [0, 1, 1]
     assert choose(lumps, np.array([9.0])) == [1, 0, 0]
-    assert choose(lumps, np.array([13.0])) == [1, 1, 0] or choose(lumps, np.array([13.0])) == [1, 0, 1]
+    assert choose(lumps, np.array([13.0])) == [1, 1, 0] or choose(lumps, np.array([13.0])) == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_free_options_and_empty_budgets():
@@ -68,7 +72,10 @@ def test_free_options_and_empty_budgets():
 def test_many_small_steps_fill_a_budget_to_the_last():
     rng = np.random.default_rng(0)
     units = [
-        Site(np.append(0, np.cumsum(np.sort(rng.uniform(1, 2, 500))[::-1])), np.arange(501.0)[:, None])
+        Site(
+            np.append(0, np.cumsum(np.sort(rng.uniform(1, 2, 500))[::-1])),
+            np.arange(501.0)[:, None],
+        )
         for _ in range(6)
     ]
     lumps = [Site(np.array([0.0, 300.0]), np.array([[0.0], [250.0]])) for _ in range(6)]

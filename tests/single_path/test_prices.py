@@ -111,12 +111,17 @@ def test_a_soft_gate_costs_its_share():
     assert priced.dense == 115
 
 
-@pytest.mark.parametrize("ops", [("skip", "msa"), ("conv1x1", "msa"), ("conv1x1", "conv3x3", "msa")])
+@pytest.mark.parametrize(
+    "ops", [("skip", "msa"), ("conv1x1", "msa"), ("conv1x1", "conv3x3", "msa")]
+)
 def test_fewer_operations_cost_what_they_do_among_all(ops, spec):
     cheapest = Architecture((ops[0],) * 4, (5,) * 4)
     for price in (prices.macs, prices.published_macs, prices.parameters):
         assert price(spec, ops).dense == price(spec).dense
-        few, many = cost(price(spec, ops), cheapest.gates(spec, ops)), cheapest.price(price(spec), spec)
+        few, many = (
+            cost(price(spec, ops), cheapest.gates(spec, ops)),
+            cheapest.price(price(spec), spec),
+        )
         assert few == many
 
 

@@ -43,7 +43,9 @@ def test_a_space_that_cannot_be_is_refused(fields, message):
         Gating.of(Search(**fields), Budgets(macs=0.5), SPEC)
 
 
-@pytest.mark.parametrize("ops", [("skip", "msa"), ("conv1x1", "msa"), ("conv1x1", "conv3x3", "msa")])
+@pytest.mark.parametrize(
+    "ops", [("skip", "msa"), ("conv1x1", "msa"), ("conv1x1", "conv3x3", "msa")]
+)
 def test_any_operations_with_attention_are_a_space(ops):
     space = Space((BLOCK,), ops)
     (block,) = initial_logits(space)
@@ -106,7 +108,9 @@ def test_a_group_that_does_not_divide_names_its_block():
         group_units(SPEC, 7)
     other = dataclasses.replace(BLOCK, hidden=40)
     spec = type("Spec", (), {"blocks": (BLOCK, other)})
-    with pytest.raises(SpaceError, match=r"unit_group=16 does not divide the 40 .* block 1; choose"):
+    with pytest.raises(
+        SpaceError, match=r"unit_group=16 does not divide the 40 .* block 1; choose"
+    ):
         group_units(spec, 16)
     with pytest.raises(SpaceError, match=r"search\.unit_group=9"):
         Gating.of(Search(unit_group=9), Budgets(macs=0.5), SPEC)
