@@ -30,7 +30,10 @@ def test_a_plan_for_eight_chips():
     table = {line[:30].strip(): line[30:].split() for line in lines}
     assert table["steps"] == ["10", "10"] and table["images a step"] == ["32", "32"]
     assert float(table["all-reduce"][0]) > float(table["all-reduce"][1]) > 0
-    assert "50% of 989 TFLOP/s" in shown.stdout and "random blocks of the same MACs" in shown.stdout
+    assert (
+        "50% of 989 TFLOP/s" in shown.stdout
+        and "random blocks within the same budget" in shown.stdout
+    )
 
 
 @pytest.mark.parametrize(

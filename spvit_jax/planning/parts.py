@@ -30,6 +30,7 @@ from spvit_jax.workdir import versions
 COPIES = 4  # blocks of a program
 STEPS = 4  # numbers of heads that are measured, and of FFN units besides none
 MIN_TURNS = 5  # even where one turn takes longer than the time given
+LEAST = 0.01  # seconds of a program in a turn: shorter ones are called again, each call waited for
 WARM_UP = 2  # calls that are not counted
 
 Call = Callable[[], Any]  # of a compiled program
@@ -256,21 +257,24 @@ def alternate(
     """
     for call in [*calls] * WARM_UP:
         jax.block_until_ready(call())
-    rows = [_turn(calls, 0)]
-    turns = max(MIN_TURNS, int(seconds / rows[0].sum()))
+    once = _turn(calls, np.ones(len(calls), int), 0)
+    repeats = np.ceil(LEAST / once).astype(int)
+    rows = [_turn(calls, repeats, 0)]
+    turns = max(MIN_TURNS, int(seconds / (rows[0] * repeats).sum()))
     with bar(turns) as shown:
         for turn in range(1, turns):
-            rows.append(_turn(calls, turn))
+            rows.append(_turn(calls, repeats, turn))
             if isinstance(shown, Bar):
                 shown.update()
     return np.array(rows)
 
 
-def _turn(calls: Sequence[Call], number: int) -> np.ndarray:
-    """The seconds of one call each, in a random order."""
+def _turn(calls: Sequence[Call], repeats: np.ndarray, number: int) -> np.ndarray:
+    """The seconds per call of each, in a random order."""
     seconds = np.zeros(len(calls))
     for i in np.random.default_rng(number).permutation(len(calls)):
         begin = time.perf_counter()
-        jax.block_until_ready(calls[i]())
-        seconds[i] = time.perf_counter() - begin
+        for _ in range(repeats[i]):
+            jax.block_until_ready(calls[i]())
+        seconds[i] = (time.perf_counter() - begin) / repeats[i]
     return seconds

@@ -19,7 +19,8 @@ from spvit_jax.remote import reading
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.axes import AXES
 from spvit_jax.single_path.gates import Gates
-from spvit_jax.single_path.prices import EVERY_OP, Prices, cost
+from spvit_jax.single_path.ops import OPS
+from spvit_jax.single_path.prices import Prices, cost
 
 KEYS = tuple(axis.key for axis in AXES.values())
 Kept = int | tuple[int, ...]
@@ -83,9 +84,10 @@ class Architecture:
         )
         return {"ops": self.ops, "heads": self.heads or whole, "ffn": self.ffn}
 
-    def gates(self, spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Gates:
-        """Makes the integer gates of the dense model that compute it; ``ops``: what they span."""
+    def gates(self, spec: Any, ops: tuple[str, ...] = ()) -> Gates:
+        """Makes the integer gates that compute it; ``ops``: what they span, () for ``OPS``."""
         self.check(spec)
+        ops = ops or tuple(OPS)
         return tuple(
             {
                 name: AXES[name].opened(kept, self.ops[i], block, ops)

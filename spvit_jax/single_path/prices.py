@@ -17,8 +17,6 @@ from spvit_jax.single_path.axes import AXES, Axis
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.ops import OPS
 
-EVERY_OP = tuple(OPS)
-
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
@@ -54,32 +52,34 @@ def _for(gate: Any, price: np.ndarray) -> np.ndarray:
     return price if gate.dtype.kind == "i" else price.astype(gate.dtype)
 
 
-def macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
+def macs(spec: Any, ops: tuple[str, ...] = ()) -> Prices:
     """Multiply-accumulates per image, as the folded program runs them.
 
     Args:
       spec: the dense model's.
-      ops: what the gates choose from.
+      ops: what the gates choose from; (): all of ``OPS``.
     """
+    ops = ops or tuple(OPS)
     base = _embedding_and_head(spec) + sum(OPS[ops[0]].macs(block) for block in spec.blocks)
     return Prices("MACs", base, _blocks(spec, ops, lambda axis, *of: axis.macs(*of)))
 
 
-def published_macs(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
+def published_macs(spec: Any, ops: tuple[str, ...] = ()) -> Prices:
     """Multiply-accumulates by the paper's formula, for its tables and its searches.
 
     Norms count as a multiplication per feature and the class tokens' share of FFNs is left out;
     what nobody reads is counted.
     """
+    ops = ops or tuple(OPS)
     base = _embedding_and_head(spec) + _published_norms(spec)
     base += sum(OPS[ops[0]].published_macs(block) for block in spec.blocks)
     blocks = _blocks(spec, ops, lambda axis, *of: axis.published_macs(*of))
     return Prices("MACs (as published)", base, blocks)
 
 
-def parameters(spec: Any, ops: tuple[str, ...] = EVERY_OP) -> Prices:
+def parameters(spec: Any, ops: tuple[str, ...] = ()) -> Prices:
     """Parameters of the folded model, batch norms folded too."""
-    blocks = _blocks(spec, ops, lambda axis, *of: axis.parameters(*of))
+    blocks = _blocks(spec, ops or tuple(OPS), lambda axis, *of: axis.parameters(*of))
     prices = Prices("parameters", 0, blocks)
     return dataclasses.replace(prices, base=_dense_parameters(spec) - prices.dense)
 

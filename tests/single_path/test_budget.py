@@ -85,17 +85,17 @@ def spent(found, spec, given):
 @pytest.mark.parametrize("axes", [PAPERS, EVERY])
 def test_no_budget_is_ever_exceeded_and_no_unit_more_would_fit(spec, kind, axes):
     space, rng = Space(spec.blocks, axes=axes), np.random.default_rng(0)
-    for seed in range(4):
+    for seed in range(2):
         given = held(space, spec, *rng.uniform(0, 1.1, 1 + seed % 2))
         found = project(space, draw(space, seed, kind), given, "tiny")
         found.check(spec)
         assert found.model == "tiny" and set(found.ops) <= set(PAPER)
         left = [b.target - cost for b, cost in zip(given, spent(found, spec, given), strict=True)]
         assert min(left) >= 0
-        for block, kept, width in zip(spec.blocks, range(9), found.widths, strict=False):
-            if width < block.hidden:
-                unit = [budget.prices.blocks[kept]["ffn"][0] for budget in given]
-                assert any(one > rest for one, rest in zip(unit, left, strict=True))
+        for i, (block, width) in enumerate(zip(spec.blocks, found.widths, strict=True)):
+            unit = [budget.prices.blocks[i]["ffn"][0] for budget in given]
+            dear = any(one > rest for one, rest in zip(unit, left, strict=True))
+            assert dear or width == block.hidden
 
 
 @pytest.mark.parametrize("name", SEARCHABLE)
@@ -246,14 +246,14 @@ def test_an_impossible_budget_is_refused_with_what_is_the_least(axes):
 
 def test_each_budget_is_named_when_it_cannot_be_held():
     space = Space(VIT.blocks)
-    given = held(space, VIT, 0.5) + (Budget(prices.parameters(VIT, PAPER), 10, "budget.params"),)
+    given = (*held(space, VIT, 0.5), Budget(prices.parameters(VIT, PAPER), 10, "budget.params"))
     with pytest.raises(BudgetError, match=r"budget\.params: 10 parameters are below"):
         project(space, draw(space, 0), given)
 
 
 @pytest.mark.parametrize(("name", "weight", "target"), sorted(RELEASED))
 def test_a_released_lambda_gives_the_released_penalty(name, weight, target, float64):
-    """``lambda (F* - F)^2`` in GMACs is ours of weight ``lambda F*^2``; so are its gradients."""
+    """``lambda (F* - F)^2``, F in GMACs, is ours of weight ``lambda F*^2``."""
     spec = VARIANTS[name]
     space = Space(spec.blocks)
     logits = jax.tree.map(jnp.asarray, draw(space, 0))
@@ -261,21 +261,8 @@ def test_a_released_lambda_gives_the_released_penalty(name, weight, target, floa
     gmacs = decided.published_macs(spec) / 1e9
     budget = Budget(prices.published_macs(spec, space.ops), target * 1e9)
 
-    def ours(logits):
-        return penalty(space, logits, (budget,), weight * target**2)
-
-    def released(logits):  # on the same gates
-        return weight * (target - penalty_macs(space, logits, budget) / 1e9) ** 2
-
-    np.testing.assert_allclose(ours(logits), weight * (target - gmacs) ** 2, rtol=1e-12)
-    found, expected = jax.grad(ours)(logits), jax.grad(released)(logits)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
-
-
-def penalty_macs(space, logits, budget):
-    from spvit_jax.single_path.gates import budget_gates
-
-    return cost(budget.prices, budget_gates(space, logits))
+    found = penalty(space, logits, (budget,), weight * target**2)
+    np.testing.assert_allclose(found, weight * (target - gmacs) ** 2, rtol=1e-12)
 
 
 def test_a_penalty_has_the_gradient_of_its_definition(float64):

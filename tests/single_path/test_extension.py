@@ -1,0 +1,151 @@
+"""A new operation, as a stranger would add it: an object, and its line in the table.
+
+A depthwise convolution of the values, ``out(dw(v(x)))``: no queries, no keys. Nothing in
+the package knows of it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spvit_jax.config import Budget, Search
+from spvit_jax.convert import CheckpointError, load, save, state_for_torch
+from spvit_jax.models.layers import cast
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.ops import OPS, Branch, Op
+from spvit_jax.single_path.prices import count_parameters, macs, parameters
+from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.supernet import supernet
+from spvit_jax.training.normalise import Normalise
+from spvit_jax.training.optim import optimizer
+from spvit_jax.training.sharding import make_mesh
+from spvit_jax.training.step import Objective, init_state, make_train_step
+
+TAPS = 9
+
+
+class Taps(nnx.Module):
+    """Nine taps for each head, shared by its channels."""
+
+    def __init__(self, heads):
+        self.taps = nnx.Param(jnp.full((heads, TAPS), 1 / TAPS))
+
+    def __call__(self, values, geometry):
+        """``[batch, S*S, D]``, each channel convolved with the taps of its head."""
+        batch, grid, width = values.shape[0], geometry.grid, geometry.width
+        taps = jnp.repeat(cast(self.taps[...], values.dtype), geometry.head_dim, axis=0)
+        out = jax.lax.conv_general_dilated(
+            values.reshape(batch, grid, grid, width),
+            taps.T.reshape(3, 3, 1, width),
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=width,
+        )
+        return out.reshape(batch, grid**2, width)
+
+
+class DepthwiseConv(nnx.Module):
+    """What stands in the block once the operation is chosen."""
+
+    def __init__(self, v, taps, out, geometry):
+        self.v, self.taps, self.out, self.geometry = v, taps, out, geometry
+
+    def __call__(self, x, train=False):
+        tokens, patches = jnp.split(x, [self.geometry.prefix], axis=1)
+        if self.geometry.class_only:
+            return tokens
+        return jnp.concatenate([tokens, self.out(self.taps(self.v(patches), self.geometry))], 1)
+
+
+class Depthwise(Op):
+    """A depthwise 3x3 convolution of the values."""
+
+    name, label, colour = "depthwise", "depthwise convolution", "#5b8c5a"
+
+    def macs(self, geometry):
+        return 0 if geometry.class_only else self.published_macs(geometry)
+
+    def published_macs(self, geometry):
+        return (2 * geometry.width + TAPS) * geometry.width * geometry.patches
+
+    def parameters(self, geometry):
+        return (
+            2 * (geometry.width + 1) * geometry.width + TAPS * geometry.heads + 2 * geometry.width
+        )
+
+    def parts(self, geometry):
+        return Taps(geometry.heads)
+
+    def branch(self, mixer, shared, gate, heads, train):
+        attention, geometry = mixer.attention, mixer.geometry
+        kernel = gate * attention.out.kernel[...]
+        if geometry.class_only:
+            return Branch(kernel, None, None)
+        values = shared.values + cast(attention.v.bias[...], shared.values.dtype)
+        patches = mixer.parts[self.name](values[:, geometry.prefix :], geometry)
+        return Branch(kernel, patches, None)
+
+    def pruned(self, mixer):
+        attention = mixer.attention
+        return DepthwiseConv(attention.v, mixer.parts[self.name], attention.out, mixer.geometry)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """The table of operations with a line more, before attention's."""
+    last = OPS["msa"]
+    monkeypatch.delitem(OPS, "msa")
+    monkeypatch.setitem(OPS, "depthwise", Depthwise())
+    monkeypatch.setitem(OPS, "msa", last)
+
+
+def searched(spec, model):
+    """One step of a search over the new operation; the supernet after it, and what it decides."""
+    search = Search(ops=("skip", "conv1x1", "depthwise", "msa"), axes=("op", "heads", "ffn"))
+    gating = Gating.of(search, Budget(macs=0.6), spec, model)
+    network = supernet(model, gating.space.ops)
+    adamw = optimizer(search, 1e-3, 1e-2)
+    objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3), gating=gating)
+    state = init_state(network, adamw, gates=gating.initial(), seed=0)
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    step = make_train_step(nnx.graphdef(network), adamw, objective, make_mesh(), state)
+    state, metrics = step(state, {"image": jnp.asarray(images), "label": jnp.arange(8) % 7})
+    assert np.isfinite(float(metrics["loss"]))
+    trained = nnx.merge(nnx.graphdef(network), state.params, state.stats, copy=True)
+    found = gating.project(state.gates)
+    assert found.price(macs(spec), spec) <= gating.budgets[0].target
+    return trained, found
+
+
+@pytest.mark.parametrize("spec", ["distilled", "swin"], indirect=True)
+def test_an_operation_is_an_object_and_a_line_in_the_table(
+    spec, dense, images, run, traced_macs, table, tmp_path
+):
+    network, _ = searched(spec, dense())
+    taps = network.blocks[0].mixer.parts["depthwise"].taps[...]
+    assert float(jnp.abs(taps - 1 / TAPS).max()) > 0  # the step has trained them
+
+    found = Architecture(("depthwise", "conv1x1", "depthwise", "msa"), (20, 7, 0, 48))
+    pruned = prune(network, found)
+    folded = fold(pruned, batch_norm=True)
+    assert (form(pruned), form(folded)) == ("shared", "deploy")
+    gates = pruned.architecture.gates(spec, network.blocks[0].mixer.ops)
+    gates = jax.tree.map(lambda gate: jnp.asarray(gate, jnp.float32), gates)
+    expected = run(network, images, gates)
+    for model in (pruned, folded):
+        np.testing.assert_allclose(run(model, images), expected, rtol=1e-4, atol=1e-5)
+
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    assert traced_macs(folded, image) == found.macs(spec)
+    assert count_parameters(folded) == found.price(parameters(spec), spec)
+
+    save(folded, tmp_path / "small.safetensors")
+    loaded = load(str(tmp_path / "small.safetensors"))
+    assert loaded.architecture == folded.architecture
+    np.testing.assert_array_equal(run(loaded, images), run(folded, images))
+    with pytest.raises(CheckpointError, match="no depthwise convolution"):
+        state_for_torch(folded)
