@@ -67,6 +67,14 @@ def own_taps(mixture: Array, size: int) -> Array:
     return mixture[:, CENTRE : CENTRE + 1] if size == 1 else mixture
 
 
+def unlearnt(bias: Array, train: bool) -> Array:
+    """A bias in front of a batch norm, which takes it off again in training: its gradient is zero.
+
+    Computed it would be rounding, and Adam makes steps of any size of that.
+    """
+    return jax.lax.stop_gradient(bias) if train else bias
+
+
 def _sum(maps: Iterable[Array]) -> Array:
     return reduce(jnp.add, maps)
 
@@ -204,7 +212,7 @@ class SharedConv(_Conv):
     def convolve(self, x: Array, train: bool) -> Array:
         dtype = self.v.dtype
         kernel, bias, out, out_bias = (cast(a, dtype) for a in self.kernels())
-        y = _project(cast(x, dtype), kernel, self.geometry.grid) + bias
+        y = _project(cast(x, dtype), kernel, self.geometry.grid) + unlearnt(bias, train)
         return dense(jax.nn.relu(self.norm(y, train)), out, out_bias)
 
 
@@ -221,9 +229,8 @@ class FoldedConv(_Conv):
     def convolve(self, x: Array, train: bool) -> Array:
         dtype = self.out.dtype
         kernel, bias = cast(self.kernel[...], dtype), cast(self.bias[...], dtype)
-        y = _project(cast(x, dtype), kernel, self.geometry.grid) + bias
-        if self.norm is not None:
-            y = self.norm(y, train)
+        y = _project(cast(x, dtype), kernel, self.geometry.grid)
+        y = y + bias if self.norm is None else self.norm(y + unlearnt(bias, train), train)
         return self.out(jax.nn.relu(y))
 
     def fold_norm(self) -> None:

@@ -15,6 +15,7 @@ from spvit_jax.single_path.sharing import (
     mix_values,
     own_taps,
     tap_outputs,
+    unlearnt,
 )
 
 
@@ -50,7 +51,7 @@ class Convolution(Op):
         values = shared.values[:, geometry.prefix :].reshape(batch, grid, grid, width)
         mixture = cast(mixture, values.dtype)
         head_bias = cast(attention.v.bias[...], values.dtype).reshape(geometry.heads, -1)
-        bias = jnp.einsum("hd,h->d", head_bias, mixture.sum(1))
+        bias = unlearnt(jnp.einsum("hd,h->d", head_bias, mixture.sum(1)), train)
         hidden = mixer.parts[self.name](mix_values(values, mixture) + bias, train)
         if geometry.class_only:  # all that is left of it: the norm has seen the batch
             return Branch(kernel, None, None)
