@@ -127,12 +127,11 @@ class Training:
 class Search(Training):
     """Gates and weights trained together under a compute budget (paper, section 3.3)."""
 
-    gate_learning_rate: float = 1e-3  # of its own Adam, no decay
-    gate_schedule: str = "linear"  # to 0 at the end; or "constant", as released
+    gate_learning_rate: float = 1e-3  # constant, its own Adam, no decay
     axes: tuple[str, ...] = ("op", "ffn")  # under gates: op, heads (of attention), ffn (units)
     ops: tuple[str, ...] = ("skip", "conv1x1", "conv3x3", "msa")  # a block may choose from
     unit_group: int = 1  # FFN units per gate: widths are multiples of it; 8, 64, 128 suit hardware
-    budget_lambda: float = 20.0  # weight of (cost / budget - 1)^2, for each budget
+    budget_lambda: float = 4.0  # weight of (cost / budget - 1)^2, for each budget
     decision: str = "project"  # "project": within the budgets; "threshold": the paper's 0.5
 
 
@@ -268,7 +267,6 @@ def _validate(config: Config) -> None:
     one_of("data.on_error", config.data.on_error, ("raise", "skip"))
     check(config.data.val_share < 1, "data.val_share must be in [0, 1)")
     check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
-    one_of("search.gate_schedule", config.search.gate_schedule, ("constant", "linear"))
     one_of("budget.count", config.budget.count, ("run", "published"))
     one_of("search.decision", config.search.decision, ("project", "threshold"))
     one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))

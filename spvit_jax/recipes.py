@@ -90,7 +90,6 @@ def released(
         search=Search(
             epochs=20,
             gate_learning_rate=gate_learning_rate,
-            gate_schedule="constant",
             budget_lambda=budget_lambda,
             clip_norm=clip_norm,
             **SHARED,

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from spvit_jax.single_path import budget, gates
 from spvit_jax.single_path.architecture import Architecture, from_gates
@@ -22,8 +21,7 @@ class Gating:
     space: Space
     budgets: tuple[Budget, ...]
     weight: float  # of the penalty
-    learning_rate: float  # of the gate logits, at the start
-    settles: bool = False  # it falls to 0 at the end, linearly: no gate hovers around its threshold
+    learning_rate: float  # of the gate logits
 
     @classmethod
     def of(cls, search: Any, budgets: Any, spec: Any, dense: Any = None) -> "Gating":
@@ -40,14 +38,7 @@ class Gating:
         except SpaceError as error:
             raise SpaceError(f"search.{error}") from None
         held = budget.budgets(budgets, spec, search.ops)
-        settles = search.gate_schedule == "linear"
-        return cls(space, held, search.budget_lambda, search.gate_learning_rate, settles)
-
-    def rate(self, steps: int) -> optax.ScalarOrSchedule:
-        """The learning rate of the gate logits over so many steps."""
-        if self.settles:
-            return optax.linear_schedule(self.learning_rate, 0.0, steps)
-        return self.learning_rate
+        return cls(space, held, search.budget_lambda, search.gate_learning_rate)
 
     def initial(self) -> Gates:
         """Makes the gate logits a search starts from."""

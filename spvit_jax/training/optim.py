@@ -35,16 +35,16 @@ def decay_mask(params: Any) -> Any:
 
 
 def optimizer(
-    training: Training, rate: optax.Schedule, gate_rate: optax.ScalarOrSchedule = 0.0
+    training: Training, rate: optax.Schedule, gate_learning_rate: float = 0.0
 ) -> optax.GradientTransformation:
     """AdamW over ``{"params": ..., "gates": ...}``, torch's definition of it.
 
-    Gates have no decay and a rate of their own; clipping is by the weights' own norm.
+    Gates have no decay and a constant rate; clipping is by the weights' own norm.
     """
     weights = optax.adamw(rate, weight_decay=training.weight_decay, mask=decay_mask)
     if training.clip_norm > 0:
         weights = optax.chain(optax.clip_by_global_norm(training.clip_norm), weights)
-    gates = optax.adam(gate_rate)
+    gates = optax.adam(gate_learning_rate)
     return optax.partition(
         {"params": weights, "gates": gates}, {"params": "params", "gates": "gates"}
     )

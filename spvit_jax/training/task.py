@@ -42,7 +42,7 @@ class Task:
             training,
             steps,
             per_epoch,
-            optimizer(training, rate, gating.rate(steps) if gating else 0.0),
+            optimizer(training, rate, gating.learning_rate if gating else 0.0),
             make_objective(config.data, training, gating),
             gating.initial() if gating else (),
             config.seed,

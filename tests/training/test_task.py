@@ -45,14 +45,6 @@ def test_a_search_begins_with_open_gates_and_pays_for_what_is_above_its_target()
     np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(5)))
 
 
-def test_gate_rates_fall_to_nothing_or_stay_as_released():
-    for schedule, at_the_end in (("linear", 0.0), ("constant", 0.02)):
-        search = Search(gate_schedule=schedule, gate_learning_rate=0.02)
-        rate = Gating.of(search, Budget(macs=0.5), SPEC).rate(10)
-        first, last = (rate(step) if callable(rate) else rate for step in (0, 10))
-        assert (float(first), float(last)) == (pytest.approx(0.02), pytest.approx(at_the_end))
-
-
 def test_what_is_averaged_begins_as_the_weights():
     state = Task.of(Config(), Training(ema_decay=0.9), 256).initial(ViT(SPEC, rngs=nnx.Rngs(0)))
     assert state.gates == () and state.average is not None
