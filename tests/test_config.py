@@ -106,7 +106,6 @@ def test_a_group_is_not_a_value():
         ("data.std", [0.5, 0.5, 0.0], r"^data\.mean and data\.std .*above 0"),
         ("data.crop_ratio", 1.2, r"^data\.crop_ratio must be in \(0, 1\]"),
         ("search.decision", "best", r"^search\.decision must be one of project, threshold"),
-        ("search.gate_schedule", "cosine", r"^search\.gate_schedule must be one of constant, lin"),
         ("budget.macs", 0.0, r"^set a budget: budget\.macs or budget\.params, .*budget\.latency"),
         ("budget.count", "both", r"^budget\.count must be one of run, published; got 'both'"),
         *(
