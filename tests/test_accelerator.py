@@ -20,6 +20,7 @@ NOT_NEEDED = (  # flax brings etils and fsspec; latency alone needs tqdm
     "orbax",
     "tensorboardX",
     "tensorflow_datasets",
+    "timm",
     "torch",
     "tqdm",
 )

@@ -21,8 +21,6 @@ from spvit_jax.models.layers import (
     attention,
     cast,
     dense,
-    dropout,
-    split_key,
 )
 from spvit_jax.models.transformer import Transformer, wide
 
@@ -226,19 +224,15 @@ class Swin(Transformer):
     def _merging(self, width: int, grid: int, rngs: nnx.Rngs) -> PatchMerging:
         return PatchMerging(self.layer_norm(4 * width, rngs), width, grid, self.dtype, rngs)
 
-    def heads(
-        self,
-        images: Array,
-        extras: tuple | None = None,
-        *,
-        key: Array | None = None,
-        train: bool = False,
-    ) -> tuple[Array, ...]:
+    def embed(self, images: Array) -> Array:
+        """Images ``[batch, S*p, S*p, 3]`` as normalised patches ``[batch, S*S, width]``."""
+        return self.embed_norm(self.patches(images))
+
+    def enter(self, i: int, x: Array) -> Array:
+        """Merges patches at the end of a stage."""
+        ends = np.cumsum(self.spec.depths)[:-1].tolist()
+        return self.merges[ends.index(i)](x) if i in ends else x
+
+    def classify(self, x: Array) -> tuple[Array, ...]:
         """The logits of the one head, on the average of the last map."""
-        keys = split_key(key, len(self.blocks) + 1)
-        x = dropout(self.embed_norm(self.patches(images)), self.dropout, keys[-1])
-        ends = dict(zip(np.cumsum(self.spec.depths).tolist(), self.merges, strict=False))
-        for i in range(len(self.blocks)):
-            x = ends[i](x) if i in ends else x
-            x = self.run_block(i, x, extras, keys[i], train)
         return (wide(self.head(self.norm(x).mean(1))),)

@@ -5,7 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Array, Attention, Block, Dense, Geometry, Mlp
+from spvit_jax.models.layers import (
+    Array,
+    Attention,
+    Block,
+    Dense,
+    Geometry,
+    Mlp,
+    dropout,
+    split_key,
+)
 
 
 class Classifier(nnx.Module):
@@ -124,6 +133,45 @@ class Transformer(Classifier):
         grid = side // patch
         split = images.reshape(batch, grid, patch, grid, patch, 3).swapaxes(2, 3)
         return self.patch_embed(split.reshape(batch, grid * grid, 3 * patch**2))
+
+    def embed(self, images: Array) -> Array:
+        """Images as the tokens that enter the first block."""
+        raise NotImplementedError
+
+    def enter(self, i: int, x: Array) -> Array:
+        """What enters block ``i``, of what left the one before it, or the embedding."""
+        return x
+
+    def classify(self, x: Array) -> tuple[Array, ...]:
+        """The logits of each head, of the tokens that left the last block."""
+        raise NotImplementedError
+
+    def stream(
+        self,
+        images: Array,
+        extras: tuple | None = None,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> list[Array]:
+        """The tokens ``[batch, ffn_tokens, D]`` that leave each block; arguments as for a call."""
+        keys = split_key(key, len(self.blocks) + 1)
+        x, found = dropout(self.embed(images), self.dropout, keys[-1]), []
+        for i in range(len(self.blocks)):
+            x = self.run_block(i, self.enter(i, x), extras, keys[i], train)
+            found.append(x)
+        return found
+
+    def heads(
+        self,
+        images: Array,
+        extras: tuple | None = None,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Array, ...]:
+        """The logits ``[batch, classes]`` of each head; arguments as for a call."""
+        return self.classify(self.stream(images, extras, key=key, train=train)[-1])
 
     def run_block(
         self, i: int, x: Array, extras: tuple | None, key: Array | None, train: bool

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Array, Dense, Geometry, cast, dropout, split_key
+from spvit_jax.models.layers import Array, Dense, Geometry, cast
 from spvit_jax.models.transformer import Transformer, wide
 
 TOKEN_INIT = nnx.initializers.normal(0.02)
@@ -106,19 +106,8 @@ class ViT(Transformer):
             x = jnp.concatenate([jnp.broadcast_to(cast(self.tokens[...], x.dtype), shape), x], 1)
         return x + cast(self.pos_embed[...], x.dtype)
 
-    def heads(
-        self,
-        images: Array,
-        extras: tuple | None = None,
-        *,
-        key: Array | None = None,
-        train: bool = False,
-    ) -> tuple[Array, ...]:
+    def classify(self, x: Array) -> tuple[Array, ...]:
         """The logits of the class token's head and, in a distilled DeiT, of the second one's."""
-        keys = split_key(key, len(self.blocks) + 1)
-        x = dropout(self.embed(images), self.dropout, keys[-1])
-        for i in range(len(self.blocks)):
-            x = self.run_block(i, x, extras, keys[i], train)
         x = self._pooled(x)
         if self.spec.distilled:
             return wide(self.head(x[:, 0])), wide(self.head_dist(x[:, 1]))

@@ -1,6 +1,8 @@
 """What is measured for a table of times is what a search prices."""
 
 import dataclasses
+import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from spvit_jax.models import SwinSpec, ViTSpec
 from spvit_jax.planning.parts import (
+    LEAST,
     MIN_TURNS,
     WARM_UP,
     alternate,
@@ -49,11 +52,17 @@ def test_parts_are_shared_by_what_does_not_differ():
 
 def test_calls_take_turns():
     order = []
-    calls = [lambda name=name: order.append(name) or np.zeros(1) for name in "abc"]
+
+    def call(name):
+        time.sleep(LEAST)  # a shorter one is called several times a turn
+        order.append(name)
+        return np.zeros(1)
+
+    calls = [partial(call, name) for name in "abc"]
     times = alternate(calls, 0.0)
     assert times.shape == (MIN_TURNS, 3) and (times > 0).all()
     turns = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert len(turns) == MIN_TURNS + WARM_UP
+    assert len(turns) == WARM_UP + 1 + MIN_TURNS  # one to see how long each lasts
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 1  # none always follows the same one
 
