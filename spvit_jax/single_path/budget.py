@@ -16,6 +16,7 @@ from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.choose import Site, choose
 from spvit_jax.single_path.gates import Gates, budget_gates
 from spvit_jax.single_path.prices import Prices, cost
+from spvit_jax.single_path.score import BlockScores, Scores
 from spvit_jax.single_path.space import Space
 
 
@@ -89,6 +90,24 @@ def project(space: Space, logits: Gates, held: tuple[Budget, ...], model: str = 
     levels, offers = _levels(logits), []
     for i in range(len(space.blocks)):
         offers += [_mixing(space, i, levels[i], held), _units(space, i, levels[i], held)]
+    return _chosen(space, offers, held, model)
+
+
+def select(space: Space, scores: Scores, held: tuple[Budget, ...], model: str = "") -> Architecture:
+    """Chooses the architecture of the least summed error within every budget.
+
+    Raises:
+      BudgetError: with every gate shut the model is above a target.
+    """
+    offers = []
+    for i, block in enumerate(scores.blocks):
+        offers += [_scored_mixing(space, i, block, held), _scored_units(space, i, block, held)]
+    return _chosen(space, offers, held, model)
+
+
+def _chosen(
+    space: Space, offers: list["_Offer"], held: tuple[Budget, ...], model: str
+) -> Architecture:
     free = [offer.site.prices.min(0) for offer in offers]
     room = np.array([b.target - b.prices.base for b in held]) - sum(free)
     for budget, left in zip(held, room, strict=True):
@@ -170,6 +189,43 @@ def _units(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budge
     return _Offer(
         Site(np.append(0, values), spent), lambda count: {"ffn": (rank < count).astype(int)}
     )
+
+
+def _scored_mixing(space: Space, i: int, scores: BlockScores, held: tuple[Budget, ...]) -> _Offer:
+    """The operations of a block, attention with each number of heads, by their errors."""
+    steps, by_head = _price(held, i, "op"), _price(held, i, "heads")
+    last, heads = len(steps), len(by_head)
+    best = scores.heads.order[::-1]  # the last to go first
+    options = []
+    if "op" in space.axes:
+        spent = np.vstack([np.zeros(len(held)), np.cumsum(steps[:-1], axis=0)])
+        options = [(-scores.ops[op], spent[n], n, 0) for n, op in enumerate(space.ops[:-1])]
+    for kept in range(1 if "heads" in space.axes else heads, heads + 1):
+        price = steps.sum(0) + by_head[best[:kept]].sum(0)
+        options.append((-scores.heads.errors[heads - kept], price, last, kept))
+    options.sort(key=lambda option: tuple(option[1]))
+
+    def gates(option: int) -> dict[str, np.ndarray]:
+        _, _, op, kept = options[option]
+        opened = np.isin(np.arange(heads), best[:kept])
+        return {"op": (np.arange(last) < op).astype(int), "heads": opened.astype(int)}
+
+    site = Site(np.array([o[0] for o in options]), np.array([o[1] for o in options]))
+    return _Offer(site, gates)
+
+
+def _scored_units(space: Space, i: int, scores: BlockScores, held: tuple[Budget, ...]) -> _Offer:
+    """Each number of FFN units of a block, in the space's steps, by their errors."""
+    by_unit = _price(held, i, "ffn")
+    units = len(by_unit)
+    best = scores.ffn.order[::-1]
+    counts = np.arange(0, units + 1, units // space.gates("ffn", i))
+    if "ffn" not in space.axes:
+        counts = counts[-1:]
+    spent = np.vstack([np.zeros(len(held)), np.cumsum(by_unit[best], axis=0)])
+    rank = np.argsort(best)
+    site = Site(-scores.ffn.errors[units - counts], spent[counts])
+    return _Offer(site, lambda option: {"ffn": (rank < counts[option]).astype(int)})
 
 
 def _price(held: tuple[Budget, ...], i: int, axis: str) -> np.ndarray:

@@ -86,6 +86,18 @@ def _shifted(x: Array, tap: int) -> Array:
     return padded[:, down : down + x.shape[1], right : right + x.shape[2]]
 
 
+def windows_of(x: Array, grid: int, size: int) -> Array:
+    """What a convolution of ``size x size`` taps reads at each place of ``x [b, S*S, D]``.
+
+    ``[b, S*S, D * taps]``, in the order of a kernel ``[D, taps, d]``.
+    """
+    if size == 1:
+        return x
+    maps = x.reshape(x.shape[0], grid, grid, -1)
+    shifted = jnp.stack([_shifted(maps, tap) for tap in range(TAPS)], axis=-1)
+    return shifted.reshape(*x.shape[:2], -1)
+
+
 @jax.custom_vjp
 def mix_values(values: Array, mixture: Array) -> Array:
     """A convolution of already projected values, bias left out: ``[b, S, S, d]``.
@@ -227,11 +239,15 @@ class FoldedConv(_Conv):
         self.geometry = geometry
 
     def convolve(self, x: Array, train: bool) -> Array:
+        return self.out(self.hidden(x, train))
+
+    def hidden(self, x: Array, train: bool = False) -> Array:
+        """What the output projection sees, ``[batch, S*S, d]``."""
         dtype = self.out.dtype
         kernel, bias = cast(self.kernel[...], dtype), cast(self.bias[...], dtype)
         y = _project(cast(x, dtype), kernel, self.geometry.grid)
         y = y + bias if self.norm is None else self.norm(y + unlearnt(bias, train), train)
-        return self.out(jax.nn.relu(y))
+        return jax.nn.relu(y)
 
     def fold_norm(self) -> None:
         """Takes the batch norm, with its running statistics, into the kernel."""

@@ -36,6 +36,7 @@ class Op:
       colour: there; told apart by colour-blind eyes too.
       norm1: whether it looks at the tokens through the block's first norm.
       searched: whether a search may offer it.
+      size: taps a side, where it is a convolution that least squares may fit; else 0.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Op:
     colour: str
     norm1 = True
     searched = True
+    size = 0
 
     def macs(self, geometry: Geometry) -> int:
         """Counts multiply-accumulates per image as the folded model runs, heads left out."""

@@ -1,0 +1,328 @@
+"""Least squares after the choice: what is left of each layer makes up for what is gone.
+
+From the front, block by block, on the pruned model's own activations: each output projection (of
+attention, of a convolution, of the FFN) is fitted so that the stream becomes the dense model's
+again, which also corrects what earlier blocks did wrong. Fits are shrunk towards the kept weights,
+so that a layer that lost nothing hardly moves; how much, held-out images decide.
+
+Where a layer is gone altogether, the one before it aims at the dense stream behind it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spvit_jax.models import Geometry
+from spvit_jax.models.layers import Attention, Dense
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.axes import FfnAxis, HeadsAxis
+from spvit_jax.single_path.calibration import Calibration, Placed, bare
+from spvit_jax.single_path.moments import Fit, Moments, joined, moments, reduced_rank, ridge
+from spvit_jax.single_path.ops import OPS
+from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.score import starts_stage, tap_rows
+from spvit_jax.single_path.sharing import FoldedConv
+
+Array = jax.Array
+Model = TypeVar("Model", bound=Any)
+DAMPINGS = (np.inf, 10.0, 1.0, 0.1, 0.01, 0.001)  # relative to the inputs' mean variance
+UNSEEN = 0.1  # where there are too few images to hold some out
+LEAST = 1e-3  # of the held-out error: what a weaker damping has to gain to be chosen
+ROUNDING = 1e-9  # of the outputs' power: nothing is left to gain
+MARGIN = 4.0  # standard deviations by which a fitted convolution is lifted above its ReLU's bend
+
+
+def repair(
+    model: Model,
+    dense: Model,
+    calibration: Calibration,
+    architecture: Architecture | None = None,
+    after_block: Callable[[], None] = lambda: None,
+) -> Model:
+    """Prunes a model and repairs it on unlabelled images; in deployable form.
+
+    Args:
+      model: dense or a supernet, to be pruned to ``architecture``; or, without one, pruned already.
+        Stays as it is. A dense model's convolutions are fitted freely, others keep their kernels.
+      dense: whose stream is aimed at.
+      calibration: images like those the model will see.
+      architecture: what to keep; numbers are heads and units of the largest magnitudes.
+      after_block: called for each block that was repaired; may raise.
+
+    Raises:
+      ArchitectureError: the architecture does not fit the model.
+    """
+    plan = _plan(model, architecture)
+    worker = _Repair(plan.model, bare(dense), plan, calibration)
+    for i in range(len(plan.model.blocks)):
+        worker.block(i)
+        after_block()
+    return _cut(plan, model)
+
+
+class _Plan(NamedTuple):
+    """A model to be worked on, in shapes that do not depend on what is kept of it.
+
+    So a program compiled for one architecture serves every other one of the same dense model.
+    """
+
+    model: Any
+    architecture: Architecture
+    rows: list[dict[str, np.ndarray]]  # of each block: of its output projection and fc2, the kept
+    free: tuple[bool, ...]  # blocks whose convolution is fitted from nothing
+    kept: tuple[tuple[int, ...], ...] | None  # heads of each block; None: it is cut already
+
+
+def _plan(model: Any, architecture: Architecture | None) -> _Plan:
+    if architecture is not None and form(model) == "supernet":
+        model, architecture = prune(model, architecture), None
+    if architecture is None:
+        work = bare(fold(model, batch_norm=True))
+        rows = [_all_rows(block) for block in work.blocks]
+        return _Plan(work, work.architecture, rows, (False,) * len(rows), None)
+    architecture.check(model.spec)
+    cut = fold(prune(model, architecture), batch_norm=True)
+    work, heads, rows, free = bare(model), [], [], []
+    for i, geometry in enumerate(model.spec.blocks):
+        block, kept = work.blocks[i], architecture.of_block(i, model.spec)
+        op, units = kept["op"], FfnAxis().indices(kept["ffn"], block)
+        heads.append(HeadsAxis().indices(kept["heads"], block) if op == "msa" else ())
+        by_head = np.arange(geometry.width).reshape(-1, geometry.head_dim)
+        rows.append({"mixer": by_head[list(heads[i])].ravel(), "ffn": np.array(units, int)})
+        free.append(OPS[op].size > 0 and not geometry.class_only)
+        if op != "msa":
+            block.mixer, block.norm1 = cut.blocks[i].mixer, cut.blocks[i].norm1
+    return _Plan(work, cut.architecture, rows, tuple(free), tuple(heads))
+
+
+def _all_rows(block: Any) -> dict[str, np.ndarray]:
+    out = getattr(block.mixer, "out", None)
+    mixing = np.arange(0 if out is None else out.kernel.shape[0])
+    return {"mixer": mixing, "ffn": np.arange(block.ffn.fc2.kernel.shape[0])}
+
+
+@dataclasses.dataclass
+class _Repair:
+    """Where the repair is: the streams of both models in front of a block."""
+
+    model: Any
+    dense: Any
+    plan: _Plan
+    calibration: Calibration
+
+    def __post_init__(self) -> None:
+        self.pruned = self.calibration.embed(self.model)
+        self.target = self.calibration.embed(self.dense)
+        self.station = -1  # of the dense stream: 2i is behind block i's mixer, 2i + 1 its FFN
+
+    def block(self, i: int) -> None:
+        """Repairs a block and runs it."""
+        spec, geometry = self.model.spec, self.model.spec.blocks[i]
+        block = self.model.blocks[i]
+        if starts_stage(spec, i):
+            self.pruned = self._each(self.calibration.place(self.model), _enter, self.pruned, i)
+        op = self.plan.architecture.ops[i]
+        if block.mixer is not None:
+            self._dense_to(self._aim(2 * i))
+            self._mixer(i, op, geometry)
+        self._advance(i, _mix)
+        self._dense_to(self._aim(2 * i + 1))
+        self._ffn(i)
+        self._advance(i, _feed)
+
+    def _aim(self, station: int) -> int:
+        """The last station of the dense stream before the pruned model's next layer."""
+        spec, ops, widths = self.model.spec, self.plan.architecture.ops, self._widths()
+        while station + 1 < 2 * len(ops):
+            i, ffn = divmod(station + 1, 2)
+            absent = widths[i] == 0 if ffn else ops[i] == "skip"
+            if not absent or (not ffn and starts_stage(spec, i)):
+                break
+            station += 1
+        return station
+
+    def _widths(self) -> list[int]:
+        return [len(rows["ffn"]) for rows in self.plan.rows]
+
+    def _dense_to(self, station: int) -> None:
+        while self.station < station:
+            self.station += 1
+            i, ffn = divmod(self.station, 2)
+            if not ffn and starts_stage(self.dense.spec, i):
+                self.target = self._each(self.calibration.place(self.dense), _enter, self.target, i)
+            placed = self.calibration.place(self.dense.blocks[i])
+            self.target = self._each(placed, _feed if ffn else _mix, self.target)
+
+    def _each(
+        self, placed: Placed, function: Callable, stream: list[Array], *static: Any
+    ) -> list[Array]:
+        return [placed(function, x, static=static) for x in stream]
+
+    def _advance(self, i: int, function: Callable) -> None:
+        self.pruned = self._each(
+            self.calibration.place(self.model.blocks[i]), function, self.pruned
+        )
+
+    def _mixer(self, i: int, op: str, geometry: Geometry) -> None:
+        block, rows = self.model.blocks[i], self.plan.rows[i]["mixer"]
+        if self.plan.free[i]:
+            size = OPS[op].size
+            fitted, held = self._moments(i, _tapped, (geometry, size))
+            block.mixer = _fitted_convolution(fitted, held, geometry, block.ffn.fc1.dtype)
+        elif isinstance(block.mixer, FoldedConv):
+            if not geometry.class_only:
+                self._fit(block.mixer.out, rows, self._moments(i, _convolved))
+        elif isinstance(block.mixer, Attention):
+            self._fit(block.mixer.out, rows, self._moments(i, _attended))
+
+    def _ffn(self, i: int) -> None:
+        rows = self.plan.rows[i]["ffn"]
+        self._fit(self.model.blocks[i].ffn.fc2, rows, self._moments(i, _fed))
+
+    def _moments(
+        self, i: int, function: Callable, static: tuple = ()
+    ) -> tuple[Moments, Moments | None]:
+        """Of a layer's inputs and what it should add to the stream; held-out ones apart."""
+        placed = self.calibration.place(self.model.blocks[i])
+        found: dict[bool, Moments] = {}
+        pairs = zip(self.calibration.batches, self.pruned, self.target, strict=True)
+        for number, ((_, mask), x, target) in enumerate(pairs):
+            new = placed(function, x, target, mask, static=static)
+            apart = self.calibration.held_out(number)
+            found[apart] = _joined(found[apart], new) if apart in found else new
+        held = found.get(True)
+        return found[False].on_host(), None if held is None else held.on_host()
+
+    def _fit(self, layer: Any, rows: np.ndarray, seen: tuple[Moments, Moments | None]) -> None:
+        """Fits a layer's kept rows; the others become zero."""
+        kernel = np.asarray(layer.kernel[...], float)
+        outputs = np.arange(len(kernel), len(kernel) + kernel.shape[1])
+        some = np.concatenate([rows, outputs])
+        fitted, held = (None if m is None else _part(m, some) for m in seen)
+        assert fitted is not None
+        found = _damped(fitted, held, lambda s, damping: ridge(s, kernel[rows], damping))
+        whole = np.zeros_like(kernel)
+        whole[rows] = found.kernel
+        dtype = layer.kernel[...].dtype
+        layer.kernel[...] = jnp.asarray(whole, dtype)
+        layer.bias[...] = jnp.asarray(found.bias, dtype)
+
+
+def _damped(
+    fitted: Moments, held: Moments | None, fit: Callable[[Moments, float], Fit], least: float = 0.0
+) -> Fit:
+    """Fits with the damping that does best on held-out rows, then to all rows."""
+    if held is None:
+        return fit(fitted, UNSEEN)
+    outputs = len(fit(fitted, DAMPINGS[0]).bias)
+    cov, mean = held.covariance[-outputs:, -outputs:], held.mean[-outputs:]
+    power = np.trace(cov) + mean @ mean
+    best, chosen = np.inf, DAMPINGS[0]
+    for damping in DAMPINGS:
+        error = fit(fitted, damping).error(held) + ROUNDING * power
+        if error < (1 - LEAST) * best:
+            best, chosen = error, damping
+    return fit(joined(fitted, held), chosen)
+
+
+def _part(seen: Moments, some: np.ndarray) -> Moments:
+    return Moments(seen.count, seen.mean[some], seen.scatter[np.ix_(some, some)])
+
+
+_joined = jax.jit(joined)
+
+
+def _fitted_convolution(
+    fitted: Moments, held: Moments | None, geometry: Geometry, dtype: Any
+) -> FoldedConv:
+    """A convolution of the best rank, its ReLU made to do nothing."""
+    width, rank = geometry.width, geometry.head_dim
+    choices = [d for d in DAMPINGS if np.isfinite(d)] if held is not None else [UNSEEN]
+    best = min(
+        choices,
+        key=lambda d: reduced_rank(fitted, width, rank, d)[2].error(
+            fitted if held is None else held
+        ),
+    )
+    seen = fitted if held is None else joined(fitted, held)
+    first, second, layer = reduced_rank(seen, width, rank, best)
+    inputs = len(first)
+    mean, cov = seen.mean[:inputs], seen.covariance[:inputs, :inputs]
+    lift = MARGIN * np.sqrt(np.maximum((first * (cov @ first)).sum(0), 0))
+    out = _layer(second, layer.bias + (mean @ first - lift) @ second, dtype)
+    kernel = jnp.asarray(first.reshape(width, -1, rank), float)
+    bias = jnp.asarray(lift - mean @ first, float)
+    return FoldedConv(kernel, bias, None, out, geometry)
+
+
+def _layer(kernel: np.ndarray, bias: np.ndarray, dtype: Any) -> Any:
+    layer = Dense(*kernel.shape, dtype=dtype, rngs=nnx.Rngs(0))
+    layer.kernel[...], layer.bias[...] = jnp.asarray(kernel, float), jnp.asarray(bias, float)
+    return layer
+
+
+def _enter(model: Any, x: Array, i: int) -> Array:
+    return model.enter(i, x)
+
+
+def _mix(block: Any, x: Array) -> Array:
+    """The stream behind a block's mixer."""
+    read = x[:, : block.ffn_tokens]
+    return read if block.mixer is None else read + _branch(block, x)
+
+
+def _branch(block: Any, x: Array) -> Array:
+    return block.mixer(block.norm1(x))[:, : block.ffn_tokens]
+
+
+def _feed(block: Any, middle: Array) -> Array:
+    """The stream behind its FFN."""
+    return middle + block.ffn(block.norm2(middle))
+
+
+def _rows(inputs: Array, x: Array, target: Array, mask: Array) -> Moments:
+    """Of a layer's inputs and what it should add, at the tokens that are aimed at."""
+    read = min(target.shape[1], inputs.shape[1])
+    missing = target[:, :read] - x[:, :read]
+    return moments(jnp.concatenate([inputs[:, :read], missing], -1), mask)
+
+
+def _attended(block: Any, x: Array, target: Array, mask: Array) -> Moments:
+    y = block.norm1(x)
+    return _rows(block.mixer.attend(y, block.mixer.v(y)), x, target, mask)
+
+
+def _convolved(block: Any, x: Array, target: Array, mask: Array) -> Moments:
+    prefix = block.mixer.geometry.prefix
+    hidden = block.mixer.hidden(block.norm1(x)[:, prefix:])
+    return _rows(hidden, x[:, prefix:], target[:, prefix:], mask)
+
+
+def _tapped(
+    block: Any, x: Array, target: Array, mask: Array, geometry: Geometry, size: int
+) -> Moments:
+    return moments(tap_rows(block.norm1(x), target - x, geometry, size), mask)
+
+
+def _fed(block: Any, middle: Array, target: Array, mask: Array) -> Moments:
+    return _rows(block.ffn.units(block.norm2(middle)), middle, target, mask)
+
+
+def _cut(plan: _Plan, model: Any) -> Any:
+    """Cuts what was worked on down to what is kept, and gives back what regularises training."""
+    work, found = plan.model, plan.architecture
+    for i, block in enumerate(work.blocks):
+        if isinstance(block.mixer, Attention) and plan.kept is not None:
+            block.mixer.keep_heads(plan.kept[i])
+        if plan.kept is not None:
+            FfnAxis().prune(block, tuple(plan.rows[i]["ffn"].tolist()))
+        for name in ("dropout", "drop_path"):
+            setattr(block, name, getattr(model.blocks[i], name))
+        block.ffn.dropout = model.blocks[i].ffn.dropout
+    work.architecture = found
+    return work

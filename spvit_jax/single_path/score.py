@@ -1,0 +1,227 @@
+"""What each choice in each block would cost in error, measured on unlabelled images.
+
+One pass of the dense model: for every block the moments of what its linear layers see are summed
+up, whatever the number of images. Then least squares says how well the block does with fewer heads
+or FFN units, or with a convolution, once what is left is fitted anew. Errors are relative to the
+variance of what leaves the block, so that blocks can be compared.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spvit_jax.models import Geometry
+from spvit_jax.single_path.calibration import Calibration, bare, mean_square
+from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
+from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
+from spvit_jax.single_path.ops import OPS
+from spvit_jax.single_path.sharing import windows_of
+
+Array = jax.Array
+POSITIONS = 49  # of a map, at which the inputs of convolutions are looked at
+
+
+class ScoreError(ValueError):
+    """Scores that cannot be made or read."""
+
+
+class BlockScores(NamedTuple):
+    """The errors of a block's choices, relative to the variance of its output.
+
+    Attributes:
+      ops: of each operation but attention in place of it.
+      heads: of attention: which head goes first, and the error after each number of removals.
+      ffn: of FFN units likewise.
+    """
+
+    ops: dict[str, float]
+    heads: Elimination
+    ffn: Elimination
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The scores of each block of a dense model, and of how many images."""
+
+    blocks: tuple[BlockScores, ...]
+    images: int
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file, whole or not at all."""
+        rows = [
+            {"ops": b.ops, "heads": _listed(b.heads), "ffn": _listed(b.ffn)} for b in self.blocks
+        ]
+        temporary = Path(f"{path}.tmp")
+        temporary.write_text(json.dumps({"images": self.images, "blocks": rows}))
+        temporary.replace(path)
+
+
+def _listed(found: Elimination) -> dict[str, list]:
+    return {"order": found.order.tolist(), "errors": found.errors.tolist()}
+
+
+def load(path: str | os.PathLike[str]) -> Scores:
+    """Reads the scores that ``Scores.save`` wrote.
+
+    Raises:
+      ScoreError: the file is not of that form.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+
+        def read(row: dict) -> Elimination:
+            return Elimination(np.array(row["order"], int), np.array(row["errors"], float))
+
+        blocks = (BlockScores(b["ops"], read(b["heads"]), read(b["ffn"])) for b in values["blocks"])
+        return Scores(tuple(blocks), int(values["images"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScoreError(
+            f"{path} holds no scores ({type(error).__name__}: {error}); remove it: they are made"
+            " again"
+        ) from error
+
+
+class Seen(NamedTuple):
+    """What is summed up over images in a block."""
+
+    heads: Moments  # of the inputs of attention's output projection
+    units: Moments  # of FFN units
+    output: Moments  # of what leaves the block, per feature
+    taps: dict[str, Moments]  # by convolution: of its inputs, then of attention's branch
+    tokens: Array  # mean squared difference of the class tokens' branch where they pass instead
+    images: Array
+
+
+def score(
+    dense: Any,
+    calibration: Calibration,
+    ops: tuple[str, ...],
+    after_batch: Callable[[], None] = lambda: None,
+    after_block: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Scores every choice in every block of a dense model.
+
+    Args:
+      dense: the model; stays as it is.
+      calibration: images like those it will see, without labels.
+      ops: the operations that may stand in for attention, ``skip`` and ``msa`` among them.
+      after_batch: called for each batch that was run, may raise.
+      after_block: called for each block that was solved.
+    """
+    model = bare(dense)
+    seen = _pass(model, calibration, ops, after_batch)
+    found = []
+    for i, block in enumerate(model.blocks):
+        found.append(_block(block, jax.device_get(seen[i]), model.spec.blocks[i]))
+        seen[i] = None
+        after_block()
+    return Scores(tuple(found), sum(int(mask.sum()) for _, mask in calibration.batches))
+
+
+def _pass(
+    model: Any, calibration: Calibration, ops: tuple[str, ...], after_batch: Callable[[], None]
+) -> list[Any]:
+    """Runs the images through the model once; what was seen in each block."""
+    placed = [calibration.place(block) for block in model.blocks]
+    whole = calibration.place(model)
+    convolutions = tuple((op, OPS[op].size) for op in ops if OPS[op].size)
+    seen: list[Any] = [None] * len(placed)
+    for (_, mask), x in zip(calibration.batches, calibration.embed(model), strict=True):
+        for i, geometry in enumerate(model.spec.blocks):
+            x = whole(_enter, x, static=(i,)) if starts_stage(model.spec, i) else x
+            new, x = placed[i](_look, x, mask, static=(geometry, convolutions))
+            seen[i] = new if seen[i] is None else _add(seen[i], new)
+        after_batch()
+    return seen
+
+
+def starts_stage(spec: Any, i: int) -> bool:
+    """Whether something happens between block ``i`` and the one before it."""
+    return i > 0 and spec.blocks[i].width != spec.blocks[i - 1].width
+
+
+def _enter(model: Any, x: Array, i: int) -> Array:
+    return model.enter(i, x)
+
+
+def _look(
+    block: Any, x: Array, mask: Array, geometry: Geometry, convolutions: tuple
+) -> tuple[Seen, Array]:
+    """Runs a dense block; what its layers see, and its output."""
+    read, y = geometry.ffn_tokens, block.norm1(x)
+    mixed = block.mixer.attend(y, block.mixer.v(y))
+    branch = block.mixer.out(mixed)
+    middle = x[:, :read] + branch
+    units = block.ffn.units(block.norm2(middle))
+    output = middle + block.ffn.fc2(units)
+    taps = {}
+    if not geometry.class_only:
+        for name, size in convolutions:
+            rows = tap_rows(y, branch, geometry, size)
+            taps[name] = moments(rows, mask)
+    passed = branch[:, : geometry.prefix] - y[:, : geometry.prefix]
+    tokens = mean_square(passed, mask) if geometry.prefix else jnp.zeros(())
+    found = Seen(
+        moments(mixed, mask),
+        moments(units, mask),
+        moments(output, mask),
+        taps,
+        tokens,
+        mask.sum().astype(jnp.float32),
+    )
+    return found, output
+
+
+def tap_rows(y: Array, branch: Array, geometry: Geometry, size: int) -> Array:
+    """What a convolution reads, then what it should give: ``[batch, positions, size^2 D + D]``.
+
+    Args:
+      y: normalised tokens ``[batch, tokens, D]``.
+      branch: the targets ``[batch, tokens, D]``.
+      geometry: of the block.
+      size: taps a side. Of the map, about ``POSITIONS`` are taken.
+    """
+    places = np.arange(0, geometry.patches, max(geometry.patches // POSITIONS, 1))
+    maps = windows_of(y[:, geometry.prefix :], geometry.grid, size)
+    return jnp.concatenate([maps[:, places], branch[:, geometry.prefix :][:, places]], -1)
+
+
+@jax.jit
+def _add(a: Seen, b: Seen) -> Seen:
+    share = b.images / jnp.maximum(a.images + b.images, 1)
+    return Seen(
+        joined(a.heads, b.heads),
+        joined(a.units, b.units),
+        joined(a.output, b.output),
+        {op: joined(a.taps[op], b.taps[op]) for op in a.taps},
+        a.tokens + share * (b.tokens - a.tokens),
+        a.images + b.images,
+    )
+
+
+def _block(block: Any, seen: Seen, geometry: Geometry) -> BlockScores:
+    """Solves a block."""
+    heads, units, output = (m.on_host() for m in (seen.heads, seen.units, seen.output))
+    variance = max(float(np.trace(output.covariance)), np.finfo(float).tiny)
+    out = np.asarray(block.mixer.out.kernel[...], float)
+    by_head = eliminate(heads.covariance, out, geometry.head_dim)
+    by_unit = eliminate(units.covariance, np.asarray(block.ffn.fc2.kernel[...], float))
+    branch = float(np.trace(out.T @ heads.covariance @ out))
+    errors = {"skip": branch / variance}
+    passed = float(seen.tokens) / variance  # a convolution hands class tokens through
+    for name in OPS:
+        if name in seen.taps:
+            taps = seen.taps[name].on_host()
+            *_, fit = reduced_rank(taps, geometry.width, geometry.head_dim, DAMPING)
+            errors[name] = max(fit.error(taps) / variance, passed)
+        elif geometry.class_only and OPS[name].size:
+            errors[name] = passed
+    relative = (Elimination(e.order, e.errors / variance) for e in (by_head, by_unit))
+    return BlockScores(errors, *relative)

@@ -1,0 +1,235 @@
+"""Scores and repairs of small models: exact where theory says so, better where it cannot be."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spvit_jax.config import Budget
+from spvit_jax.models import MODELS, SwinSpec, ViTSpec
+from spvit_jax.single_path import score as scoring
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.budget import BudgetError, budgets, select
+from spvit_jax.single_path.calibration import Calibration
+from spvit_jax.single_path.ops import PAPER
+from spvit_jax.single_path.prices import cost
+from spvit_jax.single_path.prune import form, prune
+from spvit_jax.single_path.repair import repair
+from spvit_jax.single_path.score import score
+from spvit_jax.single_path.space import Space
+from spvit_jax.single_path.supernet import supernet
+
+VIT = ViTSpec(width=24, depth=3, heads=3, hidden=40, patch_size=4, image_size=16, classes=7)
+POOLED = dataclasses.replace(VIT, pool="norm_average")
+SWIN = SwinSpec(
+    width=12, depths=(2, 2), heads=(3, 4), hidden=(48, 56), window=2, patch_size=2, image_size=16
+)
+SPECS = {"vit": VIT, "pooled": POOLED, "swin": SWIN}
+
+
+def centred(images):
+    return images.astype(float) / 127.5 - 1
+
+
+def images(count=48, size=16, seed=0):
+    """Smooth enough for patches to say something of each other."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, size // 4, size // 4, 3))
+    return np.clip(
+        coarse.repeat(4, 1).repeat(4, 2) + rng.integers(-30, 30, (count, size, size, 3)), 0, 255
+    ).astype(np.uint8)
+
+
+def build(spec, seed=0):
+    return MODELS[type(spec)](spec, rngs=nnx.Rngs(seed), drop_path=0.1)
+
+
+def calibration(count=48):
+    return Calibration.of(images(count), centred, 8)
+
+
+def whole(spec):
+    return Architecture(("msa",) * len(spec.blocks), tuple(b.hidden for b in spec.blocks))
+
+
+def halved(spec):
+    blocks = spec.blocks
+    return Architecture(
+        ("msa",) * len(blocks),
+        tuple(b.hidden // 2 for b in blocks),
+        heads=tuple(b.heads - 1 for b in blocks),
+    )
+
+
+def lost(model, dense):
+    """The squared error of the features that leave the last block, on other images."""
+    x = centred(images(64, seed=1))
+    expected, found = dense.stream(x)[-1], model.stream(x)[-1]
+    return float(jnp.square(found - expected).mean() / expected.var())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_repaired_unpruned_model_is_the_dense_one(name):
+    dense = build(SPECS[name])
+    found = repair(dense, dense, calibration(), whole(SPECS[name]))
+    x = centred(images(seed=1))
+    assert form(found) == "deploy" and found.architecture.widths == whole(SPECS[name]).widths
+    np.testing.assert_allclose(found(x), dense(x), rtol=1e-4, atol=2e-5)
+    assert found.blocks[-1].drop_path == dense.blocks[-1].drop_path > 0
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_repair_helps_and_keeps_what_was_asked_for(name):
+    spec = SPECS[name]
+    dense, architecture = build(spec), halved(spec)
+    pruned = prune(dense, architecture)
+    found = repair(dense, dense, calibration(), architecture)
+    assert lost(found, dense) < 0.6 * lost(pruned, dense)
+    assert found.architecture == pruned.architecture
+    again = repair(pruned, dense, calibration())  # cut already: other shapes, the same repair
+    x = centred(images(seed=1))
+    np.testing.assert_allclose(again(x), found(x), rtol=1e-3, atol=1e-3)
+
+
+def test_convolutions_and_skips_are_repaired():
+    dense = build(POOLED)
+    architecture = Architecture(("conv3x3", "skip", "conv1x1"), (40, 0, 20))
+    found = repair(dense, dense, calibration(), architecture)
+    assert lost(found, dense) < 0.7 * lost(prune(dense, architecture), dense)
+    searched = prune(supernet(dense), architecture)
+    assert lost(repair(supernet(dense), dense, calibration(), architecture), dense) < lost(
+        searched, dense
+    )
+
+
+def test_a_layer_aims_behind_what_is_gone():
+    """One block's output, all of the next one gone: what follows is nearer than the block's own."""
+    dense = build(POOLED)
+    gone = Architecture(("msa", "msa", "skip"), (40, 40, 0))
+    own = Architecture(("msa", "msa", "msa"), (40, 40, 40))
+    found, kept = (repair(dense, dense, calibration(), a) for a in (gone, own))
+    kept.blocks[-1].mixer = kept.blocks[-1].norm1 = None
+    kept.blocks[-1].ffn.fc2.kernel[...] *= 0
+    assert lost(found, dense) < 0.9 * lost(kept, dense)
+
+
+def test_errors_of_earlier_blocks_are_corrected():
+    """A later layer that lost nothing makes up for an earlier one's loss."""
+    dense = build(POOLED)
+    architecture = Architecture(("msa",) * 3, (4, 40, 40))
+    found = repair(dense, dense, calibration(), architecture)
+    local = repair(dense, dense, calibration(), architecture)
+    for i in (1, 2):  # as if each block were repaired alone
+        local.blocks[i] = nnx.clone(dense.blocks[i])
+    assert lost(found, dense) < 0.95 * lost(local, dense)
+
+
+ON_DEVICES = """
+import sys
+import numpy as np
+from test_repair import PAPER, VIT, build, calibration, centred, halved, images, repair, score
+
+dense = build(VIT)
+found = score(dense, calibration(), PAPER)
+errors = [[*b.ops.values(), *b.heads.errors, *b.ffn.errors] for b in found.blocks]
+logits = repair(dense, dense, calibration(), halved(VIT))(centred(images(seed=1)))
+np.savez(sys.argv[1], errors=errors, logits=logits)
+"""
+
+
+def test_one_device_scores_and_repairs_as_eight_do(tmp_path):
+    found = []
+    for devices in (1, 8):
+        settings = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        settings["PYTHONPATH"] = str(Path(__file__).parent)
+        file = tmp_path / f"{devices}.npz"
+        command = [sys.executable, "-c", ON_DEVICES, file]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(np.load(file))
+    one, eight = found
+    np.testing.assert_allclose(eight["errors"], one["errors"], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(eight["logits"], one["logits"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_scores_are_errors_relative_to_the_output(name):
+    spec = SPECS[name]
+    dense, seen = build(spec), calibration()
+    found = score(dense, seen, PAPER)
+    assert found.images == 48 and len(found.blocks) == len(spec.blocks)
+    x = centred(images())
+    before = [dense.embed(x), *dense.stream(x)[:-1]]
+    for i, block in enumerate(found.blocks):
+        ops, heads, ffn = block
+        assert heads.errors[0] == ffn.errors[0] == 0
+        assert (np.diff(heads.errors) > 0).all() and (np.diff(ffn.errors) >= -1e-12).all()
+        layer, geometry = dense.blocks[i], spec.blocks[i]
+        entered = dense.enter(i, before[i])
+        read = entered[:, : geometry.ffn_tokens]
+        branch = layer.mixer(layer.norm1(entered))
+        output = layer(entered).reshape(-1, geometry.width)
+        by_hand = branch.reshape(-1, geometry.width).var(0).sum() / output.var(0).sum()
+        assert ops["skip"] == pytest.approx(float(by_hand), rel=1e-3)
+        units = layer.ffn(layer.norm2(read + branch)).reshape(-1, geometry.width)
+        by_hand = units.var(0).sum() / output.var(0).sum()
+        assert ffn.errors[-1] == pytest.approx(float(by_hand), rel=2e-2)  # damped
+        if not geometry.class_only:
+            assert ops["conv3x3"] <= ops["conv1x1"] + 1e-9 or geometry.prefix
+
+
+def test_scores_are_written_and_read(tmp_path):
+    found = score(build(VIT), calibration(16), ("skip", "msa"))
+    found.save(tmp_path / "scores.json")
+    again = scoring.load(tmp_path / "scores.json")
+    assert again.images == 16
+    np.testing.assert_array_equal(again.blocks[1].ffn.order, found.blocks[1].ffn.order)
+    np.testing.assert_array_equal(again.blocks[1].heads.errors, found.blocks[1].heads.errors)
+    (tmp_path / "scores.json").write_text("{")
+    with pytest.raises(scoring.ScoreError, match="made again"):
+        scoring.load(tmp_path / "scores.json")
+
+
+def test_the_choice_spends_every_budget_and_errs_more_with_less():
+    dense = build(VIT)
+    found = score(dense, calibration(), PAPER)
+    space = Space(VIT.blocks, PAPER, ("op", "heads", "ffn"))
+    errors = []
+    for share in (0.9, 0.7, 0.5, 0.3):
+        held = budgets(Budget(macs=share, params=share + 0.05), VIT, PAPER)
+        architecture = select(space, found, held)
+        gates = architecture.gates(VIT, PAPER)
+        spent = [cost(budget.prices, gates) / budget.target for budget in held]
+        assert 0.98 < max(spent) <= 1
+        errors.append(error_of(architecture, found))
+    assert errors == sorted(errors)
+    with pytest.raises(BudgetError, match="every gate shut"):
+        select(space, found, budgets(Budget(macs=10), VIT, PAPER))
+
+
+def error_of(architecture, scores):
+    total = 0.0
+    counts, blocks = architecture.head_counts(VIT), scores.blocks
+    for op, heads, width, block in zip(
+        architecture.ops, counts, architecture.widths, blocks, strict=True
+    ):
+        total += block.heads.errors[3 - heads] if op == "msa" else block.ops[op]
+        total += block.ffn.errors[40 - width]
+    return total
+
+
+def test_what_is_not_gated_stays():
+    found = score(build(VIT), calibration(), PAPER)
+    space = Space(VIT.blocks, PAPER, ("ffn",))
+    architecture = select(space, found, budgets(Budget(macs=0.8), VIT, PAPER))
+    assert architecture.ops == ("msa",) * 3 and architecture.heads == ()
+    members = tuple(np.arange(40) // 8 for _ in range(3))
+    space = Space(VIT.blocks, PAPER, ("op", "heads", "ffn"), members)
+    widths = select(space, found, budgets(Budget(macs=0.4), VIT, PAPER)).widths
+    assert all(width % 8 == 0 for width in widths) and set(widths) != {40}
