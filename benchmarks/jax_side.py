@@ -218,31 +218,33 @@ def _training(name: str, form: str, batch: int, axes: tuple[str, ...]) -> tuple[
     from flax import nnx
 
     from spvit_jax.config import Training
+    from spvit_jax.training.losses import classification
     from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
+    from spvit_jax.training.prepare import prepare_images
     from spvit_jax.training.sharding import make_mesh
-    from spvit_jax.training.step import Objective, init_state, train_program
+    from spvit_jax.training.step import Step
 
     spec, model = specs()[name], _model(name, form, axes, batch_norm=False)
     gating = _gating(spec, axes) if form == "search" else None
     adamw = optimizer(Training(), lambda step: 1e-4, 1e-3)
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    gates = gating.initial() if gating else ()
+    normalise = Normalise((0.5,) * 3, (0.5,) * 3)
+    prepare = partial(prepare_images, normalise=normalise, classes=spec.classes)
+    step = Step(classification, adamw, prepare, gating)
 
     def initial(params: Any, stats: Any) -> Any:
-        return init_state(nnx.merge(graph, params, stats), adamw, gates=gates, seed=0)
+        return step.initial(nnx.merge(graph, params, stats), 0)
 
     state = jax.eval_shape(initial, params, stats)
     image = jax.ShapeDtypeStruct((batch, spec.image_size, spec.image_size, 3), np.uint8)
     data = {"image": image, "label": jax.ShapeDtypeStruct((batch,), np.int32)}
-    objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3), gating=gating)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    program = train_program(graph, adamw, objective, mesh, state)
+    program = step.program(graph, make_mesh(devices=jax.devices()[:1]), state)
 
     def arrays() -> list:
         rng = np.random.default_rng(0)
         first = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-        first.params, first.gates = _random(state.params), gates
+        first.params, first.gates = _random(state.params), gating.initial() if gating else ()
         first.stats = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), state.stats)
         labels = rng.integers(0, spec.classes, batch).astype(np.int32)
         return [first, {"image": rng.integers(0, 256, image.shape, np.uint8), "label": labels}]

@@ -9,9 +9,9 @@ compilation cache is off. Needs torch.
 """
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 
 from alternate import compare, show
 
@@ -30,30 +30,31 @@ def ours(model_name: str, batch: int, axes: tuple[str, ...]) -> tuple[Callable[[
     from spvit_jax.single_path.prices import macs
     from spvit_jax.single_path.space import Space
     from spvit_jax.single_path.supernet import supernet
+    from spvit_jax.training.losses import classification
     from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
+    from spvit_jax.training.prepare import prepare_images
     from spvit_jax.training.sharding import make_mesh
-    from spvit_jax.training.step import Objective, init_state, make_train_step
+    from spvit_jax.training.step import Step
 
     spec = VARIANTS[model_name]
     model = ViT(spec, rngs=nnx.Rngs(0))
-    objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3))
-    gates = ()
+    normalise, gating = Normalise((0.5,) * 3, (0.5,) * 3), None
     if axes:
         space = Space(spec.blocks, axes=axes)
         prices = macs(spec, space.ops)
         gating = Gating(space, (Budget(prices, prices.dense // 2),), 20.0, 1e-3)
-        model, gates = supernet(model), gating.initial()
-        objective = dataclasses.replace(objective, gating=gating)
+        model = supernet(model)
     adamw = optimizer(Training(), lambda step: 1e-4, 1e-3)
-    state = init_state(model, adamw, gates=gates, seed=0)
+    prepare = partial(prepare_images, normalise=normalise, classes=spec.classes)
+    step = Step(classification, adamw, prepare, gating)
+    state = step.initial(model, 0)
     key = jax.random.key(0)
     size = (batch, spec.image_size, spec.image_size, 3)
     images = jax.random.randint(key, size, 0, 256).astype("uint8")
     data = {"image": images, "label": jax.random.randint(key, (batch,), 0, spec.classes)}
-    step = make_train_step(nnx.graphdef(model), adamw, objective, make_mesh(), state)
     begin = time.perf_counter()
-    lowered = step.func.lower(None, state, data)
+    lowered = step.program(nnx.graphdef(model), make_mesh(), state).lower(None, state, data)
     traced = time.perf_counter()
     compiled = lowered.compile()
     facts = {

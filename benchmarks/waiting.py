@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 
@@ -47,14 +48,24 @@ def training_step() -> tuple[Callable[..., Any], Any]:
     from spvit_jax.config import Training
     from spvit_jax.models import ViT
     from spvit_jax.models.vit import VARIANTS
+    from spvit_jax.training.losses import classification
     from spvit_jax.training.normalise import Normalise
     from spvit_jax.training.optim import optimizer
+    from spvit_jax.training.prepare import prepare_images
     from spvit_jax.training.sharding import make_mesh, replicated
-    from spvit_jax.training.step import Objective, init_state, make_train_step
+    from spvit_jax.training.step import Step
 
     mesh, adamw = make_mesh(), optimizer(Training(), lambda step: 1e-4)
     model = ViT(VARIANTS["deit_tiny_patch16_224"], rngs=nnx.Rngs(0))
-    normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    recipe = Objective(normalise, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
-    state = jax.device_put(init_state(model, adamw, gates=(), seed=0), replicated(mesh))
-    return make_train_step(nnx.graphdef(model), adamw, recipe, mesh, state), state
+    prepare = partial(
+        prepare_images,
+        normalise=Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        classes=model.spec.classes,
+        erasing=0.25,
+        mixup=0.8,
+        cutmix=1.0,
+        label_smoothing=0.1,
+    )
+    step = Step(classification, adamw, prepare)
+    state = jax.device_put(step.initial(model, 0), replicated(mesh))
+    return partial(step.program(nnx.graphdef(model), mesh, state), None), state

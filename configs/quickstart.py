@@ -5,6 +5,8 @@
 Everything it needs is packaged: a DeiT pretrained on Fashion-MNIST's 60,000 training images (see
 the README for how), 10,000 of those images to search and fine-tune on, 2,000 test images. The dense
 model teaches the pruned one.
+``:label_free`` makes no search and reads no label: choices are scored on 512 images, what is left
+is repaired by least squares, then trained for 4 epochs to match the dense model's blocks.
 ``:tiny`` takes about a minute, most of it compiling; ``:stage=evaluate`` measures the pretrained
 model, or another ``--config.model.checkpoint``, such as the pruned.safetensors of a run.
 """
@@ -15,8 +17,8 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "tiny" or "stage=evaluate"."""
-    recipes.check_variant(variant, "tiny", "stage=evaluate")
+    """``variant`` is "", "label_free", "tiny" or "stage=evaluate"."""
+    recipes.check_variant(variant, "label_free", "tiny", "stage=evaluate")
     made = config.Config(
         model=config.Model(
             variant="deit_fashion_mnist",
@@ -55,6 +57,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         measure_batch=64,
         measure_seconds=5.0,
     )
+    if variant == "label_free":
+        made.search.decision = "score"
+        made.finetune = config.Finetune(
+            epochs=4,
+            batch_size=64,
+            learning_rate=3e-4,
+            schedule="cosine",
+            final_learning_rate=1e-5,
+            start="repaired",
+            distillation="features",
+            distillation_weight=1.0,
+        )
     if variant == "stage=evaluate":
         made.stage = "evaluate"
     return config.to_config_dict(recipes.tiny(made) if variant == "tiny" else made)

@@ -21,6 +21,7 @@ POSITIVE = {  # numbers that may not be 0; none may be negative
     "distillation_temperature",
     "epochs",
     "eval_batch_size",
+    "images",
     "learning_rate",
     "log_every",
     "measure_batch",
@@ -41,6 +42,7 @@ STAGES: dict[str, tuple[str, ...]] = {  # what a run may do: the groups below th
     "pretrain": ("pretrain",),
     "search": ("search",),
     "finetune": ("finetune",),
+    "frontier": (),
     "evaluate": (),
 }
 
@@ -118,7 +120,8 @@ class Training:
     accumulation: int = 1  # micro-batches a step
     ema_decay: float = 0.0  # of the weights that are evaluated and handed on; 0: no averaging
     label_smoothing: float = 0.0
-    distillation: str = "none"  # "none", "hard" (the teacher's decision) or "soft" (its logits)
+    distillation: str = "none"  # "none", "hard" (the teacher's decision), "soft" (its logits) or
+    # "features" (the output of each of its blocks)
     distillation_weight: float = 0.5  # of its loss; the labels' has the rest
     distillation_temperature: float = 1.0  # of "soft"
 
@@ -132,7 +135,8 @@ class Search(Training):
     ops: tuple[str, ...] = ("skip", "conv1x1", "conv3x3", "msa")  # a block may choose from
     unit_group: int = 1  # FFN units per gate: widths are multiples of it; 8, 64, 128 suit hardware
     budget_lambda: float = 4.0  # weight of (cost / budget - 1)^2, for each budget
-    decision: str = "project"  # "project": within the budgets; "threshold": the paper's 0.5
+    decision: str = "project"  # "project": within the budgets; "threshold": the paper's 0.5;
+    # "score": the least error within the budgets, on score.images, without any search
 
 
 @dataclasses.dataclass
@@ -153,10 +157,26 @@ class Budget:
 
 
 @dataclasses.dataclass
+class Score:
+    """The images of the training split, without labels, that choices are scored and repaired on."""
+
+    images: int = 512  # spread evenly over the split
+    batch_size: int = 32  # images a step, over all devices; one step in four is held out
+
+
+@dataclasses.dataclass
+class Frontier:
+    """The trade-off curve of stage=frontier."""
+
+    budgets: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # as budget.macs
+
+
+@dataclasses.dataclass
 class Finetune(Training):
     """Training of the pruned model."""
 
-    start: str = "pretrained"  # weights it starts from: "pretrained" (as released) or "searched"
+    start: str = "pretrained"  # weights it starts from: "pretrained" (as released), "searched", or
+    # "repaired": the pretrained ones, fitted by least squares to what was chosen
     architecture: str = ""  # stage=finetune without a search: an architecture's JSON
 
 
@@ -181,6 +201,8 @@ class Config:
     budget: Budget = dataclasses.field(default_factory=Budget)
     search: Search = dataclasses.field(default_factory=Search)
     finetune: Finetune = dataclasses.field(default_factory=Finetune)
+    score: Score = dataclasses.field(default_factory=Score)
+    frontier: Frontier = dataclasses.field(default_factory=Frontier)
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
     checkpoint_every: int = 1000  # steps between checkpoints
     eval_every: float = 1.0  # epochs between evaluations on the test split; 0: at the end only
@@ -252,11 +274,13 @@ def _check_numbers(part: Any, path: str) -> None:
                 raise ConfigError(f"{name} must be {wanted}, got {value}")
 
 
-def _validate(config: Config) -> None:
-    def check(good: bool, message: str) -> None:
-        if not good:
-            raise ConfigError(message)
+def check(good: bool, message: str) -> None:
+    """Raises ``ConfigError`` with the message unless it is good."""
+    if not good:
+        raise ConfigError(message)
 
+
+def _validate(config: Config) -> None:
     def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         check(value in allowed, f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
@@ -268,8 +292,8 @@ def _validate(config: Config) -> None:
     check(config.data.val_share < 1, "data.val_share must be in [0, 1)")
     check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
     one_of("budget.count", config.budget.count, ("run", "published"))
-    one_of("search.decision", config.search.decision, ("project", "threshold"))
-    one_of("finetune.start", config.finetune.start, ("pretrained", "searched"))
+    one_of("search.decision", config.search.decision, ("project", "threshold", "score"))
+    one_of("finetune.start", config.finetune.start, ("pretrained", "searched", "repaired"))
     kind = config.data.source.partition(":")[0]
     one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "inat", "idx"))
     check(
@@ -292,10 +316,21 @@ def _validate(config: Config) -> None:
         )
         check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
         check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
-        one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft"))
+        one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft", "features"))
         check(part.distillation_weight <= 1, f"{name}.distillation_weight must be in [0, 1]")
+        check(
+            part.distillation != "features" or part.batch_size > part.accumulation,
+            f"{name}.distillation=features compares images: {name}.batch_size must be above"
+            f" {name}.accumulation, which leaves one image at a time",
+        )
     for name in ("dropout", "drop_path"):
         check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
+    _validate_stage(config)
+    check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _validate_stage(config: Config) -> None:
+    """What the stage needs besides."""
     if config.stage in ("all", "search"):
         budget = config.budget
         check(
@@ -304,6 +339,18 @@ def _validate(config: Config) -> None:
             " or budget.latency, TABLE.json:SHARE",
         )
         _check_share("budget.latency", budget.latency)
+    if config.stage == "all":
+        check(
+            config.finetune.start != "searched" or config.search.decision != "score",
+            "finetune.start=searched needs a search, and search.decision=score makes none; set it"
+            " to repaired or pretrained",
+        )
+    if config.stage == "frontier":
+        shares = config.frontier.budgets
+        check(
+            len(shares) > 0 and all(math.isfinite(s) and s > 0 for s in shares),
+            f"frontier.budgets must be one or more numbers above 0, as budget.macs; got {shares}",
+        )
     if config.stage == "pretrain":
         check(
             config.pretrain.distillation == "none" or bool(config.teacher.checkpoint),
@@ -313,16 +360,15 @@ def _validate(config: Config) -> None:
         check(bool(config.model.variant), 'model.variant="" needs a checkpoint; pretrain has none')
     if config.stage == "finetune":
         check(
-            config.finetune.start == "pretrained",
+            config.finetune.start != "searched",
             "finetune.start=searched needs the search of the same run (stage=all);"
-            " with stage=finetune set it to pretrained",
+            " with stage=finetune set it to pretrained or repaired",
         )
         check(
             bool(config.finetune.architecture),
             "stage=finetune needs finetune.architecture: the architecture.json of a search, or one"
             " of configs/architectures/",
         )
-    check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
 
 
 def _check_share(name: str, value: str) -> None:

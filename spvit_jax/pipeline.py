@@ -1,8 +1,8 @@
 """The stages of a run and what they hand each other.
 
-Every stage is "restore the newest checkpoint, take the steps that are left": running the same
-command again goes on where it stopped, and what is finished is only read. Between stages there
-are three things: a model, gate logits, an ``Architecture``.
+Every stage is a function over a ``Context``: "restore the newest checkpoint, take the steps that
+are left". Running the same command again goes on where it stopped, and what is finished is only
+read. Between stages there are three things: a model, gate logits, an ``Architecture``.
 """
 
 import dataclasses
@@ -16,58 +16,38 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spvit_jax import evaluation, hosts, pretrained
-from spvit_jax.config import STAGES, Config, ConfigError, Training
+from spvit_jax import evaluation, frontier, hosts, pretrained
+from spvit_jax.config import Config
+from spvit_jax.context import (
+    USER_ERRORS,
+    Context,
+    calibrate,
+    evaluate,
+    fit,
+    load_dense,
+    open_context,
+    top1,
+)
 from spvit_jax.convert import About, about_of, save, save_torch
-from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.data.errors import DataError
-from spvit_jax.data.fingerprint import fingerprint
-from spvit_jax.data.pipeline import steps_per_epoch
-from spvit_jax.data.sources import open_source
 from spvit_jax.measure import measure
-from spvit_jax.models import MODELS, Classifier, RegNetSpec
+from spvit_jax.models import MODELS, Classifier
 from spvit_jax.progress import Console
 from spvit_jax.report import Held, Result, figure, table
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path import prices
-from spvit_jax.single_path.architecture import Architecture, ArchitectureError
-from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.budget import select
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
-from spvit_jax.single_path.latency import TableError
 from spvit_jax.single_path.prices import cost, count_parameters
 from spvit_jax.single_path.prune import fold, form, prune
-from spvit_jax.single_path.space import SpaceError
 from spvit_jax.single_path.supernet import supernet
-from spvit_jax.training.checkpoint import CheckpointError
-from spvit_jax.training.fit import Trainer
-from spvit_jax.training.loop import Interrupted, Metrics, NonFiniteLoss
+from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.metrics import read_metrics
-from spvit_jax.training.sharding import check_batch, host, make_mesh
-from spvit_jax.training.step import TrainState
-from spvit_jax.training.teacher import Teacher
+from spvit_jax.training.sharding import host
 from spvit_jax.workdir import Workdir, versions
 
-RESULT = {  # the last file of each stage
-    "all": "result.json",
-    "finetune": "result.json",
-    "search": "architecture.json",
-    "pretrain": "pretrained.json",
-    "evaluate": "evaluation.json",
-}
-USER_ERRORS = (  # whose message says what to do
-    ArchitectureError,
-    BudgetError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    hosts.HostError,
-    NonFiniteLoss,
-    OSError,
-    PretrainedError,
-    SpaceError,
-    TableError,
-)
+__all__ = ["STAGES", "USER_ERRORS", "Interrupted", "run"]
 
 
 def run(
@@ -92,304 +72,269 @@ def run(
       USER_ERRORS: bad input, or a disk that does not write.
     """
     hosts.agree({"config": dataclasses.asdict(config)} | versions())
-    files = Workdir(workdir)
+    files, stage = Workdir(workdir), STAGES[config.stage]
     files.claim(config)
-    result = files / RESULT[config.stage]
-    if files.exists(result.name):
+    if files.exists(stage.result):
+        result = files / stage.result
         console.stage("finished", f"before this run; nothing is left to do, see {result}")
-        if result.name == "result.json":
-            console.say(table(Result.from_json(result.read_text())))
-        if result.name == "evaluation.json":
-            console.say(evaluation.summary(evaluation.Report.from_json(result.read_text())))
+        if stage.summary:
+            console.say(stage.summary(result.read_text()))
         return
     with jax.default_device(host()):  # of models; trainings and measurements choose their own
-        stages = Run(config, files, console, should_stop, profile)
-        getattr(stages, config.stage)()
+        stage.run(open_context(config, files, console, should_stop, profile))
     hosts.from_first(None)  # no process ends before process 0 has written everything
-    console.stage("finished", f"{RESULT[config.stage]} and all else is in {workdir}")
+    console.stage("finished", f"{stage.result} and all else is in {workdir}")
 
 
-class Run:
-    """One configuration at work: its data and dense spec, and a method for each stage."""
+def run_all(context: Context) -> None:
+    """Search (or score), decide, prune, fine-tune, fold, evaluate, measure."""
+    config, dense = context.config, load_dense(context)
+    dense_top1 = top1(context, "dense", dense)
+    gating = make_gating(context, dense)
+    start = dense
+    if config.search.decision == "score":
+        found, budgets = decide_by_scores(context, dense, gating)
+    else:
+        searched, logits = search(context, dense, gating)
+        found, budgets = decide(context, gating, logits)
+        start = searched if config.finetune.start == "searched" else dense
+    decision = Decision(found, config.search.decision, gating.space.ops, budgets)
+    compress(context, dense, dense_top1, start, decision)
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: Workdir,
-        console: Console,
-        should_stop: Callable[[], bool],
-        profile: str = "",
-    ):
-        self.config = config
-        self.workdir = workdir
-        self.console = console
-        self.should_stop = should_stop
-        with hosts.together(*USER_ERRORS):
-            train, test = (open_source(config.data, s) for s in _splits(config))
-            seen = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
-            self.spec: Any = pretrained.dense_spec(config, len(test.class_names))
-            if "search" in STAGES[config.stage]:  # a budget that cannot be is an error now
-                gating = Gating.of(config.search, config.budget, self.spec)
-                gating.project(gating.initial())
-        hosts.agree(seen)
-        self.name = config.model.variant or Path(config.model.checkpoint).stem
-        self.trainer = Trainer(
-            config,
-            workdir,
-            make_mesh(config.sharding.fsdp),
-            train,
-            test,
-            self.spec.image_size,
-            console,
-            should_stop,
-            profile,
+
+def run_search(context: Context) -> None:
+    """Search and decide: ends with ``architecture.json``."""
+    dense = load_dense(context)
+    gating = make_gating(context, dense)
+    decide(context, gating, search(context, dense, gating)[1])
+
+
+def run_finetune(context: Context) -> None:
+    """As ``run_all``, of a given architecture and from the pretrained weights."""
+    with hosts.together(*USER_ERRORS):
+        found = architectures.load(context.config.finetune.architecture)
+        found.check(context.spec)
+    text = np.frombuffer(found.to_json().encode(), np.uint8)
+    hosts.agree_on("finetune.architecture", text)
+    dense = load_dense(context)
+    dense_top1 = top1(context, "dense", dense)
+    compress(context, dense, dense_top1, dense, Decision(found, "given"))
+
+
+def run_evaluate(context: Context) -> None:
+    """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
+    config, names, console = context.config, context.test.class_names, context.console
+    notes: list[str] = []
+    with hosts.together(*USER_ERRORS):
+        network = pretrained.load_trained(config, context.spec, notes)
+    hosts.agree_on("model.checkpoint", nnx.state(network))
+    about = about_of(pretrained.address(config.model.checkpoint))
+    notes += pretrained.check_about(about, config, names)
+    parameters, file = count_parameters(network), config.model.checkpoint
+    console.stage("model", f"{file}: {form(network)}, {parameters:,} parameters")
+    for note in notes:
+        console.say(note)
+    data = f"{config.data.source}, {config.data.test_split}"
+    context.announce("evaluate", f"{len(context.test):,} images of {data}")
+    counts = evaluate(context, network)
+    model = Path(file).stem
+    found = evaluation.report(counts, names, model=model, form=form(network), data=data)
+    title = f"{model}: top-1 {counts.top1:.2%} of {counts.images:,} images"
+    write = context.workdir.write
+    write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
+    write("evaluation.txt", lambda path: path.write_text(evaluation.table(found) + "\n"))
+    context.workdir.write_json("evaluation.json", dataclasses.asdict(found))
+    console.say(evaluation.summary(found))
+
+
+def run_pretrain(context: Context) -> None:
+    """Trains the dense model from scratch; its weights go to ``pretrained.safetensors``."""
+    config, spec = context.config, context.spec
+    options = pretrained.options(config, spec)
+    model = MODELS[type(spec)](spec, rngs=nnx.Rngs(config.seed), **options)
+    context.announce("pretrain", f"{config.pretrain.epochs:g} epochs from scratch")
+    model, _ = fit(context, "pretrain", model, config.pretrain)
+    context.workdir.write("pretrained.safetensors", lambda path: save_torch(model, path))
+    top1(context, "pretrained", model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One of what a run may do."""
+
+    run: Callable[[Context], None]
+    result: str  # its last file
+    summary: Callable[[str], str] | None = None  # of that file, for a run that finds it
+
+
+def _table(text: str) -> str:
+    return table(Result.from_json(text))
+
+
+def _evaluated(text: str) -> str:
+    return evaluation.summary(evaluation.Report.from_json(text))
+
+
+STAGES = {
+    "all": Stage(run_all, "result.json", _table),
+    "search": Stage(run_search, "architecture.json"),
+    "finetune": Stage(run_finetune, "result.json", _table),
+    "frontier": Stage(frontier.run_frontier, "frontier.json", frontier.summary),
+    "pretrain": Stage(run_pretrain, "pretrained.json"),
+    "evaluate": Stage(run_evaluate, "evaluation.json", _evaluated),
+}
+
+
+def make_gating(context: Context, dense: Classifier) -> Gating:
+    """What the search chooses from and within."""
+    config = context.config
+    with hosts.together(*USER_ERRORS):
+        gating = Gating.of(config.search, config.budget, context.spec, dense)
+    hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
+    return gating
+
+
+def search(context: Context, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
+    """Trains weights and gates under the budgets; the supernet and its gate logits."""
+    training = context.config.search
+    budgets = ", ".join(f"{b.target:,.8g} {b.prices.unit}" for b in gating.budgets)
+    context.announce("search", f"{training.epochs:g} epochs towards {budgets}")
+    network = supernet(dense, gating.space.ops)
+    return fit(context, "search", network, training, gating=gating)
+
+
+def decide(
+    context: Context, gating: Gating, logits: Gates
+) -> tuple[Architecture, tuple[Held, ...]]:
+    """The architecture of the gate logits, as the config decides, and what it costs."""
+    config, spec = context.config, context.spec
+    threshold = gating.threshold(logits, config.model.variant)
+    found = threshold
+    if config.search.decision == "project":
+        found = gating.project(logits, config.model.variant)
+
+    held = _held(context, gating, found, threshold)
+    said = [f"{h.found:,.8g} {h.unit} (plain threshold: {h.threshold:,.8g})" for h in held]
+    said = [architectures.describe(found, spec), *said]
+    context.console.stage("decide", "; ".join(said))
+    context.workdir.write("architecture_threshold.json", threshold.save)
+    context.workdir.write("architecture.json", found.save)
+    return found, held
+
+
+def decide_by_scores(
+    context: Context, dense: Classifier, gating: Gating
+) -> tuple[Architecture, tuple[Held, ...]]:
+    """The architecture of the least error, measured without labels, and what it costs."""
+    scores = frontier.score(context, dense, calibrate(context))
+    found = select(gating.space, scores, gating.budgets, context.config.model.variant)
+    held = _held(context, gating, found, None)
+    said = [f"{h.found:,.8g} {h.unit}" for h in held]
+    said = [architectures.describe(found, context.spec), *said]
+    context.console.stage("decide", "; ".join(said))
+    context.workdir.write("architecture.json", found.save)
+    return found, held
+
+
+def _held(
+    context: Context, gating: Gating, found: Architecture, threshold: Architecture | None
+) -> tuple[Held, ...]:
+    """What architectures take of the budgets."""
+
+    def price(budget: Any, architecture: Architecture) -> float:
+        return cost(budget.prices, architecture.gates(context.spec, gating.space.ops)).item()
+
+    return tuple(
+        Held(
+            b.prices.unit,
+            b.target,
+            b.prices.dense,
+            price(b, found),
+            None if threshold is None else price(b, threshold),
         )
-        for name in STAGES[config.stage]:  # now, and not after an hour of another stage
-            training = getattr(config, name)
-            check_batch(name, training, jax.device_count())
-            steps_per_epoch(len(train), training.batch_size)
-
-    def stage(self, name: str, text: str) -> None:
-        """Announces a stage that takes its time, unless the run is to stop before it."""
-        if self.should_stop():
-            raise Interrupted(f"stopped before {name}")
-        self.console.stage(name, text)
-
-    def all(self) -> None:
-        """Search, decide, prune, fine-tune, fold, evaluate, measure."""
-        dense = self._dense()
-        dense_top1 = self._top1("dense", dense)
-        gating = self._gating(dense)
-        searched, logits = self._search(dense, gating)
-        found, budgets = self._decide(gating, logits)
-        start = searched if self.config.finetune.start == "searched" else dense
-        self._compress(
-            dense,
-            start,
-            found,
-            budgets=budgets,
-            candidates=gating.space.ops,
-            decision=self.config.search.decision,
-            dense_top1=dense_top1,
-        )
-
-    def search(self) -> None:
-        """Search and decide: ends with ``architecture.json``."""
-        dense = self._dense()
-        gating = self._gating(dense)
-        self._decide(gating, self._search(dense, gating)[1])
-
-    def finetune(self) -> None:
-        """As ``all``, of a given architecture and from the pretrained weights."""
-        with hosts.together(*USER_ERRORS):
-            found = architectures.load(self.config.finetune.architecture)
-            found.check(self.spec)
-        text = np.frombuffer(found.to_json().encode(), np.uint8)
-        hosts.agree_on("finetune.architecture", text)
-        dense = self._dense()
-        self._compress(
-            dense,
-            dense,
-            found,
-            budgets=(),
-            candidates=(),
-            decision="given",
-            dense_top1=self._top1("dense", dense),
-        )
-
-    def evaluate(self) -> None:
-        """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
-        config, names = self.config, self.trainer.test.class_names
-        notes: list[str] = []
-        with hosts.together(*USER_ERRORS):
-            network = pretrained.load_trained(config, self.spec, notes)
-        hosts.agree_on("model.checkpoint", nnx.state(network))
-        about = about_of(pretrained.address(config.model.checkpoint))
-        notes += pretrained.check_about(about, config, names)
-        parameters, file = count_parameters(network), config.model.checkpoint
-        self.console.stage("model", f"{file}: {form(network)}, {parameters:,} parameters")
-        for note in notes:
-            self.console.say(note)
-        data = f"{config.data.source}, {config.data.test_split}"
-        self.stage("evaluate", f"{len(self.trainer.test):,} images of {data}")
-        trainer = dataclasses.replace(self.trainer, image_size=network.spec.image_size)
-        counts = trainer.evaluate(network)
-        model = Path(file).stem
-        found = evaluation.report(counts, names, model=model, form=form(network), data=data)
-        title = f"{model}: top-1 {counts.top1:.2%} of {counts.images:,} images"
-        write = self.workdir.write
-        write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
-        write("evaluation.txt", lambda path: path.write_text(evaluation.table(found) + "\n"))
-        self.workdir.write_json("evaluation.json", dataclasses.asdict(found))
-        self.console.say(evaluation.summary(found))
-
-    def pretrain(self) -> None:
-        """Trains the dense model from scratch; its weights go to ``pretrained.safetensors``."""
-        training = self.config.pretrain
-        network = MODELS[type(self.spec)]
-        model = network(
-            self.spec, rngs=nnx.Rngs(self.config.seed), **pretrained.options(self.config, self.spec)
-        )
-        self.stage("pretrain", f"{training.epochs:g} epochs from scratch")
-        teacher = self._teacher(training)
-        model, _ = self.trainer.fit("pretrain", model, training, teacher=teacher)
-        self.workdir.write("pretrained.safetensors", lambda path: save_torch(model, path))
-        self._top1("pretrained", model)
-
-    def _dense(self) -> Classifier:
-        """The pretrained dense model."""
-        notes: list[str] = []
-        with hosts.together(*USER_ERRORS):
-            dense = pretrained.load_dense(self.config, self.spec, notes)
-        hosts.agree_on("model.checkpoint", nnx.state(dense))
-        facts = [f"{self.name}: {count_parameters(dense):,} parameters"]
-        if not isinstance(self.spec, RegNetSpec):
-            run, published = prices.macs(self.spec), prices.published_macs(self.spec)
-            facts.append(f"{run.dense:,} MACs, {published.dense:,} as published")
-        self.console.stage("dense", ", ".join(facts))
-        for note in notes:
-            self.console.say(note)
-        return dense
-
-    def _teacher(self, training: Training) -> Callable[[], Teacher] | None:
-        """What loads the teacher of a training that distils."""
-        if training.distillation == "none":
-            return None
-
-        def load() -> Teacher:
-            with hosts.together(*USER_ERRORS):
-                teacher = pretrained.load_teacher(self.config, self.spec)
-            hosts.agree_on("teacher.checkpoint", teacher.state)
-            name = self.config.teacher.checkpoint or f"{self.name}, dense"
-            self.console.say(f"teacher   {name}: {training.distillation} distillation")
-            return teacher
-
-        return load
-
-    def _top1(self, name: str, model: Classifier) -> float:
-        """Top-1 on the test split, a fraction; measured once, then read from ``NAME.json``."""
-        found = self.workdir.read_json(f"{name}.json")
-        if found is None:
-            counts = self.trainer.evaluate(model)
-            found = {"top1": counts.top1, "top5": counts.top5, "images": counts.images}
-            self.workdir.write_json(f"{name}.json", found)
-        top1, images = found["top1"], found.get("images", len(self.trainer.test))
-        self.console.stage("evaluate", f"{name}: top-1 {top1:.2%} of {images:,} images")
-        return top1
-
-    def _gating(self, dense: Classifier) -> Gating:
-        """What the search chooses from and within."""
-        with hosts.together(*USER_ERRORS):
-            gating = Gating.of(self.config.search, self.config.budget, self.spec, dense)
-        hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
-        return gating
-
-    def _search(self, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
-        """Trains weights and gates under the budgets; the supernet and its gate logits."""
-        search = self.config.search
-        budgets = ", ".join(f"{b.target:,.8g} {b.prices.unit}" for b in gating.budgets)
-        self.stage("search", f"{search.epochs:g} epochs towards {budgets}")
-
-        def describe(state: TrainState) -> Metrics:
-            return gating.metrics(jax.device_get(state.gates))
-
-        return self.trainer.fit(
-            "search",
-            supernet(dense, gating.space.ops),
-            search,
-            gating=gating,
-            describe=describe,
-            teacher=self._teacher(search),
-        )
-
-    def _decide(self, gating: Gating, logits: Gates) -> tuple[Architecture, tuple[Held, ...]]:
-        """The architecture of the gate logits, as the config decides, and what it costs."""
-        variant = self.config.model.variant
-        threshold = gating.threshold(logits, variant)
-        found = threshold
-        if self.config.search.decision == "project":
-            found = gating.project(logits, variant)
-        held = tuple(
-            Held(
-                budget.prices.unit,
-                budget.target,
-                budget.prices.dense,
-                *(
-                    cost(budget.prices, a.gates(self.spec, gating.space.ops)).item()
-                    for a in (found, threshold)
-                ),
-            )
-            for budget in gating.budgets
-        )
-        self.console.stage(
-            "decide",
-            "; ".join(
-                [architectures.describe(found, self.spec)]
-                + [f"{h.found:,.8g} {h.unit} (plain threshold: {h.threshold:,.8g})" for h in held]
-            ),
-        )
-        self.workdir.write("architecture_threshold.json", threshold.save)
-        self.workdir.write("architecture.json", found.save)
-        return found, held
-
-    def _compress(
-        self, dense: Classifier, start: Classifier, found: Architecture, **known: Any
-    ) -> None:
-        """Prunes, fine-tunes, folds, evaluates and measures; ``known`` is of the ``Result``."""
-        pruned = prune(start, found)
-        decided_top1 = self._top1("decided", pruned)
-        tuning = self.config.finetune
-        self.stage("finetune", f"{tuning.epochs:g} epochs from the {tuning.start} weights")
-        pruned, _ = self.trainer.fit("finetune", pruned, tuning, teacher=self._teacher(tuning))
-        folded = fold(pruned, batch_norm=True)
-        data = self.config.data
-        about = About(self.trainer.test.class_names, data.mean, data.std, data.crop_ratio)
-        self.workdir.write("pruned.safetensors", lambda path: save(folded, path, about=about))
-        blocks, run = self.spec.blocks, prices.macs(self.spec)
-        published = prices.published_macs(self.spec)
-        self._report(
-            Result(
-                model=self.name,
-                ops=found.ops,
-                heads=found.head_counts(self.spec),
-                dense_heads=tuple(block.heads for block in blocks),
-                ffn_widths=found.widths,
-                dense_ffn_widths=tuple(block.hidden for block in blocks),
-                dense_macs=run.dense,
-                pruned_macs=found.price(run, self.spec),
-                dense_published_macs=published.dense,
-                pruned_published_macs=found.price(published, self.spec),
-                decided_top1=decided_top1,
-                pruned_top1=self._top1("pruned", folded),
-                dense_params=count_parameters(dense),
-                shared_params=count_parameters(pruned),
-                folded_params=count_parameters(fold(pruned)),
-                timings=self._timings(dense, folded),
-                measure_batch=self.config.measure_batch,
-                device=jax.devices()[0].device_kind,
-                seed=self.config.seed,
-                **known,
-            )
-        )
-
-    def _timings(self, dense: Classifier, folded: Classifier) -> dict[str, Any]:
-        self.stage("measure", f"latency, and throughput at {self.config.measure_batch}")
-        return measure(
-            {"dense": dense, "pruned": folded},
-            image_size=self.spec.image_size,
-            batch_size=self.config.measure_batch,
-            seconds=self.config.measure_seconds,
-        )
-
-    def _report(self, result: Result) -> None:
-        trajectory = read_metrics(self.workdir / "search")
-        self.workdir.write("report.png", lambda path: figure(result, trajectory, path))
-        self.workdir.write("table.txt", lambda path: path.write_text(table(result) + "\n"))
-        self.workdir.write_json("result.json", json.loads(result.to_json()))
-        self.console.say(table(result))
+        for b in gating.budgets
+    )
 
 
-def _splits(config: Config) -> tuple[str, str]:
-    """Names of the training and the test split; who does not train needs only the latter."""
-    data = config.data
-    return data.train_split if STAGES[config.stage] else data.test_split, data.test_split
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What a model is pruned to, and how that was found."""
+
+    architecture: Architecture
+    by: str  # "project", "threshold", "score" or "given"
+    candidates: tuple[str, ...] = ()  # operations it was chosen from
+    budgets: tuple[Held, ...] = ()
+
+
+def compress(
+    context: Context, dense: Classifier, dense_top1: float, start: Classifier, decision: Decision
+) -> None:
+    """Prunes, fine-tunes, folds, evaluates, measures and reports.
+
+    Args:
+      context: of the run.
+      dense: what is compared with, of that ``dense_top1``.
+      start: what is pruned: the dense model or a supernet.
+      decision: what of it is kept.
+    """
+    tuning, data = context.config.finetune, context.config.data
+    if tuning.start == "repaired":
+        calibration = calibrate(context)
+        pruned = frontier.repaired(context, start, decision.architecture, calibration)
+    else:
+        pruned = prune(start, decision.architecture)
+    decided_top1 = top1(context, "decided", pruned)
+    context.announce("finetune", f"{tuning.epochs:g} epochs from the {tuning.start} weights")
+    pruned, _ = fit(context, "finetune", pruned, tuning)
+    folded = fold(pruned, batch_norm=True)
+    about = About(context.test.class_names, data.mean, data.std, data.crop_ratio)
+    context.workdir.write("pruned.safetensors", lambda path: save(folded, path, about=about))
+    pruned_top1 = top1(context, "pruned", folded)
+    spec, found = context.spec, decision.architecture
+    run, published = prices.macs(spec), prices.published_macs(spec)
+    result = Result(
+        model=context.name,
+        ops=found.ops,
+        heads=found.head_counts(spec),
+        dense_heads=tuple(block.heads for block in spec.blocks),
+        ffn_widths=found.widths,
+        dense_ffn_widths=tuple(block.hidden for block in spec.blocks),
+        budgets=decision.budgets,
+        candidates=decision.candidates,
+        decision=decision.by,
+        dense_macs=run.dense,
+        pruned_macs=found.price(run, spec),
+        dense_published_macs=published.dense,
+        pruned_published_macs=found.price(published, spec),
+        dense_top1=dense_top1,
+        decided_top1=decided_top1,
+        pruned_top1=pruned_top1,
+        dense_params=count_parameters(dense),
+        shared_params=count_parameters(pruned),
+        folded_params=count_parameters(fold(pruned)),
+        timings=_timings(context, dense, folded),
+        measure_batch=context.config.measure_batch,
+        device=jax.devices()[0].device_kind,
+        seed=context.config.seed,
+    )
+    report(context, result)
+
+
+def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[str, Any]:
+    config = context.config
+    context.announce("measure", f"latency, and throughput at {config.measure_batch}")
+    return measure(
+        {"dense": dense, "pruned": folded},
+        image_size=context.spec.image_size,
+        batch_size=config.measure_batch,
+        seconds=config.measure_seconds,
+    )
+
+
+def report(context: Context, result: Result) -> None:
+    """Writes the figure, the table and ``result.json``, and shows the table."""
+    write, trajectory = context.workdir.write, read_metrics(context.workdir / "search")
+    write("report.png", lambda path: figure(result, trajectory, path))
+    write("table.txt", lambda path: path.write_text(table(result) + "\n"))
+    context.workdir.write_json("result.json", json.loads(result.to_json()))
+    context.console.say(table(result))

@@ -85,7 +85,7 @@ def _plan(config: Config, target: "Target", images: "Images") -> int:
     mesh, console = make_mesh(config.sharding.fsdp, target.devices), Console()
     planned = list(trainings(config, images))
     for one in planned:
-        check_batch(one.name, one.task.training, mesh.size)
+        check_batch(one.name, getattr(config, one.name), mesh.size)
     found = []
     for one in planned:
         console.stage("compile", f"{one.name} for {target.name}, by {target.compiler}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from spvit_jax.config import Config, ConfigError
+from spvit_jax.config import STAGES, Config, ConfigError
 from spvit_jax.convert import About, CheckpointError, load, read_spec
 from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
@@ -205,6 +205,49 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
             " folded model"
         )
     return freeze(model, normalise)
+
+
+def check_features(config: Config, student: Spec) -> None:
+    """Looks at the teacher's file where a training of the stage distils features.
+
+    Raises:
+      ConfigError: see ``check_stream``.
+      convert.CheckpointError: the file is not one that converts.
+    """
+    teacher = config.teacher
+    names = [n for n in STAGES[config.stage] if getattr(config, n).distillation == "features"]
+    if names and teacher.checkpoint:
+        found = read_spec(address(teacher.checkpoint), teacher.heads or None)
+        try:
+            found = resized(found, student.image_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
+        check_stream(names[0], teacher.checkpoint, found, student)
+
+
+def check_stream(training: str, file: str, teacher: Spec, student: Spec) -> None:
+    """Raises ConfigError unless the blocks of both give tokens of the same shapes.
+
+    Args:
+      training: its name, for the message, as is the teacher's ``file``.
+      teacher, student: at the same image size.
+    """
+    shapes = [
+        [(block.ffn_tokens, block.width) for block in getattr(spec, "blocks", ())]
+        for spec in (teacher, student)
+    ]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        said = [
+            f"{len(found)} blocks, of {found[0]} to {found[-1]} (tokens, width)"
+            if found
+            else "no blocks of tokens"
+            for found in shapes
+        ]
+        raise ConfigError(
+            f"{training}.distillation=features needs a teacher of the student's shape;"
+            f" teacher.checkpoint={file} has {said[0]}, the student {said[1]}; choose another"
+            f" teacher, or {training}.distillation=soft or hard, for which any will do"
+        )
 
 
 def _heads(spec: Spec | None) -> int | None:

@@ -36,7 +36,7 @@ class Held:
     target: float
     dense: float  # the dense model's price
     found: float  # of the architecture that was pruned
-    threshold: float  # of the plain 0.5 decision
+    threshold: float | None  # of the plain 0.5 decision; None: no search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Result:
     pruned_macs: int
     dense_published_macs: int  # by the paper's formula
     pruned_published_macs: int
-    decision: str  # "project", "threshold", or "given" without a search
+    decision: str  # "project" or "threshold" of a search, "score" or "given" without one
     dense_top1: float | None
     decided_top1: float | None  # pruned, before fine-tuning
     pruned_top1: float | None  # after fine-tuning
@@ -119,7 +119,7 @@ def table(result: Result) -> str:
 def _budget_lines(result: Result) -> list[str]:
     if not result.budgets:
         return ["Budget: none, the architecture was given."]
-    return [_budget_line(held, result.decision == "project") for held in result.budgets]
+    return [_budget_line(held, result.decision != "threshold") for held in result.budgets]
 
 
 def _budget_line(held: Held, projected: bool) -> str:
@@ -129,10 +129,10 @@ def _budget_line(held: Held, projected: bool) -> str:
         return f"{value / scale:.{digits}f}{unit} ({_minus(f'{value / held.target - 1:+.2%}')})"
 
     found = price(held.found) if projected else _MISSING
-    return (
-        f"Budget: {held.target / scale:.{digits}f}{unit} {held.unit}; projected {found}, plain 0.5"
-        f" threshold {price(held.threshold)}."
-    )
+    asked = f"Budget: {held.target / scale:.{digits}f}{unit} {held.unit}"
+    if held.threshold is None:
+        return f"{asked}; chosen {found}."
+    return f"{asked}; projected {found}, plain 0.5 threshold {price(held.threshold)}."
 
 
 def _accuracy_row(dense: float | None, pruned: float | None) -> _Row:
@@ -269,6 +269,8 @@ def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]
     if not rows:
         axes.set_axis_off()
         text = "The search logged nothing." if units else "No search: the architecture was given."
+        if result.decision == "score":
+            text = "No search: chosen by scores."
         axes.text(0.5, 0.5, text, ha="center", color=_DENSE, transform=axes.transAxes)
         return
     steps = [row["step"] for row in rows]

@@ -82,8 +82,12 @@ class Workdir:
             with tempfile.TemporaryDirectory(
                 prefix=".", dir=None if is_remote(self.path) else self.path
             ) as folder:
-                save(Path(folder, name))
-                publish(Path(folder, name), self / name)
+                local, final = Path(folder, name), self / name
+                local.parent.mkdir(parents=True, exist_ok=True)
+                save(local)
+                if not is_remote(self.path):
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                publish(local, final)
 
     def write_json(self, name: str, values: Any) -> None:
         """A JSON file, whole or not at all."""

@@ -118,6 +118,7 @@ def test_a_group_is_not_a_value():
         ("search.ops", [None], r"^search\.ops must be a str, got None"),
         ("search.schedule", "linear", r"^search\.schedule must be one of constant, cosine"),
         ("finetune.accumulation", 3, r"^finetune\.accumulation must divide .*=128, got 3"),
+        ("pretrain.distillation", "logits", r"^pretrain\.distillation .*soft, features; got 'logi"),
         ("search.ema_decay", 1.0, r"^search\.ema_decay must be in \[0, 1\)"),
         ("search.label_smoothing", 1.0, r"^search\.label_smoothing must be in \[0, 1\)"),
         ("finetune.start", "scratch", r"^finetune\.start must be one of pretrained, searched"),
@@ -198,3 +199,11 @@ def test_finetuning_alone_needs_an_architecture_and_has_no_searched_weights():
     others = {"finetune.architecture": "found.json", "finetune.start": "searched"}
     with pytest.raises(ConfigError, match=r"^finetune\.start=searched needs the search"):
         from_config_dict(changed("stage", "finetune", **others))
+
+
+def test_features_are_of_more_than_one_image():
+    values = changed("finetune.distillation", "features")
+    assert from_config_dict(values).finetune.distillation == "features"
+    values["finetune"] |= {"batch_size": 8, "accumulation": 8}
+    with pytest.raises(ConfigError, match=r"finetune\.batch_size must be above"):
+        from_config_dict(values)

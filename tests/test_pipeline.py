@@ -14,10 +14,11 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import measure, pipeline, pretrained
+from spvit_jax import context, measure, pipeline, pretrained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
-from spvit_jax.convert import load, save
+from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
+from spvit_jax.data.errors import DataError
 from spvit_jax.models import VARIANTS, ViT
 from spvit_jax.progress import Console
 from spvit_jax.report import Result
@@ -29,10 +30,13 @@ from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.space import SpaceError
-from spvit_jax.training import fit
+from spvit_jax.single_path.supernet import supernet
+from spvit_jax.training import evaluate as evaluating
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
+from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.sharding import make_mesh
+from spvit_jax.workdir import Workdir
 
 WIDER = dataclasses.replace(VARIANTS["deit_fashion_mnist"], classes=13)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -59,6 +63,11 @@ def tiny(**changes) -> Config:
 
 def run(config, workdir, should_stop=lambda: False):
     pipeline.run(config, workdir, Console(silent=True), should_stop)
+
+
+def opened(config, workdir):
+    """The context of a run."""
+    return context.open_context(config, Workdir(workdir), Console(silent=True), lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +125,7 @@ def test_the_saved_model_is_the_one_that_was_measured(whole):
     about, data = read_about(whole / "pruned.safetensors"), tiny().data
     assert about.class_names[:2] == ("T-shirt/top", "Trouser") and len(about.class_names) == 10
     assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
-    again = pipeline.Run(
-        tiny(), pipeline.Workdir(whole), Console(silent=True), lambda: False
-    ).trainer.evaluate(model)
+    again = context.evaluate(opened(tiny(), whole), model)
     assert again.top1 == json.loads((whole / "pruned.json").read_text())["top1"]
 
 
@@ -130,7 +137,7 @@ def test_config_and_versions_are_saved(whole):
 
 
 def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monkeypatch):
-    monkeypatch.setattr(pipeline, "Run", None)
+    monkeypatch.setattr(pipeline, "open_context", None)
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
     pipeline.run(tiny(), whole, Console(), lambda: False)
     printed = capsys.readouterr().out
@@ -151,7 +158,7 @@ def test_how_it_is_spread_may_change_on_the_way(whole):
 
 
 def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
-    with pytest.raises(pipeline.PretrainedError):
+    with pytest.raises(CheckpointError):
         run(tiny(stage="evaluate", model__checkpoint="nowhere.safetensors"), tmp_path)
     run(tiny(stage="evaluate"), tmp_path)
     assert from_config_dict(json.loads((tmp_path / "config.json").read_text())).stage == "evaluate"
@@ -177,16 +184,16 @@ def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_sam
 def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
     whole, tmp_path, assert_same_run, monkeypatch
 ):
-    evaluations, eval_batches = [], fit.eval_batches
+    evaluations, eval_batches = [], evaluating.eval_batches
 
     def counted(*arguments, **options):
         evaluations.append(len(evaluations))
         yield from eval_batches(*arguments, **options)
 
-    monkeypatch.setattr(fit, "eval_batches", counted)
+    monkeypatch.setattr(evaluating, "eval_batches", counted)
     with pytest.raises(Interrupted, match="search stopped after step 10 of 10"):
         run(tiny(), tmp_path, lambda: len(evaluations) == 2)  # the dense model's was the first
-    assert np.isnan(read_metrics(tmp_path / "search")[-1]["top1"])
+    assert "top1" not in read_metrics(tmp_path / "search")[-1]
     with pytest.raises(Interrupted, match="stopped during an evaluation"):
         run(tiny(), tmp_path, lambda: len(evaluations) == 3)
     run(tiny(), tmp_path)
@@ -270,7 +277,7 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
             r"search\.unit_group=7 .* 256 FFN units of block 0",
         ),
         ({"budget__latency": "no.json:0.5"}, TableError, r"no\.json"),
-        ({"finetune__batch_size": 400}, pipeline.DataError, "400 images is more than the 320"),
+        ({"finetune__batch_size": 400}, DataError, "400 images is more than the 320"),
         ({"model__variant": "deit_huge"}, ConfigError, "deit_tiny_patch16_224"),
         ({"model__classes": 3}, ConfigError, "model.classes=3"),
         ({"model__image_size": 30}, ConfigError, "model.image_size=30"),
@@ -281,6 +288,43 @@ def test_what_cannot_work_is_said_before_anything_is_computed(tmp_path, changes,
     with pytest.raises(error, match=message):
         run(tiny(**changes), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "versions.json"}
+
+
+SWIN, REGNET = (f"packaged:{name}_fashion_mnist" for name in ("swin", "regnety"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"), [(SWIN, r"has \d+ blocks"), (REGNET, "has no blocks of tokens")]
+)
+def test_a_teacher_of_features_has_the_students_shape(tmp_path, teacher, message):
+    config = tiny(finetune__distillation="features", teacher__checkpoint=teacher)
+    with pytest.raises(ConfigError, match=rf"finetune\.distillation=features .*{message}"):
+        run(config, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "versions.json"}
+
+
+def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tmp_path):
+    config = tiny(
+        model__dtype="bfloat16",
+        finetune__distillation="features",
+        finetune__distillation_weight=1.0,
+        finetune__accumulation=2,
+        search__distillation="features",
+        log_every=1,
+    )
+    made, losses = opened(config, tmp_path), []
+    dense = context.load_dense(made)
+    gating = pipeline.make_gating(made, dense)
+    network = supernet(dense, gating.space.ops)
+    _, logits = context.fit(made, "gated", network, config.search, gating=gating, steps=2)
+    assert {"penalty", "distillation", "cross_entropy"} <= set(read_metrics(tmp_path / "gated")[0])
+    found, training = gating.project(logits), config.finetune
+    training.schedule = "constant"  # a cosine ends with the steps
+    for folder, steps in (("trial", 3), ("trial", 6), ("whole", 6)):
+        small, _ = context.fit(made, folder, prune(dense, found), training, steps=steps)
+        losses.append([row["loss"] for row in read_metrics(tmp_path / folder)])
+    assert losses[0] == losses[1][:3] and losses[1] == losses[2] and len(losses[2]) == 6
+    assert small.architecture == found and "accuracy" not in read_metrics(tmp_path / "whole")[0]
 
 
 def test_a_loss_that_explodes_names_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -295,7 +339,7 @@ def test_a_loss_that_explodes_names_its_step_and_keeps_the_last_good_checkpoint(
 
 def test_batches_must_suit_the_devices(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    monkeypatch.setattr(pipeline, "make_mesh", lambda fsdp: None)
+    monkeypatch.setattr(context, "make_mesh", lambda fsdp: None)
     with pytest.raises(ConfigError, match=r"search\.batch_size=32 .* 3 devices"):
         run(tiny(), tmp_path)
 
@@ -387,9 +431,8 @@ def test_a_head_of_other_classes_is_never_evaluated(tmp_path):
         assert len(json.loads((work / "evaluation.json").read_text())["classes"]) == 10
 
 
-def test_every_stage_has_a_method_and_a_result():
-    assert set(STAGES) == set(pipeline.RESULT)
-    assert all(callable(getattr(pipeline.Run, stage)) for stage in STAGES)
+def test_every_stage_of_the_config_is_one_of_the_pipeline():
+    assert set(STAGES) == set(pipeline.STAGES)
 
 
 def apart(workdir):
@@ -401,7 +444,7 @@ def apart(workdir):
         devices = {d.id for leaf in jax.tree.leaves(tree) for d in leaf.devices()}
         places[name] = devices.pop() if len(devices) == 1 else sorted(devices)
 
-    fold, step, compiled = pipeline.fold, fit.make_train_step, measure._compiled
+    fold, program, compiled = pipeline.fold, Recipe.program, measure._compiled
 
     def folding(model, **options):
         note("pruned", nnx.state(model))
@@ -409,9 +452,9 @@ def apart(workdir):
         note("folded", nnx.state(folded))
         return folded
 
-    def stepping(graph, optimiser, objective, mesh, state, teacher):
+    def programming(recipe, graph, mesh, state, teacher):
         note("trained", state)
-        return step(graph, optimiser, objective, mesh, state, teacher)
+        return program(recipe, graph, mesh, state, teacher)
 
     def compiling(model, images):
         call = compiled(model, images)
@@ -419,9 +462,9 @@ def apart(workdir):
         return call
 
     pipeline.host, pipeline.fold = lambda: other, folding
-    pipeline.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
+    context.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
     pipeline.jax.device_count = lambda: 1
-    fit.make_train_step, measure._compiled = stepping, compiling
+    Recipe.program, measure._compiled = programming, compiling
     run(tiny(), workdir)
     print(json.dumps(places))
 

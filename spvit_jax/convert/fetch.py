@@ -24,7 +24,7 @@ TIMEOUT = 60  # seconds without a byte
 log = logging.getLogger(__name__)
 
 
-def fetch(address: str) -> Path:
+def fetch(address: str | os.PathLike[str]) -> Path:
     """The local file of a path, or of an ``https://``, ``hf-hub:ORG/NAME`` or ``gs://`` address.
 
     Downloads are kept in ``$SPVIT_CACHE``, by default ``~/.cache/spvit_jax``.
@@ -32,6 +32,7 @@ def fetch(address: str) -> Path:
     Raises:
       CheckpointError: no such file, no such address, or a download that failed.
     """
+    address = os.fspath(address)
     if address.startswith("hf-hub:"):
         return download(_hub_url(address))
     if address.startswith("https://"):

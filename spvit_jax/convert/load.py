@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from spvit_jax.single_path.space import Space
 
 
 def load(
-    address: str,
+    address: str | os.PathLike[str],
     spec: Spec | None = None,
     *,
     image_size: int = 0,

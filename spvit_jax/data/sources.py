@@ -36,6 +36,25 @@ class Source(Protocol):
         """``{"image": Opened, "label": int}``; images may differ in size."""
 
 
+class Some:
+    """The images of a source at some of its indices."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source = source
+        self.indices = indices
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The source's."""
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.indices[index])]
+
+
 def open_source(data: config.Data, split: str) -> Source:
     """The images of ``split`` (``data.train_split`` or ``data.test_split``) of ``data.source``.
 

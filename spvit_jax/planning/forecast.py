@@ -15,7 +15,6 @@ from spvit_jax.planning.macs import macs
 from spvit_jax.planning.trainings import Images, Planned
 from spvit_jax.training.evaluate import make_eval_step, no_totals
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.step import train_program
 
 PREFETCHED = 2  # batches on the devices before they are asked for
 
@@ -61,11 +60,11 @@ class Forecast:
 
 def forecast(planned: Planned, config: Config, images: Images, mesh: Mesh) -> Forecast:
     """Traces and compiles the step of one training for the devices of ``mesh``."""
-    task, size = planned.task, planned.task.training.batch_size
+    recipe, size = planned.recipe, planned.recipe.batch_size
     graph, variables = nnx.split(planned.model)
-    state = jax.eval_shape(lambda leaves: task.initial(nnx.merge(graph, leaves)), variables)
+    state = jax.eval_shape(lambda leaves: recipe.initial(nnx.merge(graph, leaves)), variables)
     batch = _batch(size, planned.model.spec.image_size)
-    program = train_program(graph, task.optimiser, task.objective, mesh, state, planned.teacher)
+    program = recipe.program(graph, mesh, state, planned.teacher)
     frozen = planned.teacher.state if planned.teacher else None
     traced = program.trace(frozen, state, batch)
     memory, refusal, hlo = None, "", ""
@@ -77,17 +76,17 @@ def forecast(planned: Planned, config: Config, images: Images, mesh: Mesh) -> Fo
         refusal = str(error).partition("RESOURCE_EXHAUSTED: ")[2].partition("\n")[0]
     else:
         memory, hlo = _memory(compiled, _bytes(batch) // mesh.size), compiled.as_text()
-    every = task.evaluation_steps(config.eval_every)
+    every = recipe.steps_in(config.eval_every)
     return Forecast(
         name=planned.name,
         batch_size=size,
-        steps=task.steps,
+        steps=recipe.steps,
         macs=macs(traced.jaxpr.jaxpr),
-        evaluations=-(-task.steps // every) if every else 1,
+        evaluations=-(-recipe.steps // every) if every else 1,
         evaluation_macs=_evaluation_macs(planned, config, images, mesh, state),
         memory=memory,
         refusal=refusal,
-        sent=sent(hlo, mesh.size, task.training.accumulation),
+        sent=sent(hlo, mesh.size, recipe.step.accumulation),
     )
 
 
@@ -124,7 +123,7 @@ def _evaluation_macs(
     normalise = Normalise(config.data.mean, config.data.std)
     step = make_eval_step(nnx.graphdef(planned.model), normalise, mesh, state.params)
     totals = jax.eval_shape(partial(no_totals, spec.classes, mesh))
-    gating = planned.task.objective.gating
+    gating = planned.recipe.step.gating
     gates = jax.eval_shape(gating.decide, state.gates) if gating else None
     batch = _batch(size, spec.image_size, mask=jax.ShapeDtypeStruct((size,), jnp.bool))
     traced = step.trace(totals, state.params, state.stats, gates, batch)

@@ -20,7 +20,7 @@ from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.task import Task
+from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.teacher import Teacher, freeze
 
 KNOWN = {"tfds:imagenet2012": ({"train": 1_281_167, "validation": 50_000}, 1000)}
@@ -64,7 +64,7 @@ class Planned:
     """One training of a run."""
 
     name: str  # of its stage
-    task: Task
+    recipe: Recipe
     model: Classifier  # of shapes only, as is the teacher
     teacher: Teacher | None
     remark: str  # on what had to be assumed; "": nothing
@@ -99,9 +99,10 @@ def trainings(config: Config, images: Images) -> Iterator[Planned]:
             model = forms.build(spec, "dense", **options)
         teacher = None
         if training.distillation != "none":
-            teacher, said = _teacher(config, spec)
+            teacher, said = _teacher(config, spec, name)
             remark = "; ".join(filter(None, (remark, said)))
-        yield Planned(name, Task.of(config, training, images.train, gating), model, teacher, remark)
+        recipe = Recipe.of(config, training, images.train, spec.classes, gating=gating)
+        yield Planned(name, recipe, model, teacher, remark)
 
 
 def _architecture(config: Config, spec: Any) -> tuple[Architecture, str]:
@@ -119,12 +120,13 @@ def _architecture(config: Config, spec: Any) -> tuple[Architecture, str]:
     return gating.project(logits), remark
 
 
-def _teacher(config: Config, student: Any) -> tuple[Teacher, str]:
+def _teacher(config: Config, student: Any, training: str) -> tuple[Teacher, str]:
     """The teacher's shapes, and where they are from: a file named after a variant is one."""
     teacher, data = config.teacher, config.data
     file = PurePosixPath(teacher.checkpoint.removeprefix("packaged:")).name
     variant = max((name for name in VARIANTS if file.startswith(name)), key=len, default="")
     if file and not variant:
+        pretrained.check_features(config, student)
         known = pretrained.load_teacher(config, student)
         shapes = jax.eval_shape(lambda: known.state)
         return dataclasses.replace(known, state=shapes), f"the teacher is {teacher.checkpoint}"
@@ -132,6 +134,8 @@ def _teacher(config: Config, student: Any) -> tuple[Teacher, str]:
     if variant:
         size = {"classes": student.classes, "image_size": student.image_size}
         spec = dataclasses.replace(VARIANTS[variant], **size)
+        if getattr(config, training).distillation == "features":
+            pretrained.check_stream(training, teacher.checkpoint, spec, student)
     dtype = None if teacher.dtype == "float32" else jnp.dtype(teacher.dtype)
     graph, state = nnx.split(forms.build(spec, "dense", dtype=dtype))
     normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from spvit_jax.models import Geometry
 from spvit_jax.single_path.calibration import Calibration, bare, mean_square
@@ -74,7 +75,7 @@ def load(path: str | os.PathLike[str]) -> Scores:
       ScoreError: the file is not of that form.
     """
     try:
-        values = json.loads(Path(path).read_text())
+        values = json.loads(epath.Path(path).read_text())
 
         def read(row: dict) -> Elimination:
             return Elimination(np.array(row["order"], int), np.array(row["errors"], float))

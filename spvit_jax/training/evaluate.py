@@ -1,6 +1,7 @@
 """What a model gets right: totals that stay on the devices, to which each image adds once."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,23 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from spvit_jax.config import Data
+from spvit_jax.data.errors import DataError
+from spvit_jax.data.pipeline import eval_batches, to_device
+from spvit_jax.data.sources import Source
+from spvit_jax.models import Classifier, Spec
+from spvit_jax.progress import Console
 from spvit_jax.single_path.gates import Gates
+from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import batch_sharded, gathered, replicated, sharded
+from spvit_jax.training.sharding import (
+    batch_sharded,
+    gathered,
+    local_rows,
+    place,
+    replicated,
+    sharded,
+)
 
 Array = jax.Array
 HIGHEST = 5  # classes a model may name for a top-5 hit; all of them where there are fewer
@@ -117,6 +132,72 @@ class Evaluation:
     def precision(self) -> np.ndarray:
         """Of the images predicted as each class, the share that are; NaN where none are."""
         return _shares(self.confusion.diagonal(), self.confusion.sum(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Counts what models make of the images of ``test``: each of them, once, on all devices.
+
+    It raises ``Interrupted`` where ``should_stop``, asked after every batch, says so; and
+    ``DataError`` for an image that cannot be decoded or, with ``data.on_error`` "skip", if none
+    can.
+    """
+
+    test: Source
+    data: Data
+    mesh: Mesh
+    should_stop: Callable[[], bool]
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch: as configured, or a few more for all devices' sake."""
+        return -(-self.data.eval_batch_size // self.mesh.size) * self.mesh.size
+
+    def step(self, model: Classifier) -> EvalStep:
+        """The step of models that differ from this one in their numbers alone."""
+        normalise = Normalise(self.data.mean, self.data.std)
+        params = nnx.state(model, nnx.Param)
+        return make_eval_step(nnx.graphdef(model), normalise, self.mesh, params)
+
+    def evaluate(self, model: Classifier, console: Console) -> Evaluation:
+        """How ``model`` does; ``console`` shows how far it is."""
+        states = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+        params, stats = place(states, sharded(self.mesh, states))
+        batches = -(-len(self.test) // self.batch_size)
+        with console.bar(batches, 0, "evaluate", images=self.batch_size) as bar:
+            return self.count(self.step(model), model.spec, params, stats, after_batch=bar.update)
+
+    def count(
+        self,
+        step: EvalStep,
+        spec: Spec,
+        params: nnx.State,
+        stats: nnx.State,
+        gates: Gates | None = None,
+        after_batch: Callable[[], object] = lambda: None,
+    ) -> Evaluation:
+        """How the model of ``spec``, whose ``step`` it is, does with these arrays."""
+        totals = no_totals(spec.classes, self.mesh)
+        batches = eval_batches(
+            self.test,
+            self.data,
+            batch_size=self.batch_size,
+            rows=local_rows(self.mesh, self.batch_size),
+            image_size=spec.image_size,
+        )
+        for batch in batches:
+            on_devices = to_device(batch, batch_sharded(self.mesh))
+            totals = step(totals, params, stats, gates, on_devices)
+            if self.should_stop():
+                raise Interrupted("stopped during an evaluation, which begins again")
+            after_batch()
+        found = Evaluation.of(totals, len(self.test))
+        if not found.images:
+            raise DataError(
+                f"none of the {len(self.test):,} test images can be decoded; see the warnings, and"
+                " check data.source"
+            )
+        return found
 
 
 def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

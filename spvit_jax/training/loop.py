@@ -1,4 +1,4 @@
-"""The loop every stage runs: steps, metrics, evaluations, checkpoints, and stopping well."""
+"""The loop every training runs: steps, metrics, evaluations, checkpoints, and stopping well."""
 
 import dataclasses
 import math
@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from spvit_jax import hosts
-from spvit_jax.progress import Bar, Console
+from spvit_jax.progress import Console
 from spvit_jax.training.checkpoint import Checkpoints
 from spvit_jax.training.metrics import MetricWriter, read_metrics
 from spvit_jax.training.pace import Pace
+from spvit_jax.training.sharding import place
 from spvit_jax.training.step import Batch, TrainState
 from spvit_jax.training.trace import Trace
 
 Metrics = dict[str, float]
-EVALUATED = "top1"  # of an evaluation; NaN where the run was stopped in the midst of it
+TakeStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+EVALUATED = "top1"  # what every evaluation gives
 
 
 class Interrupted(Exception):
@@ -31,62 +33,96 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How long to train and what to do along the way.
+    """How long to train, where the results go, and what to do along the way.
 
     Attributes:
-      name: of the stage, for the progress bar.
+      name: of the training, for the progress bar.
+      folder: of its checkpoints and metrics, local or remote.
       steps: to have taken at the end.
       batch_size: images a step, for the rate.
       log_every: steps between points in the metrics.
       eval_steps: steps between evaluations; the last step is always evaluated.
+      checkpoint_every: steps between checkpoints; the last step always has one.
       evaluate: metrics of a state, on held-out images; ``EVALUATED`` is one of them. May raise
         ``Interrupted``.
       should_stop: asked after every step.
+      console: for the progress bar.
       describe: more metrics of a state, cheap, at every logged step.
       profile: folder for a ``jax.profiler`` trace of a few steps; "": none.
     """
 
     name: str
+    folder: str | os.PathLike[str]
     steps: int
     batch_size: int
     log_every: int
     eval_steps: int
+    checkpoint_every: int
     evaluate: Callable[[TrainState], Metrics]
     should_stop: Callable[[], bool]
+    console: Console
     describe: Callable[[TrainState], Metrics] = lambda state: {}
     profile: str = ""
 
     def run(
         self,
-        state: TrainState,
-        step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
-        batches: Iterator[Batch],
-        checkpoints: Checkpoints,
-        writer: MetricWriter,
-        console: Console,
+        initial: TrainState,
+        shards: TrainState,
+        begin: Callable[[TrainState], tuple[TakeStep, Iterator[Batch]]],
     ) -> TrainState:
-        """Takes the steps that are left; returns the last state.
+        """Takes the steps that are left, from the newest checkpoint; returns the last state.
+
+        Args:
+          initial: the state of step 0, as every process holds it.
+          shards: the sharding of each of its arrays.
+          begin: gives the step, and the batches from this state on. A training that has ended is
+            only read, and then it is not asked.
 
         Raises:
           Interrupted: ``should_stop`` said so; the state is saved.
           NonFiniteLoss: nothing is saved after the last good checkpoint.
+          CheckpointError: see ``Checkpoints``.
         """
-        start = int(state.step)
-        pending: dict[str, jax.Array] = {}
-        bar = console.bar(self.steps, start, self.name, self.batch_size)
-        pace, trace = Pace(), Trace(self.profile)
-        with bar, trace:
+        with Checkpoints(self.folder, self.checkpoint_every) as checkpoints:
+            state = checkpoints.restore(initial, shards) or place(initial, shards)
+            self._catch_up(state)
+            if int(state.step) < self.steps:
+                state = self._train(state, *begin(state), checkpoints)
+        return state
+
+    def _train(
+        self,
+        state: TrainState,
+        step: TakeStep,
+        batches: Iterator[Batch],
+        checkpoints: Checkpoints,
+    ) -> TrainState:
+        """Metrics, evaluations and checkpoints are at the same steps however often it resumes."""
+        start, pace, pending = int(state.step), Pace(), dict[str, jax.Array]()
+        writer = MetricWriter(self.folder, start)
+        bar = self.console.bar(self.steps, start, self.name, self.batch_size)
+        with writer, bar, Trace(self.profile) as trace:
             for number in range(start + 1, self.steps + 1):
                 trace.before_step()
                 with pace.waiting():
                     batch = next(batches)
                 state, metrics = step(state, batch)
                 self._check(number - 1, pending, checkpoints)  # while the device computes this one
-                pending = metrics
-                cut = self._record(number, state, metrics, checkpoints, writer, bar, pace)
-                last = number == self.steps
+                pending, last, cut = metrics, number == self.steps, False
+                if self._evaluates(number) or number % self.log_every == 0:
+                    values = self._check(number, metrics, checkpoints)
+                    values |= self.describe(state) | pace.lap()
+                    bar.show({"loss": values["loss"]})
+                    if self._evaluates(number):
+                        with pace.paused():
+                            try:
+                                values |= self.evaluate(state)
+                            except Interrupted:  # ``_catch_up`` makes it
+                                cut = True
+                    writer.write(number, values)
+                bar.update()
                 stop = cut or (self.should_stop() and not last)
-                if last or stop or number % checkpoints.every == 0:
+                if last or stop or number % self.checkpoint_every == 0:
                     self._check(number, metrics, checkpoints)
                     with pace.paused():
                         self._check(number, _not_finite(state), checkpoints)
@@ -98,48 +134,23 @@ class Loop:
                     )
         return state
 
-    def catch_up(self, state: TrainState, directory: str | os.PathLike[str]) -> None:
+    def _evaluates(self, number: int) -> bool:
+        """Whether step ``number`` is evaluated."""
+        return number == self.steps or (self.eval_steps > 0 and number % self.eval_steps == 0)
+
+    def _catch_up(self, state: TrainState) -> None:
         """Makes the evaluation of a restored state that an earlier run was stopped in, if any.
 
         Raises:
           Interrupted: by ``evaluate``; the next run makes it.
         """
-        step = int(state.step)
-        rows = read_metrics(directory) if jax.process_index() == 0 else []
-        owed = any(row["step"] == step and math.isnan(row.get(EVALUATED, 0)) for row in rows)
-        if hosts.from_first(owed):
+        number = int(state.step)
+        rows = read_metrics(self.folder) if jax.process_index() == 0 else []
+        owed = any(row["step"] == number and EVALUATED not in row for row in rows)
+        if hosts.from_first(owed and self._evaluates(number)):
             values = self.evaluate(state)
-            with MetricWriter(directory, step) as writer:
+            with MetricWriter(self.folder, number) as writer:
                 writer.amend(values)
-
-    def _record(
-        self,
-        number: int,
-        state: TrainState,
-        metrics: dict[str, jax.Array],
-        checkpoints: Checkpoints,
-        writer: MetricWriter,
-        bar: Bar,
-        pace: Pace,
-    ) -> bool:
-        """Metrics and evaluation where due: at the same steps however often a run is resumed.
-
-        Returns whether the evaluation was stopped; ``catch_up`` makes it then.
-        """
-        cut = False
-        evaluate = number == self.steps or (self.eval_steps > 0 and number % self.eval_steps == 0)
-        if evaluate or number % self.log_every == 0:
-            values = self._check(number, metrics, checkpoints) | self.describe(state) | pace.lap()
-            bar.show({"loss": values["loss"]})
-            if evaluate:
-                with pace.paused():
-                    try:
-                        values |= self.evaluate(state)
-                    except Interrupted:
-                        values[EVALUATED], cut = math.nan, True
-            writer.write(number, values)
-        bar.update()
-        return cut
 
     def _check(self, number: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> Metrics:
         """The metrics of step ``number`` as numbers; NonFiniteLoss if one is not finite."""

@@ -1,7 +1,7 @@
-"""The training step: a pure function of plain pytrees, jitted once.
+"""The training step: a pure function of pytrees, jitted once.
 
-Pretraining, search and fine-tuning take the same step; they differ in the model, in whether
-there are gates and a teacher, and in the penalty on the gates.
+Pretraining, search and fine-tuning take the same step. What it minimises and what it makes of a
+batch are arguments; gates are a search's.
 """
 
 import dataclasses
@@ -15,24 +15,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spvit_jax.models import mean_logits
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
-from spvit_jax.training.losses import (
-    correct,
-    cross_entropy,
-    hard_distillation,
-    smooth_targets,
-    soft_distillation,
-)
-from spvit_jax.training.mixup import mixup_cutmix, random_erasing
-from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import batch_sharded, gathered, place, replicated, sharded
-from spvit_jax.training.teacher import Teacher
+from spvit_jax.training.sharding import batch_sharded, gathered, replicated, sharded
 
 Array = jax.Array
+Batch = dict[str, Any]  # of data: "image" uint8 [b, H, W, 3], "label" int32 [b]
 Metrics = dict[str, Array]
-Batch = dict[str, Array]  # "image" uint8 [b, H, W, 3], "label" int32 [b]; evaluation: "mask" bool
+Loss = Callable[[Any, Batch, Array], tuple[Array, Metrics]]  # (model, batch, key)
+Prepare = Callable[[Batch, Array, Any], Batch]  # (batch, key, frozen arrays)
 
 
 @jax.tree_util.register_dataclass
@@ -48,210 +39,174 @@ class TrainState:
     optimizer: Any
     average: nnx.State | None  # exponential moving average of params
 
+    @property
+    def weights(self) -> nnx.State:
+        """Those that are evaluated and handed on: the average, where there is one."""
+        return self.params if self.average is None else self.average
+
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """What a step minimises.
+class Gated:
+    """A supernet under the gates of one step: losses call it as any other network."""
 
-    Cross-entropy, or ``(1 - w)`` of it and ``w`` of the distillation loss, plus the gates'
-    penalty. A student with a second head (a distilled DeiT) learns labels with the first and the
-    teacher with the second; one head learns both. Where images are mixed, accuracy is counted
-    against the label with the larger share.
+    model: Any  # a supernet
+    gates: Gates
+
+    def heads(self, images: Array, **options: Any) -> tuple[Array, ...]:
+        """The logits ``[batch, classes]`` of each head; options are ``key`` and ``train``."""
+        return self.model.heads(images, self.gates, **options)
+
+    def stream(self, images: Array, **options: Any) -> list[Array]:
+        """The tokens that leave each block; see ``Transformer.stream``."""
+        return self.model.stream(images, self.gates, **options)
+
+    def classify(self, x: Array) -> tuple[Array, ...]:
+        """The logits of each head, of the tokens that left the last block."""
+        return self.model.classify(x)
+
+
+def unprepared(batch: Batch, key: Array, frozen: Any) -> Batch:
+    """The batch as it is."""
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a step does.
+
+    Attributes:
+      loss: ``(model, batch, key) -> (value, metrics)``. It calls ``model.heads(images, key=key,
+        train=True)``, ``model.stream`` and ``model.classify``; of batch norm's statistics, the
+        model keeps those of this call.
+      optimizer: over ``{"params": ..., "gates": ...}``.
+      prepare: ``(batch, key, frozen) -> batch`` makes of the data's batch what the loss sees, on
+        the device and without a gradient.
+      gating: of a search; its penalty is added to the loss.
+      accumulation: micro-batches.
+      ema_decay: of the average of the weights; 0: none.
     """
 
-    normalise: Normalise
-    erasing: float = 0.0  # probability, of each image
-    mixup: float = 0.0  # alphas; 0: off
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
-    distillation: str = "none"  # "none", "hard" or "soft"
-    distillation_weight: float = 0.5  # w
-    distillation_temperature: float = 1.0  # of "soft"
-    gating: Gating | None = None  # of a search
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    prepare: Prepare = unprepared
+    gating: Gating | None = None
     accumulation: int = 1
     ema_decay: float = 0.0
 
-    def batch(self, images: Array, labels: Array, classes: int, key: Array) -> tuple[Array, Array]:
-        """What the network sees of uint8 images, and its targets ``[batch, classes]``.
-
-        ``key`` draws erasing, mixup and cutmix; with none of them there is nothing to draw.
-        """
-        erase_key, mix_key = jax.random.split(key)
-        x = self.normalise(images)
-        if self.erasing > 0:
-            x = random_erasing(x, erase_key, self.erasing)
-        if self.mixup == self.cutmix == 0:
-            return x, smooth_targets(labels, classes, self.label_smoothing)
-        return mixup_cutmix(
-            x,
-            labels,
-            mix_key,
-            classes,
-            mixup=self.mixup,
-            cutmix=self.cutmix,
-            smoothing=self.label_smoothing,
+    def initial(self, model: nnx.Module, seed: int) -> TrainState:
+        """The state of step 0, holding copies of the model's arrays."""
+        params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+        gates = self.gating.initial() if self.gating else ()
+        params, stats, gates = jax.tree.map(jnp.copy, (params, stats, gates))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key_data(jax.random.key(seed)),
+            params=params,
+            stats=stats,
+            gates=gates,
+            optimizer=self.optimizer.init({"params": params, "gates": gates}),
+            average=jax.tree.map(jnp.copy, params) if self.ema_decay > 0 else None,
         )
 
-    def __call__(self, heads: tuple[Array, ...], targets: Array, taught: Array | None) -> Metrics:
-        """The loss and its parts.
+    def program(
+        self, graph: nnx.GraphDef, mesh: Mesh, state: TrainState, frozen: Any = None
+    ) -> jax.stages.Wrapped:
+        """The jitted ``(frozen, state, batch) -> (state, metrics)``; the state is donated.
+
+        Batch norm's statistics are those of the whole batch, wherever its rows live.
 
         Args:
-          heads: the student's logits ``[batch, classes]``, of one head or two.
-          targets: probabilities ``[batch, classes]``.
-          taught: the teacher's logits; None without distillation.
+          graph: of the model.
+          mesh: where it runs, or, of a topology without its devices, where it would.
+          state: of the training, for its shapes alone; may be abstract, as may ``frozen``.
+          frozen: arrays that ``prepare`` is given and nothing changes, such as a teacher's.
         """
-        logits = mean_logits(heads)
-        accuracy = correct(logits, targets.argmax(-1)).mean()
-        if taught is None:
-            value = cross_entropy(logits, targets)
-            return {"loss": value, "cross_entropy": value, "accuracy": accuracy}
-        value = cross_entropy(heads[0], targets)
-        if self.distillation == "hard":
-            distilled = hard_distillation(heads[-1], taught)
-        else:
-            distilled = soft_distillation(heads[-1], taught, self.distillation_temperature)
-        weight = self.distillation_weight
-        return {
-            "loss": (1 - weight) * value + weight * distilled,
-            "cross_entropy": value,
-            "distillation": distilled,
-            "accuracy": accuracy,
-        }
+        shards, fixed = sharded(mesh, state), sharded(mesh, frozen)
 
+        def step(frozen: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+            trained = {"params": state.params, "gates": state.gates}
+            gradient = partial(self._gradient, graph, mesh, frozen, key, trained)
+            summed, stats, metrics = _accumulate(gradient, state.stats, batch, self.accumulation)
+            scattered = {"params": shards.params, "gates": shards.gates}
+            summed = jax.lax.with_sharding_constraint(summed, scattered)
+            metrics["gradient_norm"] = optax.tree.norm(summed["params"])
+            return self._updated(state, summed, stats), metrics
 
-def init_state(
-    model: nnx.Module,
-    optimizer: optax.GradientTransformation,
-    *,
-    gates: Gates = (),
-    seed: int,
-    average: bool = False,
-) -> TrainState:
-    """The state of step 0, holding copies of the model's arrays."""
-    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    params, stats, gates = jax.tree.map(jnp.copy, (params, stats, gates))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.key_data(jax.random.key(seed)),
-        params=params,
-        stats=stats,
-        gates=gates,
-        optimizer=optimizer.init({"params": params, "gates": gates}),
-        average=jax.tree.map(jnp.copy, params) if average else None,
-    )
-
-
-def make_train_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    mesh: Mesh,
-    state: TrainState,
-    teacher: Teacher | None = None,
-) -> partial:
-    """The step ``(state, batch) -> (state, metrics)`` with the teacher's arrays in their place."""
-    program = train_program(graph, optimizer, objective, mesh, state, teacher)
-    if teacher is None:
-        return partial(program, None)
-    return partial(program, place(teacher.state, sharded(mesh, teacher.state)))
-
-
-def train_program(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    mesh: Mesh,
-    state: TrainState,
-    teacher: Teacher | None = None,
-) -> jax.stages.Wrapped:
-    """The jitted ``(teacher's arrays, state, batch) -> (state, metrics)``; the state is donated.
-
-    Batch norm's statistics are those of the whole batch, wherever its rows live. The teacher sees
-    the images the student sees, mixed and erased alike, in the same program.
-
-    Args:
-      graph, optimizer, objective, teacher: of the training.
-      mesh: where it runs, or, of a topology without its devices, where it would.
-      state: of the training, for its shapes alone; may be abstract, as may the teacher's arrays.
-    """
-    shards = sharded(mesh, state)
-
-    def loss(trained: dict, stats: nnx.State, batch: Batch, key: Array, frozen: Any) -> tuple:
-        gates_key, drop_key, batch_key = jax.random.split(key, 3)
-        gating = objective.gating
-        gates = gating.sample(trained["gates"], gates_key) if gating else None
-        model = nnx.merge(graph, gathered(mesh, trained["params"]), stats, copy=True)
-        drop_key, batch_key = (jax.random.fold_in(k, batch["micro"]) for k in (drop_key, batch_key))
-        classes = model.spec.classes
-        images, targets = objective.batch(batch["image"], batch["label"], classes, batch_key)
-        heads = model.heads(images, gates, key=drop_key, train=True)
-        taught = None
-        if teacher is not None:
-            taught = teacher.logits(gathered(mesh, frozen), images, objective.normalise)
-        metrics = objective(heads, targets, taught)
-        if gating:
-            metrics["penalty"] = gating.penalty(trained["gates"])
-            metrics["loss"] = metrics["loss"] + metrics["penalty"]
-        return metrics["loss"], (nnx.state(model, nnx.BatchStat), metrics)
-
-    def step(frozen: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        trained = {"params": state.params, "gates": state.gates}
-        gradient, stats, metrics = _accumulate(
-            partial(jax.grad(loss, has_aux=True), frozen=frozen),
-            trained,
-            state.stats,
-            batch,
-            key,
-            objective.accumulation,
+        return jax.jit(
+            step,
+            in_shardings=(fixed, shards, batch_sharded(mesh)),
+            out_shardings=(shards, replicated(mesh)),
+            donate_argnums=1,
         )
-        scattered = {"params": shards.params, "gates": shards.gates}
-        gradient = jax.lax.with_sharding_constraint(gradient, scattered)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+
+    def _gradient(
+        self,
+        graph: nnx.GraphDef,
+        mesh: Mesh,
+        frozen: Any,
+        key: Array,
+        trained: dict[str, Any],
+        stats: nnx.State,
+        batch: Batch,
+        micro: Array | int,
+    ) -> tuple[Any, nnx.State, Metrics]:
+        """The gradient, batch norm's statistics and metrics of micro-batch number ``micro``."""
+        gates_key, drop_key, batch_key = jax.random.split(key, 3)
+        drop_key, batch_key = (jax.random.fold_in(k, micro) for k in (drop_key, batch_key))
+        prepared = self.prepare(batch, batch_key, gathered(mesh, frozen))
+
+        def loss(trained: dict[str, Any]) -> tuple[Array, tuple[nnx.State, Metrics]]:
+            network: Any = nnx.merge(graph, gathered(mesh, trained["params"]), stats, copy=True)
+            model = network
+            if self.gating:
+                model = Gated(network, self.gating.sample(trained["gates"], gates_key))
+            value, metrics = self.loss(model, prepared, drop_key)
+            if self.gating:
+                penalty = self.gating.penalty(trained["gates"])
+                value, metrics = value + penalty, {**metrics, "penalty": penalty}
+            return value, (nnx.state(network, nnx.BatchStat), {**metrics, "loss": value})
+
+        gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(trained)
+        return gradient, stats, metrics
+
+    def _updated(self, state: TrainState, gradient: Any, stats: nnx.State) -> TrainState:
+        """The state after a step down the ``gradient``."""
+        trained = {"params": state.params, "gates": state.gates}
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
-        metrics["gradient_norm"] = optax.tree.norm(gradient["params"])
         average = state.average
         if average is not None:
-            average = optax.incremental_update(trained["params"], average, 1 - objective.ema_decay)
-        state = TrainState(
+            average = optax.incremental_update(trained["params"], average, 1 - self.ema_decay)
+        return TrainState(
             step=state.step + 1,
             key=state.key,
             params=trained["params"],
             stats=stats,
             gates=trained["gates"],
-            optimizer=optimizer_state,
+            optimizer=optimizer,
             average=average,
         )
-        return state, metrics
-
-    frozen = sharded(mesh, teacher.state) if teacher else None
-    return jax.jit(
-        step,
-        in_shardings=(frozen, shards, batch_sharded(mesh)),
-        out_shardings=(shards, replicated(mesh)),
-        donate_argnums=1,
-    )
 
 
 def _accumulate(
-    gradient: Callable, trained: dict, stats: nnx.State, batch: Batch, key: Array, count: int
+    gradient: Callable, stats: nnx.State, batch: Batch, count: int
 ) -> tuple[Any, nnx.State, Metrics]:
     """Mean gradient and metrics over ``count`` micro-batches, each with its own batch norms."""
     if count == 1:
-        result, (stats, metrics) = gradient(trained, stats, {**batch, "micro": 0}, key)
-        return result, stats, metrics
+        return gradient(stats, batch, 0)
 
     def split(rows: Array) -> Array:  # every device keeps its own rows
         return rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]).swapaxes(0, 1)
 
-    def add(carry: tuple, micro: Batch) -> tuple[tuple, None]:
+    def add(carry: tuple, micro: tuple[Batch, Array]) -> tuple[tuple, None]:
         stats, total = carry
-        result, (stats, metrics) = gradient(trained, stats, micro, key)
+        result, stats, metrics = gradient(stats, *micro)
         return (stats, jax.tree.map(jnp.add, total, (result, metrics))), None
 
-    micros = {**jax.tree.map(split, batch), "micro": jnp.arange(count)}
+    micros = jax.tree.map(split, batch), jnp.arange(count)
     first = jax.tree.map(lambda rows: rows[0], micros)
-    result, (_, metrics) = jax.eval_shape(gradient, trained, stats, first, key)
+    result, _, metrics = jax.eval_shape(gradient, stats, *first)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (result, metrics))
     (stats, total), _ = jax.lax.scan(add, (stats, nothing), micros)
     result, metrics = jax.tree.map(lambda sum: sum / count, total)

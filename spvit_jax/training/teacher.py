@@ -1,6 +1,7 @@
 """The teacher of a distillation: a frozen network with a normalisation of its own."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A network whose logits a student learns from.
+    """A network from which a student learns.
 
     Its arrays are an argument of the step and not part of the training's state: no gradient, no
     optimiser, no checkpoint.
@@ -26,7 +27,14 @@ class Teacher:
 
     def logits(self, state: nnx.State, images: Array, normalise: Normalise) -> Array:
         """``[batch, classes]`` for images the student's way, with the arrays given as ``state``."""
-        return nnx.merge(self.graph, state, copy=True)(self.normalise.convert(images, normalise))
+        return self._model(state)(self.normalise.convert(images, normalise))
+
+    def stream(self, state: nnx.State, images: Array, normalise: Normalise) -> list[Array]:
+        """The tokens that leave each block; arguments as for ``logits``."""
+        return self._model(state).stream(self.normalise.convert(images, normalise))
+
+    def _model(self, state: nnx.State) -> Any:
+        return nnx.merge(self.graph, state, copy=True)
 
 
 def freeze(model: Classifier, normalise: Normalise) -> Teacher:

@@ -18,8 +18,8 @@ from spvit_jax.planning.forecast import Forecast, Memory, forecast
 from spvit_jax.planning.trainings import Images, Planned
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.normalise import Normalise
+from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.sharding import make_mesh
-from spvit_jax.training.task import Task
 from spvit_jax.training.teacher import freeze
 
 SPEC = ViTSpec(  # whose one block computes all tokens
@@ -54,8 +54,9 @@ def planned(accumulation=1, distil=True):
         teacher = freeze(
             nnx.merge(graph, jax.tree.map(lambda x: jnp.ones(x.shape), state)), normalise
         )
-    task = Task.of(config, search, IMAGES.train, Gating.of(search, Budget(macs=0.5), SPEC))
-    return config, Planned("search", task, forms.build(SPEC, "supernet"), teacher, "")
+    gating = Gating.of(search, Budget(macs=0.5), SPEC)
+    recipe = Recipe.of(config, search, IMAGES.train, IMAGES.classes, gating=gating)
+    return config, Planned("search", recipe, forms.build(SPEC, "supernet"), teacher, "")
 
 
 def size(tree):
@@ -65,7 +66,7 @@ def size(tree):
 def test_a_step_is_measured_by_what_it_is_given_and_compiled_to():
     config, one = planned()
     found = forecast(one, config, IMAGES, make_mesh())
-    state = jax.eval_shape(one.task.initial, one.model)
+    state = jax.eval_shape(one.recipe.initial, one.model)
     assert found.memory.state >= size(state) + size(one.teacher.state)
     assert found.memory.state < 1.02 * (size(state) + size(one.teacher.state))
     assert found.memory.batches == 3 * 64 * (32 * 32 * 3 + 4)
@@ -147,7 +148,7 @@ def test_devices_that_are_not_there_share_the_batch_and_the_weights(eight):
         assert found["memory"]["temporary"] < alone.memory.temporary / 2
     assert eight[1]["memory"]["state"] == alone.memory.state
     assert eight[8]["memory"]["state"] < 0.6 * alone.memory.state
-    gradient = size(nnx.state(one.model, nnx.Param)) + size(one.task.gates)
+    gradient = size(nnx.state(one.model, nnx.Param)) + size(one.recipe.step.gating.initial())
     least = 2 * 7 * gradient / 8  # each gradient is summed once, some in parts; batch norms as well
     assert least < eight[1]["sent"]["all-reduce"] < 1.25 * least
     assert eight[8]["sent"]["all-gather"] > 7 / 8 * 0.5 * gradient  # of divided weights

@@ -11,8 +11,8 @@ from spvit_jax.planning.forecast import forecast
 from spvit_jax.planning.macs import macs
 from spvit_jax.planning.trainings import Images, Planned
 from spvit_jax.single_path import prices
+from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.sharding import make_mesh
-from spvit_jax.training.task import Task
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 SIZE, TOKENS, WIDTH = 8, 17, 24
@@ -71,9 +71,9 @@ def test_a_step_is_three_times_the_forward_pass(pool, remat, accumulation):
     training = Training(batch_size=SIZE, accumulation=accumulation)
     config = Config(model=Model(variant=""))
     model = forms.build(spec, "dense", remat=remat)
-    task = Task.of(config, training, 64)
+    recipe = Recipe.of(config, training, 64, spec.classes)
     found = forecast(
-        Planned("pretrain", task, model, None, ""), config, Images(64, 16, 7), make_mesh()
+        Planned("pretrain", recipe, model, None, ""), config, Images(64, 16, 7), make_mesh()
     )
     forward = prices.macs(spec).dense
     assert found.evaluation_macs == 500 * forward  # one batch, filled up

@@ -45,9 +45,9 @@ def test_imagenet_is_known_and_other_data_is_looked_at(tmp_path):
 
 def test_a_search_and_a_fine_tuning_of_what_it_may_find():
     search, finetune = trainings(config("deit_b"), IMAGENET)
-    assert (search.name, search.task.steps) == ("search", 20 * 1251)
-    assert (finetune.name, finetune.task.steps) == ("finetune", 130 * 1251)
-    assert search.task.gates and not finetune.task.gates
+    assert (search.name, search.recipe.steps) == ("search", 20 * 1251)
+    assert (finetune.name, finetune.recipe.steps) == ("finetune", 130 * 1251)
+    assert search.recipe.step.gating and not finetune.recipe.step.gating
     assert not search.remark and "random blocks within the same budget" in finetune.remark
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves(search) + leaves(finetune))
     names = forms.shapes(search.model)
@@ -106,6 +106,15 @@ def test_a_pretraining_is_of_the_dense_model():
         (config("quickstart", budget__macs=0.001), BudgetError, "budget.macs"),
         (config("deit_s", "stage=finetune", finetune__architecture="x"), ArchitectureError, "x"),
         (config("swin_t", "stage=finetune", finetune__architecture=DEIT), ArchitectureError, "12"),
+        (
+            config(
+                "quickstart",
+                finetune__distillation="features",
+                teacher__checkpoint="packaged:swin_fashion_mnist",
+            ),
+            ConfigError,
+            r"finetune\.distillation=features .*teacher\.checkpoint=packaged:swin",
+        ),
         (config("quickstart", search__batch_size=20_000), DataError, "20000 images is more"),
     ],
 )

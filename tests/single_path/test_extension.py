@@ -4,6 +4,8 @@ A depthwise convolution of the values, ``out(dw(v(x)))``: no queries, no keys. N
 the package knows of it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +21,12 @@ from spvit_jax.single_path.ops import OPS, Branch, Op
 from spvit_jax.single_path.prices import count_parameters, macs, parameters
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.training.losses import classification
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer
+from spvit_jax.training.prepare import prepare_images
 from spvit_jax.training.sharding import make_mesh
-from spvit_jax.training.step import Objective, init_state, make_train_step
+from spvit_jax.training.step import Step
 
 TAPS = 9
 
@@ -109,11 +113,13 @@ def searched(spec, model):
     gating = Gating.of(search, Budget(macs=0.6), spec, model)
     network = supernet(model, gating.space.ops)
     adamw = optimizer(search, 1e-3, 1e-2)
-    objective = Objective(Normalise((0.5,) * 3, (0.5,) * 3), gating=gating)
-    state = init_state(network, adamw, gates=gating.initial(), seed=0)
+    normalise = Normalise((0.5,) * 3, (0.5,) * 3)
+    prepare = partial(prepare_images, normalise=normalise, classes=spec.classes)
+    step = Step(classification, adamw, prepare, gating)
+    state = step.initial(network, seed=0)
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
-    step = make_train_step(nnx.graphdef(network), adamw, objective, make_mesh(), state)
-    state, metrics = step(state, {"image": jnp.asarray(images), "label": jnp.arange(8) % 7})
+    take = step.program(nnx.graphdef(network), make_mesh(), state)
+    state, metrics = take(None, state, {"image": jnp.asarray(images), "label": jnp.arange(8) % 7})
     assert np.isfinite(float(metrics["loss"]))
     trained = nnx.merge(nnx.graphdef(network), state.params, state.stats, copy=True)
     found = gating.project(state.gates)

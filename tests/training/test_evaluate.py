@@ -1,7 +1,6 @@
 """Counting. Run as a program, it evaluates on 8 devices and writes the counts to a file."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -22,12 +21,10 @@ from spvit_jax.progress import Console
 from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
-from spvit_jax.training.evaluate import Evaluation, make_eval_step, no_totals
-from spvit_jax.training.fit import Trainer
+from spvit_jax.training.evaluate import Evaluation, Evaluator, make_eval_step, no_totals
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.sharding import batch_sharded, make_mesh
-from spvit_jax.workdir import Workdir
 
 SAME = Normalise((0.0,) * 3, (1.0,) * 3)
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=7, image_size=28, classes=12)
@@ -75,24 +72,25 @@ def counted_by_hand(classes, batches):
     return confusion, hits
 
 
-def trainer(tmp_path, should_stop=lambda: False, **data):
+def evaluate(model, should_stop=lambda: False, **data):
+    """How a model does on 21 images, in batches of 8."""
     config = Config()
     config.data.test_split, config.data.crop_ratio = "test[:21]", 1.0
     config.data.eval_batch_size = 8
     for name, value in data.items():
         setattr(config.data, name, value)
     test = open_source(config.data, config.data.test_split)
-    workdir, console = Workdir(tmp_path), Console(silent=True)
-    return Trainer(config, workdir, make_mesh(), test, test, 28, console, should_stop)
+    evaluator = Evaluator(test, config.data, make_mesh(), should_stop)
+    return evaluator.evaluate(model, Console(silent=True))
 
 
-def every_count(tmp_path):
+def every_count():
     """All that 1 and 8 devices must agree in, by name."""
     found = {}
     for classes in (2, 7):
         totals = count(classes, rows(classes, 3, ties=True))
         found |= {f"confusion {classes}": totals.confusion, f"hits {classes}": totals.top5}
-    whole = trainer(tmp_path).evaluate(ViT(SPEC, rngs=nnx.Rngs(0)))
+    whole = evaluate(ViT(SPEC, rngs=nnx.Rngs(0)))
     found |= {"confusion": whole.confusion, "hits": whole.top5_hits, "out": whole.left_out}
     return {name: np.asarray(value) for name, value in found.items()}
 
@@ -105,7 +103,7 @@ def test_eight_devices_count_what_one_does(tmp_path):
         command, check=True, env=os.environ | settings, capture_output=True, text=True
     )
     assert "onat" not in process.stderr  # no donation that could not be used
-    alone = every_count(tmp_path)
+    alone = every_count()
     with np.load(file) as other:
         assert set(other) == set(alone) and int(alone["confusion"].sum()) == 21
         for name, value in alone.items():
@@ -167,14 +165,14 @@ def test_a_supernet_is_evaluated_under_its_gates():
     assert (int(totals.confusion.trace()), int(totals.confusion.sum())) == (3, 9)
 
 
-def test_damaged_images_are_left_out_of_the_denominator(tmp_path, monkeypatch):
+def test_damaged_images_are_left_out_of_the_denominator(monkeypatch):
     def some(source, data, **options):
         for batch in pipeline.eval_batches(source, data, **options):
             yield batch | {"mask": batch["mask"] & (np.arange(8) != 2)}
 
-    monkeypatch.setattr("spvit_jax.training.fit.eval_batches", some)
-    model, made = ViT(SPEC, rngs=nnx.Rngs(0)), trainer(tmp_path)
-    found = made.evaluate(model)
+    monkeypatch.setattr("spvit_jax.training.evaluate.eval_batches", some)
+    model = ViT(SPEC, rngs=nnx.Rngs(0))
+    found = evaluate(model)
     assert (found.images, found.left_out) == (18, 3)
     assert found.top1 == found.confusion.trace() / 18
 
@@ -182,9 +180,9 @@ def test_damaged_images_are_left_out_of_the_denominator(tmp_path, monkeypatch):
         for batch in pipeline.eval_batches(source, data, **options):
             yield batch | {"mask": batch["mask"] & False}
 
-    monkeypatch.setattr("spvit_jax.training.fit.eval_batches", none)
+    monkeypatch.setattr("spvit_jax.training.evaluate.eval_batches", none)
     with pytest.raises(DataError, match="none of the 21 test images can be decoded"):
-        made.evaluate(model)
+        evaluate(model)
 
 
 def test_a_damaged_file_is_skipped_or_ends_the_evaluation(tmp_path):
@@ -196,18 +194,18 @@ def test_a_damaged_file_is_skipped_or_ends_the_evaluation(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     where = {"source": f"folder:{tmp_path / 'data'}", "train_split": "val", "test_split": "val"}
     model = ViT(SPEC, rngs=nnx.Rngs(0))
-    found = trainer(tmp_path, on_error="skip", **where).evaluate(model)
+    found = evaluate(model, on_error="skip", **where)
     assert (found.images, found.left_out) == (9, 1)
     np.testing.assert_array_equal(found.class_images[:2], [5, 4])
     with pytest.raises(DataError, match=r"9\.png"):
-        trainer(tmp_path, **where).evaluate(model)
+        evaluate(model, **where)
 
 
-def test_an_evaluation_stops_when_it_is_told_to(tmp_path):
+def test_an_evaluation_stops_when_it_is_told_to():
     asked = iter([False, True])
     with pytest.raises(Interrupted, match="begins again"):
-        trainer(tmp_path, lambda: next(asked)).evaluate(ViT(SPEC, rngs=nnx.Rngs(0)))
+        evaluate(ViT(SPEC, rngs=nnx.Rngs(0)), lambda: next(asked))
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **every_count(pathlib.Path(sys.argv[1]).parent))
+    np.savez(sys.argv[1], **every_count())

@@ -5,9 +5,10 @@ import pytest
 from spvit_jax.training.losses import (
     correct,
     cross_entropy,
-    hard_distillation,
+    hard_distance,
+    relative_error,
     smooth_targets,
-    soft_distillation,
+    soft_distance,
 )
 
 LOGITS = np.random.default_rng(0).standard_normal((5, 4), dtype=np.float32) * 3
@@ -26,7 +27,7 @@ def test_cross_entropy_is_torchs(smoothing):
 
 
 def test_hard_distillation_is_cross_entropy_with_the_teachers_decision():
-    found = hard_distillation(jnp.asarray(LOGITS), jnp.asarray(TEACHER))
+    found = hard_distance(jnp.asarray(LOGITS), jnp.asarray(TEACHER))
     chances = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
     expected = -np.log(chances[np.arange(5), TEACHER.argmax(-1)]).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -37,7 +38,7 @@ def test_soft_distillation_is_torchs_divergence(temperature):
     torch = pytest.importorskip("torch")
     student, teacher = (torch.tensor(x / temperature).log_softmax(-1) for x in (LOGITS, TEACHER))
     theirs = torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    ours = soft_distillation(jnp.asarray(LOGITS), jnp.asarray(TEACHER), temperature)
+    ours = soft_distance(jnp.asarray(LOGITS), jnp.asarray(TEACHER), temperature)
     np.testing.assert_allclose(ours, theirs * temperature**2, rtol=1e-5)
 
 
@@ -47,3 +48,19 @@ def test_correct_is_one_where_the_highest_logit_is_the_labels():
     np.testing.assert_array_equal(
         correct(jnp.asarray(LOGITS), jnp.asarray(labels)), [1, 1, 0, 1, 1]
     )
+
+
+def test_an_error_is_relative_to_the_variance_about_each_features_mean():
+    taught = np.random.default_rng(2).standard_normal((3, 5, 4)) * 2 + np.arange(4) * 10
+    student = taught + np.random.default_rng(3).standard_normal(taught.shape)
+    variance = np.mean([taught[..., i].var() for i in range(4)])
+    expected = ((student - taught) ** 2).mean() / variance
+    wide, narrow = (
+        relative_error(jnp.asarray(student, dtype), jnp.asarray(taught, dtype))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    np.testing.assert_allclose(wide, expected, rtol=1e-4)
+    assert wide.dtype == narrow.dtype == jnp.float32
+    mean = jnp.broadcast_to(jnp.asarray(taught, jnp.float32).mean((0, 1)), taught.shape)
+    np.testing.assert_allclose(relative_error(mean, jnp.asarray(taught)), 1, rtol=1e-5)
+    assert relative_error(jnp.asarray(taught), jnp.asarray(taught)) == 0

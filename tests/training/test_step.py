@@ -16,20 +16,23 @@ from spvit_jax.config import Search, Training
 from spvit_jax.data.pipeline import to_device
 from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.single_path.budget import Budget
+from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prices import macs
 from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training import sharding
-from spvit_jax.training.losses import correct
+from spvit_jax.training.losses import classification, correct, distillation, soft_distance
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.optim import optimizer
+from spvit_jax.training.prepare import prepare_images
 from spvit_jax.training.sharding import batch_sharded, make_mesh, place, sharded
-from spvit_jax.training.step import Objective, init_state, make_train_step
+from spvit_jax.training.step import Gated, Step
 from spvit_jax.training.teacher import freeze
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
-PLAIN = Objective(Normalise((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+NORMALISE = Normalise((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+PLAIN = partial(prepare_images, normalise=NORMALISE, classes=7)
 STEPS = 4
 SPLITS = [(1, 1), (2, 1), (1, 2), (1, 4), (1, 8), (2, 4)]  # micro-batches, devices of a copy
 
@@ -45,35 +48,37 @@ def model(**options):
     return ViT(SPEC, rngs=nnx.Rngs(0), **options)
 
 
-def prepare(network, training, objective, gates=(), rate=1e-3, teacher=None, fsdp=1):
+def begin(network, training, loss=classification, prepare=PLAIN, frozen=None, fsdp=1, **options):
     """The step function and the state of step 0."""
-    mesh, adamw = make_mesh(fsdp), optimizer(training, rate, 1e-2)
-    state = init_state(network, adamw, gates=gates, seed=3, average=objective.ema_decay > 0)
-    step = make_train_step(nnx.graphdef(network), adamw, objective, mesh, state, teacher)
-    return step, place(state, sharded(mesh, state))
+    mesh, adamw = make_mesh(fsdp), optimizer(training, 1e-3, 1e-2)
+    step = Step(loss, adamw, prepare, **options)
+    state = step.initial(network, seed=3)
+    program = step.program(nnx.graphdef(network), mesh, state, frozen)
+    if frozen is not None:
+        frozen = place(frozen, sharded(mesh, frozen))
+    return partial(program, frozen), place(state, sharded(mesh, state))
 
 
 def search(accumulation=1, fsdp=1):
-    """As ``prepare``, of a search with everything that is random, and a teacher."""
+    """As ``begin``, of a search with everything that is random, and a teacher."""
     space = Space(SPEC.blocks, axes=("op", "heads", "ffn"))
     budget = Budget(macs(SPEC, space.ops), 1e5)
     gating = Gating(space, (budget,), weight=2.0, learning_rate=1e-2)
-    objective = Objective(
-        PLAIN.normalise,
-        erasing=0.5,
-        mixup=0.8,
-        cutmix=1.0,
-        label_smoothing=0.1,
-        distillation="soft",
-        distillation_temperature=2.0,
+    network = supernet(model(dropout=0.1, drop_path=0.2))
+    teacher = freeze(model(), Normalise((0.5,) * 3, (0.1,) * 3))
+    mixed = {"erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}
+    soft = partial(soft_distance, temperature=2.0)
+    return begin(
+        network,
+        Search(clip_norm=1.0),
+        partial(distillation, distance=soft, weight=0.5),
+        partial(PLAIN, teacher=teacher, **mixed),
+        teacher.state,
+        fsdp,
         gating=gating,
         accumulation=accumulation,
         ema_decay=0.9,
     )
-    network = supernet(model(dropout=0.1, drop_path=0.2))
-    teacher = freeze(model(), Normalise((0.5,) * 3, (0.1,) * 3))
-    gates = gating.initial()
-    return prepare(network, Search(clip_norm=1.0), objective, gates, teacher=teacher, fsdp=fsdp)
 
 
 def search_steps(accumulation, fsdp=1):
@@ -135,7 +140,7 @@ def test_weights_moments_and_average_are_divided_and_gates_are_not(on_eight_devi
 
 
 def test_a_pretraining_step_compiles_once():
-    step, state = prepare(model(), Training(), PLAIN)
+    step, state = begin(model(), Training())
     for number in range(3):
         state, _ = step(state, batch(number))
     assert step.func._cache_size() == 1
@@ -145,8 +150,7 @@ def test_accumulation_equals_one_large_batch_without_batch_norm():
     states = []
     with jax.enable_x64(True):
         for accumulation in (1, 4):
-            objective = Objective(PLAIN.normalise, accumulation=accumulation)
-            step, state = prepare(model(), Training(clip_norm=1.0), objective)
+            step, state = begin(model(), Training(clip_norm=1.0), accumulation=accumulation)
             for number in range(2):
                 state, metrics = step(state, batch(number))
             states.append((state.params, metrics))
@@ -164,11 +168,9 @@ def test_the_average_is_exponential():
 
 def test_a_step_computes_the_loss_it_reports():
     network = model()
-    step, state = prepare(network, Training(), PLAIN)
+    step, state = begin(network, Training())
     rows = batch(0)
-    logits = network(
-        (np.asarray(rows["image"]) / 255 - PLAIN.normalise.mean) / PLAIN.normalise.std, train=True
-    )
+    logits = network((np.asarray(rows["image"]) / 255 - NORMALISE.mean) / NORMALISE.std, train=True)
     _, metrics = step(state, rows)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, rows["label"]).mean()
     np.testing.assert_allclose(metrics["loss"], nats, rtol=1e-4)
@@ -194,9 +196,21 @@ def test_gates_batch_statistics_and_key_take_part():
 
 def test_the_model_survives_the_donation_of_its_state():
     network = model()
-    step, state = prepare(network, Training(), PLAIN)
+    step, state = begin(network, Training())
     step(state, batch(0))
     assert np.isfinite(network(jnp.zeros((1, 16, 16, 3)))).all()
+
+
+def test_a_gated_network_is_called_as_any_other():
+    network, space = supernet(model()), Space(SPEC.blocks)
+    gates = decide(space, jax.tree.map(jnp.negative, initial_logits(space)))
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    gated = Gated(network, gates)
+    stream, expected = gated.stream(images), network.stream(images, gates)
+    jax.tree.map(np.testing.assert_array_equal, stream, expected)
+    (logits,) = gated.heads(images)
+    np.testing.assert_array_equal(logits, network(images, gates))
+    np.testing.assert_array_equal(gated.classify(stream[-1])[0], logits)
 
 
 if __name__ == "__main__":

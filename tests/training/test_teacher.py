@@ -1,6 +1,7 @@
 """Distillation: steps whose numbers are worked out on paper, and what a teacher is fed."""
 
 import dataclasses
+from functools import partial
 from math import log
 
 import jax
@@ -10,12 +11,15 @@ import optax
 import pytest
 from flax import nnx
 
+from spvit_jax.config import Training
 from spvit_jax.models import RegNet, RegNetSpec, Swin, SwinSpec, ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.training.normalise import Normalise
+from spvit_jax.training.prepare import prepare_images
+from spvit_jax.training.recipe import make_loss
 from spvit_jax.training.sharding import make_mesh, replicated
-from spvit_jax.training.step import Objective, init_state, make_train_step
+from spvit_jax.training.step import Step
 from spvit_jax.training.teacher import freeze
 
 SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=16, patch_size=8, image_size=16, classes=2)
@@ -35,14 +39,20 @@ def constant(*biases, **options):
     return model
 
 
-def descend(student, teacher, **objective):
+def descend(student, teacher, own=SAME, batch=BATCH, **training):
     """Metrics of one step of plain gradient descent at rate 1, and the parameters after it."""
-    descent = optax.sgd(1.0)
-    objective = Objective(SAME, **objective)
-    state = jax.device_put(init_state(student, descent, seed=0), replicated(make_mesh()))
-    graph = nnx.graphdef(student)
-    step = make_train_step(graph, descent, objective, make_mesh(), state, freeze(teacher, SAME))
-    state, metrics = step(state, BATCH)
+    training, frozen = Training(**training), freeze(teacher, own)
+    prepare = partial(
+        prepare_images,
+        normalise=SAME,
+        classes=2,
+        teacher=frozen,
+        features=training.distillation == "features",
+    )
+    step = Step(make_loss(training), optax.sgd(1.0), prepare, accumulation=training.accumulation)
+    state = jax.device_put(step.initial(student, seed=0), replicated(make_mesh()))
+    take = step.program(nnx.graphdef(student), make_mesh(), state, frozen.state)
+    state, metrics = take(jax.device_put(frozen.state, replicated(make_mesh())), state, batch)
     return {name: float(value) for name, value in metrics.items()}, state.params
 
 
@@ -106,11 +116,7 @@ def test_any_model_teaches_on_images_normalised_its_own_way(name):
     expected = optax.softmax_cross_entropy_with_integer_labels(
         student(SAME(BATCH["image"])), model(own(BATCH["image"])).argmax(-1)
     )
-    descent, graph = optax.sgd(1.0), nnx.graphdef(student)
-    state = jax.device_put(init_state(student, descent, seed=0), replicated(make_mesh()))
-    objective = Objective(SAME, distillation="hard")
-    step = make_train_step(graph, descent, objective, make_mesh(), state, freeze(model, own))
-    _, metrics = step(state, BATCH)
+    metrics, _ = descend(student, model, own, distillation="hard")
     np.testing.assert_allclose(metrics["distillation"], expected.mean(), rtol=1e-4)
 
 
@@ -129,6 +135,69 @@ def test_a_teacher_is_no_part_of_the_state_and_stays_as_it_is():
     before = jax.tree.map(np.asarray, nnx.state(teacher))
     descend(student, teacher, distillation="soft")
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(teacher))
+
+
+def streams(student, teacher):
+    """The error of each block's output, and the student's logits."""
+    images = SAME(BATCH["image"])
+    mine, taught = student.stream(images, train=True), teacher.stream(images)
+    errors = [
+        np.square(x - y).mean() / np.square(y - y.mean((0, 1))).mean()
+        for x, y in ((np.float32(x), np.float32(y)) for x, y in zip(mine, taught, strict=True))
+    ]
+    return errors, student.classify(mine[-1])[0]
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_features_are_those_of_every_block(weight, dtype):
+    dtype = dtype and jnp.dtype(dtype)
+    student, teacher = (ViT(SPEC, dtype=dtype, rngs=nnx.Rngs(seed)) for seed in (1, 0))
+    assert [x.shape for x in student.stream(SAME(BATCH["image"]))] == [(8, 5, 16), (8, 1, 16)]
+    errors, logits = streams(student, teacher)
+    labels = optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["label"]).mean()
+    expected = weight * np.mean(errors) + (1 - weight) * labels
+    metrics, after = descend(student, teacher, distillation="features", distillation_weight=weight)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-2 if dtype else 1e-4)
+    assert ("cross_entropy" in metrics) == ("accuracy" in metrics) == (weight < 1)
+    same = np.array_equal(after["head"]["kernel"][...], student.head.kernel[...])
+    assert same == (weight == 1), "the head learns from labels alone"
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_features_with_all_the_weight_read_no_label(accumulation):
+    student, teacher = (ViT(SPEC, rngs=nnx.Rngs(seed)) for seed in (1, 0))
+    options = {"distillation": "features", "distillation_weight": 1.0}
+    found = [
+        descend(student, teacher, batch=batch, accumulation=accumulation, **options)
+        for batch in (BATCH, {**BATCH, "label": jnp.arange(8) % 2})
+    ]
+    assert found[0][0] == found[1][0]
+    jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
+
+
+def test_what_computes_the_same_has_nothing_to_learn_from_features():
+    dense = ViT(SPEC, rngs=nnx.Rngs(0))
+    options = {"distillation": "features", "distillation_weight": 1.0}
+    metrics, _ = descend(prune(dense, Architecture(("msa",) * 2, (16, 16))), dense, **options)
+    assert metrics["loss"] < 1e-10
+    pruned = prune(dense, Architecture(("msa",) * 2, (16, 4)))
+    before, after = descend(pruned, dense, **options)
+    nnx.update(
+        pruned, jax.tree.map(lambda a, b: b - 1e-3 * (b - a), after, nnx.state(pruned, nnx.Param))
+    )
+    assert descend(pruned, dense, **options)[0]["loss"] < before["loss"]
+
+
+def test_swins_features_are_of_all_its_stages():
+    spec = SwinSpec(16, (2, 2), (2, 2), (16, 16), 2, 2, 16, 2)
+    student, teacher = (Swin(spec, rngs=nnx.Rngs(seed)) for seed in (1, 0))
+    errors, _ = streams(student, teacher)
+    assert len(errors) == 4
+    options = {"distillation": "features", "distillation_weight": 1.0}
+    np.testing.assert_allclose(
+        descend(student, teacher, **options)[0]["loss"], np.mean(errors), rtol=1e-4
+    )
 
 
 def test_what_another_normalised_is_normalised_anew():

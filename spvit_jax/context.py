@@ -1,0 +1,300 @@
+"""What every stage of a run works with, and what it does with it: train, evaluate, load."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from spvit_jax import hosts, pretrained
+from spvit_jax.config import STAGES, Config, ConfigError, Training
+from spvit_jax.convert import CheckpointError as PretrainedError
+from spvit_jax.data.errors import DataError
+from spvit_jax.data.fingerprint import fingerprint
+from spvit_jax.data.pipeline import (
+    eval_batches,
+    prefetch,
+    steps_per_epoch,
+    to_device,
+    train_batches,
+)
+from spvit_jax.data.sources import Some, Source, open_source
+from spvit_jax.models import Classifier, RegNetSpec
+from spvit_jax.progress import Console
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.architecture import ArchitectureError
+from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.calibration import Calibration
+from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.latency import TableError
+from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.score import ScoreError
+from spvit_jax.single_path.space import SpaceError
+from spvit_jax.training.checkpoint import CheckpointError
+from spvit_jax.training.evaluate import Evaluation, Evaluator
+from spvit_jax.training.loop import EVALUATED, Interrupted, Loop, Metrics, NonFiniteLoss, TakeStep
+from spvit_jax.training.normalise import Normalise
+from spvit_jax.training.recipe import Recipe
+from spvit_jax.training.sharding import (
+    batch_sharded,
+    check_batch,
+    local_rows,
+    make_mesh,
+    place,
+    sharded,
+    whole,
+)
+from spvit_jax.training.step import Batch, TrainState
+from spvit_jax.training.teacher import Teacher
+from spvit_jax.workdir import Workdir
+
+USER_ERRORS = (  # whose message says what to do
+    ArchitectureError,
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    hosts.HostError,
+    NonFiniteLoss,
+    OSError,
+    PretrainedError,
+    ScoreError,
+    SpaceError,
+    TableError,
+)
+
+Model = TypeVar("Model", bound=Classifier)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """One configuration at work."""
+
+    config: Config
+    workdir: Workdir
+    console: Console
+    should_stop: Callable[[], bool]  # asked after each step, for one answer on every process
+    profile: str  # folder for traces of each training; "": none
+    spec: Any  # of the dense model
+    train: Source
+    test: Source
+    mesh: Mesh
+
+    @property
+    def name(self) -> str:
+        """The dense model's."""
+        return self.config.model.variant or Path(self.config.model.checkpoint).stem
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What counts over the test images."""
+        return Evaluator(self.test, self.config.data, self.mesh, self.should_stop)
+
+    def announce(self, name: str, text: str) -> None:
+        """Says that a stage begins which takes its time.
+
+        Raises:
+          Interrupted: the run is to stop before it.
+        """
+        if self.should_stop():
+            raise Interrupted(f"stopped before {name}")
+        self.console.stage(name, text)
+
+    def go_on(self, what: str) -> None:
+        """To be called in the midst of what takes its time.
+
+        Raises:
+          Interrupted: the run is to stop.
+        """
+        if self.should_stop():
+            raise Interrupted(f"stopped during {what}, which begins again")
+
+
+def open_context(
+    config: Config,
+    workdir: Workdir,
+    console: Console,
+    should_stop: Callable[[], bool],
+    profile: str = "",
+) -> Context:
+    """Opens the data and the devices; what cannot work is an error now, not after an hour.
+
+    Raises:
+      USER_ERRORS: see there.
+    """
+    with hosts.together(*USER_ERRORS):
+        train, test = (open_source(config.data, split) for split in _splits(config))
+        seen = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
+        spec: Any = pretrained.dense_spec(config, len(test.class_names))
+        if "search" in STAGES[config.stage]:
+            gating = Gating.of(config.search, config.budget, spec)
+            gating.project(gating.initial())
+        if config.stage == "frontier":
+            for share in config.frontier.budgets:
+                gating = Gating.of(
+                    config.search, dataclasses.replace(config.budget, macs=share), spec
+                )
+                gating.project(gating.initial())
+        pretrained.check_features(config, spec)
+    hosts.agree(seen)
+    mesh = make_mesh(config.sharding.fsdp)
+    for name in STAGES[config.stage]:
+        training = getattr(config, name)
+        check_batch(name, training, jax.device_count())
+        steps_per_epoch(len(train), training.batch_size)
+    return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
+
+
+def _splits(config: Config) -> tuple[str, str]:
+    """Names of the training and the test split; who does not train needs only the latter."""
+    data = config.data
+    return data.test_split if config.stage == "evaluate" else data.train_split, data.test_split
+
+
+def load_dense(context: Context) -> Classifier:
+    """The pretrained dense model."""
+    notes: list[str] = []
+    with hosts.together(*USER_ERRORS):
+        dense = pretrained.load_dense(context.config, context.spec, notes)
+    hosts.agree_on("model.checkpoint", nnx.state(dense))
+    facts = [f"{context.name}: {count_parameters(dense):,} parameters"]
+    if not isinstance(context.spec, RegNetSpec):
+        run, published = prices.macs(context.spec), prices.published_macs(context.spec)
+        facts.append(f"{run.dense:,} MACs, {published.dense:,} as published")
+    context.console.stage("dense", ", ".join(facts))
+    for note in notes:
+        context.console.say(note)
+    return dense
+
+
+def calibrate(context: Context) -> Calibration:
+    """The images that scores and repairs look at: ``score.images`` of the training split.
+
+    They are spread evenly over it and seen as in evaluation; their labels are left behind.
+    """
+    config, mesh, images = context.config, context.mesh, context.config.score.images
+    count = min(images, len(context.train))
+    some = Some(context.train, np.linspace(0, len(context.train) - 1, count).round().astype(int))
+    size = -(-min(config.score.batch_size, count) // mesh.size) * mesh.size
+    batches = eval_batches(
+        some,
+        config.data,
+        batch_size=size,
+        rows=local_rows(mesh, size),
+        image_size=context.spec.image_size,
+    )
+    placed = (to_device(batch, batch_sharded(mesh)) for batch in batches)
+    pairs = tuple((batch["image"], batch["mask"]) for batch in placed)
+    return Calibration(pairs, Normalise(config.data.mean, config.data.std), mesh)
+
+
+def load_teacher(context: Context, training: Training) -> Teacher | None:
+    """The teacher of a training that distils; None of any other."""
+    if training.distillation == "none":
+        return None
+    with hosts.together(*USER_ERRORS):
+        teacher = pretrained.load_teacher(context.config, context.spec)
+    hosts.agree_on("teacher.checkpoint", teacher.state)
+    name = context.config.teacher.checkpoint or f"{context.name}, dense"
+    context.console.say(f"teacher   {name}: {training.distillation} distillation")
+    return teacher
+
+
+def fit(
+    context: Context,
+    name: str,
+    model: Model,
+    training: Training,
+    *,
+    gating: Gating | None = None,
+    steps: int = 0,
+) -> tuple[Model, Gates]:
+    """Trains ``model`` as ``training`` says, or goes on with it, in the folder ``name``.
+
+    Args:
+      context: of the run.
+      name: of the folder, inside the workdir, for checkpoints and metrics.
+      model: stays as it is.
+      training: of the config, or one like it.
+      gating: of a search.
+      steps: to take; 0: as many as ``training.epochs`` has.
+
+    Returns:
+      The model and the gate logits at the end. A training that has ended is only read, and then
+      no teacher is loaded.
+
+    Raises:
+      Interrupted, NonFiniteLoss, CheckpointError: see ``Loop``.
+    """
+    config, mesh, spec, graph = context.config, context.mesh, model.spec, nnx.graphdef(model)
+    images = len(context.train)
+    recipe = Recipe.of(config, training, images, spec.classes, gating=gating, steps=steps)
+    evaluator = context.evaluator
+    counting = evaluator.step(model)
+
+    def begin(state: TrainState) -> tuple[TakeStep, Iterator[Batch]]:
+        teacher = load_teacher(context, training)
+        program, frozen = recipe.program(graph, mesh, state, teacher), None
+        if teacher:
+            frozen = place(teacher.state, sharded(mesh, teacher.state))
+        batches = train_batches(
+            context.train,
+            config.data,
+            batch_size=recipe.batch_size,
+            rows=local_rows(mesh, recipe.batch_size),
+            image_size=spec.image_size,
+            seed=config.seed,
+            start_step=int(state.step),
+        )
+        return partial(program, frozen), prefetch(batches, batch_sharded(mesh))
+
+    def evaluate(state: TrainState) -> Metrics:
+        gates = gating.decide(state.gates) if gating else None
+        found = evaluator.count(counting, spec, state.weights, state.stats, gates)
+        return {EVALUATED: found.top1}
+
+    def describe(state: TrainState) -> Metrics:
+        return gating.metrics(jax.device_get(state.gates)) if gating else {}
+
+    loop = Loop(
+        name=name,
+        folder=context.workdir / name,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        log_every=config.log_every,
+        eval_steps=recipe.steps_in(config.eval_every),
+        checkpoint_every=config.checkpoint_every,
+        evaluate=evaluate,
+        should_stop=context.should_stop,
+        console=context.console,
+        describe=describe,
+        profile=context.profile and os.path.join(context.profile, name),
+    )
+    initial = recipe.initial(model)
+    state = loop.run(initial, sharded(mesh, initial), begin)
+    weights, stats, gates = whole(mesh, (state.weights, state.stats, state.gates))
+    return nnx.merge(graph, weights, stats, copy=True), gates
+
+
+def evaluate(context: Context, model: Classifier) -> Evaluation:
+    """What ``model`` makes of the test images; see ``Evaluator``."""
+    return context.evaluator.evaluate(model, context.console)
+
+
+def top1(context: Context, name: str, model: Classifier) -> float:
+    """Top-1 on the test split, a fraction; measured once, then read from ``NAME.json``."""
+    found = context.workdir.read_json(f"{name}.json")
+    if found is None:
+        counts = evaluate(context, model)
+        found = {"top1": counts.top1, "top5": counts.top5, "images": counts.images}
+        context.workdir.write_json(f"{name}.json", found)
+    share, images = found["top1"], found.get("images", len(context.test))
+    context.console.stage("evaluate", f"{name}: top-1 {share:.2%} of {images:,} images")
+    return share

@@ -1,0 +1,221 @@
+"""The trade-off curve: one scoring pass, then a repaired model for every budget.
+
+Nothing is trained and no label is read; labels only say how good each model is, on the test images.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+
+from spvit_jax import hosts
+from spvit_jax.config import Config
+from spvit_jax.context import USER_ERRORS, Context, calibrate, evaluate, load_dense
+from spvit_jax.convert import About, save
+from spvit_jax.measure import measure
+from spvit_jax.models import Classifier
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path import prices
+from spvit_jax.single_path import score as scoring
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.budget import select
+from spvit_jax.single_path.calibration import Calibration
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.repair import repair
+from spvit_jax.text import aligned
+
+_LINE, _DENSE, _INK = "#2a7f62", "#8a8f98", "#333333"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A model of the curve. Ratios are to the dense one."""
+
+    budget: float  # asked for, as a share of the dense model's MACs as published; 1: the dense one
+    macs: int  # per image, as the program runs
+    published_macs: int
+    parameters: int
+    top1: float  # on the test images, 0..1
+    images: int
+    latency_ms: float  # of one image
+    latency_ratio: float
+    throughput_ratio: float
+    blocks: str  # what each keeps, in words
+
+
+def run_frontier(context: Context) -> None:
+    """Scores, then chooses, repairs, evaluates and measures at every budget of ``frontier``."""
+    config, dense = context.config, load_dense(context)
+    calibration = calibrate(context)
+    found = score(context, dense, calibration)
+    points = [_point(context, "frontier/dense", 1.0, dense, dense, "dense")]
+    for number, share in enumerate(config.frontier.budgets):
+        points.append(_at(context, number, share, dense, calibration, found))
+    write = context.workdir.write
+    write("frontier.png", lambda path: figure(points, context.name, path))
+    write("frontier.txt", lambda path: path.write_text(table(points) + "\n"))
+    context.workdir.write_json("frontier.json", {"points": [dataclasses.asdict(p) for p in points]})
+    context.console.say(table(points))
+
+
+def gating_at(config: Config, spec: Any, share: float, dense: Any = None) -> Gating:
+    """What is chosen from, and the budget of one point."""
+    budget = dataclasses.replace(config.budget, macs=share, params=0.0, latency="")
+    return Gating.of(config.search, budget, spec, dense)
+
+
+def score(context: Context, dense: Classifier, calibration: Calibration) -> scoring.Scores:
+    """Scores every choice, or reads the scores of an earlier start from ``scores.json``."""
+    file = context.workdir / "scores.json"
+    if context.workdir.exists("scores.json"):
+        with hosts.together(*USER_ERRORS):
+            return scoring.load(file)
+    context.announce("score", f"{context.config.score.images:,} images without labels")
+    blocks = len(context.spec.blocks)
+    with context.console.bar(len(calibration.batches) + blocks, 0, "score") as bar:
+
+        def after() -> None:
+            context.go_on("scoring")
+            bar.update()
+
+        found = scoring.score(dense, calibration, context.config.search.ops, after, after)
+    context.workdir.write("scores.json", found.save)
+    return found
+
+
+def repaired(
+    context: Context, dense: Classifier, architecture: Architecture, calibration: Calibration
+) -> Classifier:
+    """Prunes the dense model and repairs it."""
+    with context.console.bar(len(context.spec.blocks), 0, "repair") as bar:
+
+        def after() -> None:
+            context.go_on("a repair")
+            bar.update()
+
+        return repair(dense, dense, calibration, architecture, after)
+
+
+def _at(
+    context: Context,
+    number: int,
+    share: float,
+    dense: Classifier,
+    calibration: Calibration,
+    found: scoring.Scores,
+) -> Point:
+    """The model of one budget, made or read."""
+    config, folder = context.config, f"frontier/{number:02d}"
+    known = _known(context, folder)
+    if known is not None:
+        return known
+    gating = gating_at(config, context.spec, share, dense)
+    architecture = select(gating.space, found, gating.budgets, config.model.variant)
+    said = architectures.describe(architecture, context.spec)
+    context.announce("repair", f"{share:.0%} of the MACs: {said}")
+    model, data = repaired(context, dense, architecture, calibration), config.data
+    about = About(context.test.class_names, data.mean, data.std, data.crop_ratio)
+    context.workdir.write(f"{folder}/architecture.json", model.architecture.save)
+    context.workdir.write(
+        f"{folder}/model.safetensors", lambda path: save(model, path, about=about)
+    )
+    widths = ",".join(map(str, architecture.widths))
+    return _point(context, folder, share, dense, model, f"{said} | {widths}")
+
+
+def _known(context: Context, folder: str) -> Point | None:
+    values = context.workdir.read_json(f"{folder}/point.json")
+    return None if values is None else Point(**values)
+
+
+def _point(
+    context: Context, folder: str, share: float, dense: Classifier, model: Classifier, said: str
+) -> Point:
+    """Evaluates and measures a model; the last thing written of it says that it is done."""
+    known = _known(context, folder)
+    if known is not None:
+        return known
+    config, spec = context.config, context.spec
+    counted = evaluate(context, model)
+    seconds = config.measure_seconds / (len(config.frontier.budgets) + 1)
+    taken = {"dense": dense} | ({folder: model} if model is not dense else {})
+    timing = measure(taken, spec.image_size, config.measure_batch, seconds)[list(taken)[-1]]
+    run, published, found = prices.macs(spec), prices.published_macs(spec), model.architecture
+    point = Point(
+        share,
+        run.dense if found is None else found.price(run, spec),
+        published.dense if found is None else found.price(published, spec),
+        count_parameters(model),
+        counted.top1,
+        counted.images,
+        timing.latency_ms,
+        timing.latency_ratio,
+        timing.throughput_ratio,
+        said,
+    )
+    context.workdir.write_json(f"{folder}/point.json", dataclasses.asdict(point))
+    context.console.stage("evaluate", f"top-1 {counted.top1:.2%} of {counted.images:,} images")
+    return point
+
+
+def table(points: Sequence[Point]) -> str:
+    """Lists the models, the dense one first; shares of MACs are of the dense one counted alike."""
+    dense = points[0]
+    names = "budget,top-1 (%),MACs (M),share,published,parameters (M),latency (ms),ratio,throughput"
+    rows = [tuple(names.split(","))]
+    for n, p in enumerate(points):
+        rows.append(
+            (
+                "dense" if n == 0 else f"{p.budget:.0%}",
+                f"{100 * p.top1:.2f}",
+                f"{p.macs / 1e6:,.2f}",
+                f"{p.macs / dense.macs:.1%}",
+                f"{p.published_macs / dense.published_macs:.1%}",
+                f"{p.parameters / 1e6:,.3f}",
+                f"{p.latency_ms:.2f}",
+                f"{p.latency_ratio:.2f}×",
+                f"{p.throughput_ratio:.2f}×",
+            )
+        )
+    return aligned(rows)
+
+
+def summary(text: str) -> str:
+    """The table of a finished ``frontier.json``."""
+    return table([Point(**values) for values in json.loads(text)["points"]])
+
+
+def figure(points: Sequence[Point], name: str, path: str | os.PathLike[str]) -> None:
+    """Writes the PNG: accuracy over MACs, and over latency."""
+    page = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
+    page.suptitle(f"{name}: scored, chosen and repaired without training or labels", color=_INK)
+    dense, device = points[0], jax.devices()[0].device_kind
+    axes = page.subplots(1, 2, sharey=True)
+    shares = [100 * p.macs / dense.published_macs for p in points]
+    times = [100 * p.latency_ratio for p in points]
+    labels = (
+        "MACs as run (% of the dense model's as published)",
+        f"latency on {device} (% of dense)",
+    )
+    for one, values, label in zip(axes, (shares, times), labels, strict=True):
+        accuracies = [100 * p.top1 for p in points]
+        one.plot(values[1:], accuracies[1:], "o-", color=_LINE, label="repaired")
+        one.plot(values[0], accuracies[0], "s", color=_DENSE, label="dense")
+        one.axhline(accuracies[0], color=_DENSE, linestyle=":", linewidth=1)
+        for value, accuracy in zip(values, accuracies, strict=True):
+            one.annotate(
+                f"{accuracy:.1f}", (value, accuracy), xytext=(0, -14), color=_INK, fontsize=8,
+                textcoords="offset points", ha="center",
+            )  # fmt: skip
+        one.set_xlabel(label)
+        one.spines[["top", "right"]].set_visible(False)
+        one.margins(y=0.12)
+    axes[0].set_ylabel("top-1 on the test images (%)")
+    axes[0].legend(frameon=False, loc="lower right")
+    page.savefig(Path(path), format="png")

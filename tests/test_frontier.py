@@ -1,0 +1,146 @@
+"""The curve of one scoring pass: resumed, label-free, and what its files say is so."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spvit_jax import context, frontier, pipeline
+from spvit_jax.config import ConfigError, from_config_dict
+from spvit_jax.convert import load
+from spvit_jax.models import VARIANTS
+from spvit_jax.progress import Console
+from spvit_jax.report import Result
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.training.loop import Interrupted
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+SPEC = VARIANTS["deit_fashion_mnist"]
+
+
+def config(*budgets):
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    values["stage"], values["measure_seconds"] = "frontier", 0.01
+    values["score"] = {"images": 64, "batch_size": 16}
+    values["frontier"]["budgets"] = budgets
+    values["search"]["axes"] = ("op", "heads", "ffn")
+    return from_config_dict(values)
+
+
+def run(settings, folder, should_stop=lambda: False):
+    pipeline.run(settings, folder, Console(silent=True), should_stop)
+
+
+def stop_in(calls):
+    """Says stop at the given call, and from then on."""
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("frontier")
+    run(config(0.7, 0.4), folder)
+    return folder
+
+
+def test_every_budget_has_a_model_that_keeps_to_it(whole):
+    points = json.loads((whole / "frontier.json").read_text())["points"]
+    assert [p["budget"] for p in points] == [1, 0.7, 0.4] and (whole / "frontier.png").exists()
+    full = points[0]["published_macs"]
+    for number, point in enumerate(points[1:]):
+        folder = whole / "frontier" / f"{number:02d}"
+        model = load(folder / "model.safetensors")
+        kept = architectures.load(folder / "architecture.json")
+        assert model.architecture == kept and kept.macs(SPEC) == point["macs"]
+        assert 0.99 * point["budget"] * full < point["macs"] <= point["budget"] * full
+        assert 0 < point["top1"] <= 1 and point["latency_ms"] > 0
+    assert points[1]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
+    assert (
+        frontier.summary((whole / "frontier.json").read_text())
+        in (whole / "frontier.txt").read_text()
+    )
+
+
+def test_it_goes_on_where_it_was_stopped(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(config(0.7, 0.4), tmp_path, stop_in(9))  # while scoring
+    assert not (tmp_path / "scores.json").exists()
+    with pytest.raises(Interrupted):
+        run(config(0.7, 0.4), tmp_path, stop_in(25))
+    assert (tmp_path / "scores.json").exists() and not (tmp_path / "frontier.json").exists()
+    run(config(0.7, 0.4), tmp_path)
+    for name in ("scores.json", *(f"frontier/0{n}/model.safetensors" for n in range(2))):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    run(config(0.7, 0.4), tmp_path)  # finished: only read
+
+
+class Mislabelled:
+    """A source whose training labels are wrong."""
+
+    def __init__(self, source):
+        self.source, self.class_names = source, source.class_names
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        found = self.source[index]
+        return {**found, "label": (found["label"] + 1 + index) % 10}
+
+
+def test_no_label_is_read(whole, tmp_path, monkeypatch):
+    opened = context.open_source
+    monkeypatch.setattr(context, "open_source", lambda *given: Mislabelled(opened(*given)))
+    run(config(0.7, 0.4), tmp_path)
+    for name in ("scores.json", "frontier/01/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    points = [json.loads((f / "frontier.json").read_text())["points"] for f in (whole, tmp_path)]
+    assert points[0][0]["top1"] > 0.5 > points[1][0]["top1"]
+
+
+def test_budgets_that_cannot_be_are_named_at_once(tmp_path):
+    with pytest.raises(BudgetError, match="every gate shut"):
+        run(config(0.5, 0.001), tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"frontier\.budgets"):
+        config()
+    with pytest.raises(ConfigError, match=r"frontier\.budgets"):
+        config(0.5, -1.0)
+
+
+def test_damaged_scores_are_named(whole, tmp_path):
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(pipeline.USER_ERRORS, match="made again"):
+        run(config(0.5), tmp_path)
+
+
+def test_calibration_images_are_spread_over_the_split(tmp_path):
+    opened = context.open_context(
+        config(0.5), pipeline.Workdir(tmp_path), Console(silent=True), lambda: False
+    )
+    found = context.calibrate(opened)
+    assert [mask.sum() for _, mask in found.batches] == [16] * 4
+    last = np.asarray(found.batches[-1][0][-1])
+    expected = opened.train[len(opened.train) - 1]["image"].full()
+    np.testing.assert_array_equal(last, expected)
+
+
+def test_a_run_without_search_or_labels(tmp_path):
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("label_free").to_dict()
+    values["finetune"] |= {"epochs": 0.02, "batch_size": 64}
+    values |= {"measure_seconds": 0.01, "score": {"images": 64, "batch_size": 16}}
+    settings = from_config_dict(values)
+    run(settings, tmp_path)
+    found = Result.from_json((tmp_path / "result.json").read_text())
+    assert found.decision == "score" and found.pruned_macs <= 0.5 * found.dense_published_macs
+    assert found.decided_top1 > 0.8 and found.budgets[0].threshold is None
+
+
+def test_without_a_search_there_are_no_searched_weights():
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("label_free").to_dict()
+    values["finetune"]["start"] = "searched"
+    with pytest.raises(ConfigError, match="makes none"):
+        from_config_dict(values)

@@ -1,0 +1,77 @@
+"""A stranger's training: an own loss, own batches, any model of the package."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from spvit_jax.models import RegNet, RegNetSpec, ViT, ViTSpec
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.training import fit
+
+SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=16, patch_size=8, image_size=16, classes=2)
+IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3), np.float32)
+BRIGHT = IMAGES.mean((1, 2, 3))
+
+
+def brightness(model, batch, key):
+    """The first logit is to say how bright an image is."""
+    (logits,) = model.heads(batch["pictures"], key=key, train=True)
+    error = jnp.square(logits[:, 0] - batch["bright"]).mean()
+    return error, {"error": error, "draw": jax.random.uniform(key)}
+
+
+def models():
+    regnet = RegNetSpec((8, 16), (1, 1), 8, image_size=16, classes=2)
+    dense = ViT(SPEC, rngs=nnx.Rngs(0))
+    pruned = prune(dense, Architecture(("conv3x3", "msa"), ((0, 3), (1,))))
+    return {
+        "dense": dense,
+        "pruned": pruned,
+        "folded": fold(pruned),
+        "regnet": RegNet(regnet, rngs=nnx.Rngs(0)),
+    }
+
+
+def trained(model, steps=20, batches=None, seed=0):
+    rows, batch = [], {"pictures": IMAGES, "bright": BRIGHT}
+    small = fit(
+        model,
+        itertools.repeat(batch) if batches is None else [batch] * batches,
+        loss=brightness,
+        optimizer=optax.adam(1e-2),
+        steps=steps,
+        seed=seed,
+        after_step=lambda number, metrics: rows.append((number, jax.device_get(metrics))),
+    )
+    return small, rows
+
+
+@pytest.mark.parametrize("name", ["dense", "pruned", "folded", "regnet"])
+def test_any_model_learns_what_a_loss_of_ones_own_asks_for(name):
+    model = models()[name]
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    small, rows = trained(model)
+    assert [number for number, _ in rows] == list(range(1, 21))
+    assert set(rows[0][1]) == {"loss", "error", "draw", "gradient_norm"}
+    assert rows[-1][1]["loss"] < 0.3 * rows[0][1]["loss"]
+    assert rows[0][1]["draw"] != rows[1][1]["draw"], "each step has a key of its own"
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+    first = jnp.square(model(IMAGES)[:, 0] - BRIGHT).mean()
+    assert name == "regnet" or jnp.square(small(IMAGES)[:, 0] - BRIGHT).mean() < 0.3 * first
+
+
+def test_a_seed_is_a_training():
+    model = models()["dense"]
+    one, same, other = (trained(model, 2, seed=seed)[1] for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_batches_that_end_early_are_an_error():
+    with pytest.raises(ValueError, match="3 steps need as many batches; there were 2"):
+        trained(models()["dense"], 3, batches=2)
