@@ -135,7 +135,7 @@ def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"finetune.distillation": "gentle"}, r"one of none, hard, soft; got 'gentle'"),
+        ({"finetune.distillation": "gentle"}, r"one of none, hard, soft, features; got 'gentle'"),
         ({"finetune.distillation_weight": 1.5}, r"distillation_weight must be in \[0, 1\]"),
         ({"search.distillation_temperature": 0.0}, r"temperature must be above 0"),
         ({"teacher.mean": (0.5, 0.5, 0.5)}, r"three numbers each, std above 0, or none"),
