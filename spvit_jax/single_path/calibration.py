@@ -4,7 +4,7 @@ A block is looked at by itself, compiled once for all blocks that are alike.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -72,10 +72,11 @@ class Calibration:
 
         return Placed(graph, jax.tree.map(copy, state))
 
-    def embed(self, model: nnx.Module) -> list[Array]:
-        """Runs a model's embedding: the tokens that enter its first block, of every batch."""
+    def embed(self, model: nnx.Module) -> Iterator[Array]:
+        """Runs a model's embedding: the tokens that enter its first block, batch by batch."""
         placed = self.place(model)
-        return [placed(_embed, images, static=(self.normalise,)) for images, _ in self.batches]
+        for images, _ in self.batches:
+            yield placed(_embed, images, static=(self.normalise,))
 
 
 @dataclasses.dataclass(frozen=True)

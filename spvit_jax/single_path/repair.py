@@ -116,8 +116,8 @@ class _Repair:
     calibration: Calibration
 
     def __post_init__(self) -> None:
-        self.pruned = self.calibration.embed(self.model)
-        self.target = self.calibration.embed(self.dense)
+        self.pruned = list(self.calibration.embed(self.model))
+        self.target = list(self.calibration.embed(self.dense))
         self.station = -1  # of the dense stream: 2i is behind block i's mixer, 2i + 1 its FFN
 
     def block(self, i: int) -> None:
