@@ -11,6 +11,8 @@ is repaired by least squares, then trained for 4 epochs to match the dense model
 model, or another ``--config.model.checkpoint``, such as the pruned.safetensors of a run.
 """
 
+import dataclasses
+
 import ml_collections
 
 from spvit_jax import config, recipes
@@ -59,12 +61,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     if variant == "label_free":
         made.search.decision = "score"
-        made.finetune = config.Finetune(
+        made.finetune = dataclasses.replace(
+            made.finetune,
             epochs=4,
-            batch_size=64,
             learning_rate=3e-4,
-            schedule="cosine",
-            final_learning_rate=1e-5,
             start="repaired",
             distillation="features",
             distillation_weight=1.0,

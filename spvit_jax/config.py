@@ -168,7 +168,8 @@ class Score:
 class Frontier:
     """The trade-off curve of stage=frontier."""
 
-    budgets: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # as budget.macs
+    budgets: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # shares of the MACs,
+    # as budget.macs, which does not count here; nor do other budgets
 
 
 @dataclasses.dataclass
@@ -348,8 +349,8 @@ def _validate_stage(config: Config) -> None:
     if config.stage == "frontier":
         shares = config.frontier.budgets
         check(
-            len(shares) > 0 and all(math.isfinite(s) and s > 0 for s in shares),
-            f"frontier.budgets must be one or more numbers above 0, as budget.macs; got {shares}",
+            len(shares) > 0 and all(0 < share <= 1 for share in shares),
+            f"frontier.budgets must be one or more shares, above 0 and up to 1; got {shares}",
         )
     if config.stage == "pretrain":
         check(

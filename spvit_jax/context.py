@@ -138,9 +138,7 @@ def open_context(
             gating.project(gating.initial())
         if config.stage == "frontier":
             for share in config.frontier.budgets:
-                gating = Gating.of(
-                    config.search, dataclasses.replace(config.budget, macs=share), spec
-                )
+                gating = gating_at(config, spec, share)
                 gating.project(gating.initial())
         pretrained.check_features(config, spec)
     hosts.agree(seen)
@@ -150,6 +148,12 @@ def open_context(
         check_batch(name, training, jax.device_count())
         steps_per_epoch(len(train), training.batch_size)
     return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
+
+
+def gating_at(config: Config, spec: Any, share: float) -> Gating:
+    """What the models of ``frontier`` are chosen from, and the one budget of a point."""
+    budget = dataclasses.replace(config.budget, macs=share, params=0.0, latency="")
+    return Gating.of(config.search, budget, spec)
 
 
 def _splits(config: Config) -> tuple[str, str]:

@@ -8,14 +8,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from matplotlib.figure import Figure
 
 from spvit_jax import hosts
-from spvit_jax.config import Config
-from spvit_jax.context import USER_ERRORS, Context, calibrate, evaluate, load_dense
+from spvit_jax.context import USER_ERRORS, Context, calibrate, evaluate, gating_at, load_dense
 from spvit_jax.convert import About, save
 from spvit_jax.measure import measure
 from spvit_jax.models import Classifier
@@ -25,7 +23,6 @@ from spvit_jax.single_path import score as scoring
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.budget import select
 from spvit_jax.single_path.calibration import Calibration
-from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.repair import repair
 from spvit_jax.text import aligned
@@ -62,12 +59,6 @@ def run_frontier(context: Context) -> None:
     write("frontier.txt", lambda path: path.write_text(table(points) + "\n"))
     context.workdir.write_json("frontier.json", {"points": [dataclasses.asdict(p) for p in points]})
     context.console.say(table(points))
-
-
-def gating_at(config: Config, spec: Any, share: float, dense: Any = None) -> Gating:
-    """What is chosen from, and the budget of one point."""
-    budget = dataclasses.replace(config.budget, macs=share, params=0.0, latency="")
-    return Gating.of(config.search, budget, spec, dense)
 
 
 def score(context: Context, dense: Classifier, calibration: Calibration) -> scoring.Scores:
@@ -115,7 +106,7 @@ def _at(
     known = _known(context, folder)
     if known is not None:
         return known
-    gating = gating_at(config, context.spec, share, dense)
+    gating = gating_at(config, context.spec, share)
     architecture = select(gating.space, found, gating.budgets, config.model.variant)
     said = architectures.describe(architecture, context.spec)
     context.announce("repair", f"{share:.0%} of the MACs: {said}")

@@ -101,6 +101,16 @@ def _embed(model: Any, images: Array, normalise: Callable[[Array], Array]) -> Ar
     return model.embed(normalise(images))
 
 
+def starts_stage(spec: Any, i: int) -> bool:
+    """Whether something happens between block ``i`` and the one before it: see ``enter``."""
+    return i > 0 and spec.blocks[i].width != spec.blocks[i - 1].width
+
+
+def enter(model: Any, x: Array, i: int) -> Array:
+    """What enters block ``i``, for ``Placed`` to call."""
+    return model.enter(i, x)
+
+
 def bare(model: Any) -> Any:
     """Copies a model without dropout and stochastic depth, so that blocks that are alike are equal.
 

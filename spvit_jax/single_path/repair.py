@@ -21,11 +21,11 @@ from spvit_jax.models import Geometry
 from spvit_jax.models.layers import Attention, Dense
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.axes import FfnAxis, HeadsAxis
-from spvit_jax.single_path.calibration import Calibration, Placed, bare
+from spvit_jax.single_path.calibration import Calibration, Placed, bare, enter, starts_stage
 from spvit_jax.single_path.moments import Fit, Moments, joined, moments, reduced_rank, ridge
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prune import fold, form, prune
-from spvit_jax.single_path.score import starts_stage, tap_rows
+from spvit_jax.single_path.score import tap_rows
 from spvit_jax.single_path.sharing import FoldedConv
 
 Array = jax.Array
@@ -125,7 +125,7 @@ class _Repair:
         spec, geometry = self.model.spec, self.model.spec.blocks[i]
         block = self.model.blocks[i]
         if starts_stage(spec, i):
-            self.pruned = self._each(self.calibration.place(self.model), _enter, self.pruned, i)
+            self.pruned = self._each(self.calibration.place(self.model), enter, self.pruned, i)
         op = self.plan.architecture.ops[i]
         if block.mixer is not None:
             self._dense_to(self._aim(2 * i))
@@ -154,7 +154,7 @@ class _Repair:
             self.station += 1
             i, ffn = divmod(self.station, 2)
             if not ffn and starts_stage(self.dense.spec, i):
-                self.target = self._each(self.calibration.place(self.dense), _enter, self.target, i)
+                self.target = self._each(self.calibration.place(self.dense), enter, self.target, i)
             placed = self.calibration.place(self.dense.blocks[i])
             self.target = self._each(placed, _feed if ffn else _mix, self.target)
 
@@ -264,10 +264,6 @@ def _layer(kernel: np.ndarray, bias: np.ndarray, dtype: Any) -> Any:
     layer = Dense(*kernel.shape, dtype=dtype, rngs=nnx.Rngs(0))
     layer.kernel[...], layer.bias[...] = jnp.asarray(kernel, float), jnp.asarray(bias, float)
     return layer
-
-
-def _enter(model: Any, x: Array, i: int) -> Array:
-    return model.enter(i, x)
 
 
 def _mix(block: Any, x: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from spvit_jax.models import Geometry
-from spvit_jax.single_path.calibration import Calibration, bare, mean_square
+from spvit_jax.single_path.calibration import Calibration, bare, enter, mean_square, starts_stage
 from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
 from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
 from spvit_jax.single_path.ops import OPS
@@ -136,20 +136,11 @@ def _pass(
     seen: list[Any] = [None] * len(placed)
     for (_, mask), x in zip(calibration.batches, calibration.embed(model), strict=True):
         for i, geometry in enumerate(model.spec.blocks):
-            x = whole(_enter, x, static=(i,)) if starts_stage(model.spec, i) else x
+            x = whole(enter, x, static=(i,)) if starts_stage(model.spec, i) else x
             new, x = placed[i](_look, x, mask, static=(geometry, convolutions))
             seen[i] = new if seen[i] is None else _add(seen[i], new)
         after_batch()
     return seen
-
-
-def starts_stage(spec: Any, i: int) -> bool:
-    """Whether something happens between block ``i`` and the one before it."""
-    return i > 0 and spec.blocks[i].width != spec.blocks[i - 1].width
-
-
-def _enter(model: Any, x: Array, i: int) -> Array:
-    return model.enter(i, x)
 
 
 def _look(
