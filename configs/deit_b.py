@@ -3,11 +3,12 @@
     python -m spvit_jax.main --config=configs/deit_b.py --workdir=/tmp/deit_b
     python -m spvit_jax.main --config=configs/deit_b.py:stage=finetune --workdir=/tmp/spvit_deit_b
     python -m spvit_jax.main --config=configs/deit_b.py:distill --workdir=/tmp/distilled_deit_b
+    python -m spvit_jax.main --config=configs/deit_b.py:beyond --workdir=/tmp/beyond_deit_b
 
-The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
-configs/architectures/spvit_deit_base.json. ``:tiny`` takes about a minute on a laptop. What they
-need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
-released search used 8 GPUs, 128 images each; its model has 8.39 GMACs.
+The first searches, prunes and fine-tunes; two fine-tune the published architecture,
+configs/architectures/spvit_deit_base.json. The last needs no labels. ``:tiny`` takes a minute.
+What they need and where they differ from the released runs is said in ``spvit_jax/recipes.py``.
+The released search used 8 GPUs, 128 images each; its model has 8.39 GMACs.
 
 spvit_deit_base_33.json, beside the published architecture, was searched with
 ``--config.budget.macs=10e9 --config.search.budget_lambda=6``.
@@ -21,11 +22,13 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "beyond", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="deit_base_patch16_224",
         checkpoint="https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
+        distilled="https://dl.fbaipublicfiles.com/deit/"
+        "deit_base_distilled_patch16_224-df68dfff.pth",
         architecture=Path(__file__).parent / "architectures" / "spvit_deit_base.json",
         gate_learning_rate=1e-3,
         budget_macs=6.0e9,

@@ -3,11 +3,12 @@
     python -m spvit_jax.main --config=configs/deit_s.py --workdir=/tmp/deit_s
     python -m spvit_jax.main --config=configs/deit_s.py:stage=finetune --workdir=/tmp/spvit_deit_s
     python -m spvit_jax.main --config=configs/deit_s.py:distill --workdir=/tmp/distilled_deit_s
+    python -m spvit_jax.main --config=configs/deit_s.py:beyond --workdir=/tmp/beyond_deit_s
 
-The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
-configs/architectures/spvit_deit_small.json. ``:tiny`` takes about a minute on a laptop. What they
-need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
-released search used 8 GPUs, 128 images each; its model has 3.35 GMACs.
+The first searches, prunes and fine-tunes; two fine-tune the published architecture,
+configs/architectures/spvit_deit_small.json. The last needs no labels. ``:tiny`` takes a minute.
+What they need and where they differ from the released runs is said in ``spvit_jax/recipes.py``.
+The released search used 8 GPUs, 128 images each; its model has 3.35 GMACs.
 """
 
 from pathlib import Path
@@ -18,11 +19,13 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "beyond", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="deit_small_patch16_224",
         checkpoint="https://dl.fbaipublicfiles.com/deit/deit_small_patch16_224-cd65a155.pth",
+        distilled="https://dl.fbaipublicfiles.com/deit/"
+        "deit_small_distilled_patch16_224-649709d9.pth",
         architecture=Path(__file__).parent / "architectures" / "spvit_deit_small.json",
         gate_learning_rate=5e-4,
         budget_macs=3.2e9,

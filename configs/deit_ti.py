@@ -3,11 +3,12 @@
     python -m spvit_jax.main --config=configs/deit_ti.py --workdir=/tmp/deit_ti
     python -m spvit_jax.main --config=configs/deit_ti.py:stage=finetune --workdir=/tmp/spvit_deit_ti
     python -m spvit_jax.main --config=configs/deit_ti.py:distill --workdir=/tmp/distilled_deit_ti
+    python -m spvit_jax.main --config=configs/deit_ti.py:beyond --workdir=/tmp/beyond_deit_ti
 
-The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
-configs/architectures/spvit_deit_tiny.json. ``:tiny`` takes about a minute on a laptop. What they
-need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
-released search used 4 GPUs, 256 images each; its model has 1.04 GMACs.
+The first searches, prunes and fine-tunes; two fine-tune the published architecture,
+configs/architectures/spvit_deit_tiny.json. The last needs no labels. ``:tiny`` takes a minute.
+What they need and where they differ from the released runs is said in ``spvit_jax/recipes.py``.
+The released search used 4 GPUs, 256 images each; its model has 1.04 GMACs.
 """
 
 from pathlib import Path
@@ -18,11 +19,13 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "beyond", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="deit_tiny_patch16_224",
         checkpoint="https://dl.fbaipublicfiles.com/deit/deit_tiny_patch16_224-a1311bcf.pth",
+        distilled="https://dl.fbaipublicfiles.com/deit/"
+        "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
         architecture=Path(__file__).parent / "architectures" / "spvit_deit_tiny.json",
         gate_learning_rate=1e-3,
         budget_macs=1.0e9,

@@ -3,11 +3,12 @@
     python -m spvit_jax.main --config=configs/swin_b.py --workdir=/tmp/swin_b
     python -m spvit_jax.main --config=configs/swin_b.py:stage=finetune --workdir=/tmp/spvit_swin_b
     python -m spvit_jax.main --config=configs/swin_b.py:distill --workdir=/tmp/distilled_swin_b
+    python -m spvit_jax.main --config=configs/swin_b.py:beyond --workdir=/tmp/beyond_swin_b
 
-The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
-configs/architectures/spvit_swin_base.json. ``:tiny`` takes about a minute on a laptop. What they
-need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
-released search used 8 GPUs, 128 images each; its model has 11.39 GMACs.
+The first searches, prunes and fine-tunes; two fine-tune the published architecture,
+configs/architectures/spvit_swin_base.json. The last needs no labels. ``:tiny`` takes a minute.
+What they need and where they differ from the released runs is said in ``spvit_jax/recipes.py``.
+The released search used 8 GPUs, 128 images each; its model has 11.39 GMACs.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "beyond", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="swin_base_patch4_window7_224",

@@ -3,11 +3,12 @@
     python -m spvit_jax.main --config=configs/swin_s.py --workdir=/tmp/swin_s
     python -m spvit_jax.main --config=configs/swin_s.py:stage=finetune --workdir=/tmp/spvit_swin_s
     python -m spvit_jax.main --config=configs/swin_s.py:distill --workdir=/tmp/distilled_swin_s
+    python -m spvit_jax.main --config=configs/swin_s.py:beyond --workdir=/tmp/beyond_swin_s
 
-The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
-configs/architectures/spvit_swin_small.json. ``:tiny`` takes about a minute on a laptop. What they
-need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
-released search used 8 GPUs, 128 images each; its model has 6.14 GMACs.
+The first searches, prunes and fine-tunes; two fine-tune the published architecture,
+configs/architectures/spvit_swin_small.json. The last needs no labels. ``:tiny`` takes a minute.
+What they need and where they differ from the released runs is said in ``spvit_jax/recipes.py``.
+The released search used 8 GPUs, 128 images each; its model has 6.14 GMACs.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "beyond", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="swin_small_patch4_window7_224",

@@ -3,11 +3,12 @@
     python -m spvit_jax.main --config=configs/swin_t.py --workdir=/tmp/swin_t
     python -m spvit_jax.main --config=configs/swin_t.py:stage=finetune --workdir=/tmp/spvit_swin_t
     python -m spvit_jax.main --config=configs/swin_t.py:distill --workdir=/tmp/distilled_swin_t
+    python -m spvit_jax.main --config=configs/swin_t.py:beyond --workdir=/tmp/beyond_swin_t
 
-The first searches, prunes and fine-tunes; the others fine-tune the published architecture,
-configs/architectures/spvit_swin_tiny.json. ``:tiny`` takes about a minute on a laptop. What they
-need and where they differ from the released runs is said in ``spvit_jax/recipes.py``. The
-released search used 8 GPUs, 128 images each; its model has 3.33 GMACs.
+The first searches, prunes and fine-tunes; two fine-tune the published architecture,
+configs/architectures/spvit_swin_tiny.json. The last needs no labels. ``:tiny`` takes a minute.
+What they need and where they differ from the released runs is said in ``spvit_jax/recipes.py``.
+The released search used 8 GPUs, 128 images each; its model has 3.33 GMACs.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from spvit_jax import config, recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """``variant`` is "", "stage=finetune", "distill", "stage=evaluate" or "tiny"."""
+    """``variant`` is "", "stage=finetune", "distill", "beyond", "stage=evaluate" or "tiny"."""
     made = recipes.released(
         variant,
         model="swin_tiny_patch4_window7_224",

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spvit_jax import hosts, pretrained
-from spvit_jax.config import STAGES, Config, ConfigError, Training
+from spvit_jax.config import Config, ConfigError, Training
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
@@ -133,7 +133,7 @@ def open_context(
         train, test = (open_source(config.data, split) for split in _splits(config))
         seen = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
         spec: Any = pretrained.dense_spec(config, len(test.class_names))
-        if "search" in STAGES[config.stage]:
+        if config.stage in ("all", "search"):
             gating = Gating.of(config.search, config.budget, spec)
             gating.project(gating.initial())
         if config.stage == "frontier":
@@ -143,7 +143,7 @@ def open_context(
         pretrained.check_features(config, spec)
     hosts.agree(seen)
     mesh = make_mesh(config.sharding.fsdp)
-    for name in STAGES[config.stage]:
+    for name in config.trainings:
         training = getattr(config, name)
         check_batch(name, training, jax.device_count())
         steps_per_epoch(len(train), training.batch_size)
@@ -178,17 +178,23 @@ def load_dense(context: Context) -> Classifier:
     return dense
 
 
-def calibrate(context: Context) -> Calibration:
-    """The images that scores and repairs look at: ``score.images`` of the training split.
+def calibration_indices(context: Context) -> np.ndarray:
+    """Which images of the training split are scored and repaired on: some, evenly spread."""
+    whole = len(context.train)
+    count = min(context.config.score.images, whole)
+    return np.linspace(0, whole - 1, count).round().astype(int)
 
-    They are spread evenly over it and seen as in evaluation; their labels are left behind.
+
+def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibration:
+    """Images of the training split as evaluation sees them; their labels are left behind.
+
+    ``indices`` says which; None: ``calibration_indices``.
     """
-    config, mesh, images = context.config, context.mesh, context.config.score.images
-    count = min(images, len(context.train))
-    some = Some(context.train, np.linspace(0, len(context.train) - 1, count).round().astype(int))
-    size = -(-min(config.score.batch_size, count) // mesh.size) * mesh.size
+    config, mesh = context.config, context.mesh
+    indices = calibration_indices(context) if indices is None else indices
+    size = -(-min(config.score.batch_size, len(indices)) // mesh.size) * mesh.size
     batches = eval_batches(
-        some,
+        Some(context.train, indices),
         config.data,
         batch_size=size,
         rows=local_rows(mesh, size),

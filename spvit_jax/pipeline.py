@@ -33,13 +33,15 @@ from spvit_jax.measure import measure
 from spvit_jax.models import MODELS, Classifier
 from spvit_jax.progress import Console
 from spvit_jax.report import Held, Result, figure, table
+from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.budget import select
+from spvit_jax.single_path.candidates import candidates
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prices import cost, count_parameters
+from spvit_jax.single_path.prior import scored_logits
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.loop import Interrupted
@@ -87,26 +89,19 @@ def run(
 
 
 def run_all(context: Context) -> None:
-    """Search (or score), decide, prune, fine-tune, fold, evaluate, measure."""
-    config, dense = context.config, load_dense(context)
+    """Score, search, decide, try, prune, fine-tune, fold, evaluate, measure; what the config has of
+    these.
+    """
+    dense = load_dense(context)
     dense_top1 = top1(context, "dense", dense)
-    gating = make_gating(context, dense)
-    start = dense
-    if config.search.decision == "score":
-        found, budgets = decide_by_scores(context, dense, gating)
-    else:
-        searched, logits = search(context, dense, gating)
-        found, budgets = decide(context, gating, logits)
-        start = searched if config.finetune.start == "searched" else dense
-    decision = Decision(found, config.search.decision, gating.space.ops, budgets)
+    decision, searched = choose(context, dense)
+    start = searched if context.config.finetune.start == "searched" else dense
     compress(context, dense, dense_top1, start, decision)
 
 
 def run_search(context: Context) -> None:
-    """Search and decide: ends with ``architecture.json``."""
-    dense = load_dense(context)
-    gating = make_gating(context, dense)
-    decide(context, gating, search(context, dense, gating)[1])
+    """Chooses as ``run_all`` does: ends with ``architecture.json``."""
+    choose(context, load_dense(context))
 
 
 def run_finetune(context: Context) -> None:
@@ -185,13 +180,36 @@ STAGES = {
 }
 
 
-def make_gating(context: Context, dense: Classifier) -> Gating:
-    """What the search chooses from and within."""
-    config = context.config
+def choose(context: Context, dense: Classifier) -> tuple["Decision", Classifier]:
+    """Decides by a search or by scores alone, and tries that against simpler architectures.
+
+    Returns:
+      The decision, and the network whose weights a search has trained; the dense one without.
+    """
+    config, network, threshold = context.config, dense, None
     with hosts.together(*USER_ERRORS):
         gating = Gating.of(config.search, config.budget, context.spec, dense)
     hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
-    return gating
+    found: dict[str, Architecture] = {}
+    if config.scores:
+        scores = frontier.score(context, dense, calibrate(context))
+        found = candidates(gating.space, scores, gating.budgets, config.model.variant)
+        if config.search.start == "scores":
+            start = scored_logits(gating.space, scores, gating.budgets)
+            gating = dataclasses.replace(gating, start=start)
+    if config.search.epochs:
+        network, logits = search(context, dense, gating)
+        threshold = gating.threshold(logits, config.model.variant)
+        context.workdir.write("architecture_threshold.json", threshold.save)
+        projects = config.search.decision == "project"
+        decided = gating.project(logits, config.model.variant) if projects else threshold
+        found = {config.search.decision: decided} | found
+    by, architecture = shortlist(context, dense, found)
+    held = _held(context, gating, architecture, threshold)
+    said = [architectures.describe(architecture, context.spec), *map(_cost, held)]
+    context.console.stage("decide", "; ".join(said))
+    context.workdir.write("architecture.json", architecture.save)
+    return Decision(architecture, by, gating.space.ops, held), network
 
 
 def search(context: Context, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
@@ -203,37 +221,9 @@ def search(context: Context, dense: Classifier, gating: Gating) -> tuple[Classif
     return fit(context, "search", network, training, gating=gating)
 
 
-def decide(
-    context: Context, gating: Gating, logits: Gates
-) -> tuple[Architecture, tuple[Held, ...]]:
-    """The architecture of the gate logits, as the config decides, and what it costs."""
-    config, spec = context.config, context.spec
-    threshold = gating.threshold(logits, config.model.variant)
-    found = threshold
-    if config.search.decision == "project":
-        found = gating.project(logits, config.model.variant)
-
-    held = _held(context, gating, found, threshold)
-    said = [f"{h.found:,.8g} {h.unit} (plain threshold: {h.threshold:,.8g})" for h in held]
-    said = [architectures.describe(found, spec), *said]
-    context.console.stage("decide", "; ".join(said))
-    context.workdir.write("architecture_threshold.json", threshold.save)
-    context.workdir.write("architecture.json", found.save)
-    return found, held
-
-
-def decide_by_scores(
-    context: Context, dense: Classifier, gating: Gating
-) -> tuple[Architecture, tuple[Held, ...]]:
-    """The architecture of the least error, measured without labels, and what it costs."""
-    scores = frontier.score(context, dense, calibrate(context))
-    found = select(gating.space, scores, gating.budgets, context.config.model.variant)
-    held = _held(context, gating, found, None)
-    said = [f"{h.found:,.8g} {h.unit}" for h in held]
-    said = [architectures.describe(found, context.spec), *said]
-    context.console.stage("decide", "; ".join(said))
-    context.workdir.write("architecture.json", found.save)
-    return found, held
+def _cost(held: Held) -> str:
+    plain = "" if held.threshold is None else f" (plain threshold: {held.threshold:,.8g})"
+    return f"{held.found:,.8g} {held.unit}{plain}"
 
 
 def _held(
@@ -261,7 +251,7 @@ class Decision:
     """What a model is pruned to, and how that was found."""
 
     architecture: Architecture
-    by: str  # "project", "threshold", "score" or "given"
+    by: str  # see ``Result``
     candidates: tuple[str, ...] = ()  # operations it was chosen from
     budgets: tuple[Held, ...] = ()
 

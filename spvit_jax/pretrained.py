@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from spvit_jax.config import STAGES, Config, ConfigError
+from spvit_jax.config import Config, ConfigError
 from spvit_jax.convert import About, CheckpointError, load, read_spec
 from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
@@ -215,7 +215,7 @@ def check_features(config: Config, student: Spec) -> None:
       convert.CheckpointError: the file is not one that converts.
     """
     teacher = config.teacher
-    names = [n for n in STAGES[config.stage] if getattr(config, n).distillation == "features"]
+    names = [n for n in config.trainings if getattr(config, n).distillation == "features"]
     if names and teacher.checkpoint:
         found = read_spec(address(teacher.checkpoint), teacher.heads or None)
         try:

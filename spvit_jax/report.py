@@ -55,7 +55,8 @@ class Result:
     pruned_macs: int
     dense_published_macs: int  # by the paper's formula
     pruned_published_macs: int
-    decision: str  # "project" or "threshold" of a search, "score" or "given" without one
+    decision: str  # "project" or "threshold" of a search, "scored" or another candidate's name of
+    # ``single_path.candidates``, or "given"
     dense_top1: float | None
     decided_top1: float | None  # pruned, before fine-tuning
     pruned_top1: float | None  # after fine-tuning
@@ -269,8 +270,8 @@ def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]
     if not rows:
         axes.set_axis_off()
         text = "The search logged nothing." if units else "No search: the architecture was given."
-        if result.decision == "score":
-            text = "No search: chosen by scores."
+        if units and all(held.threshold is None for held in result.budgets):
+            text = f"No search: chosen by scores and trials ({result.decision})."
         axes.text(0.5, 0.5, text, ha="center", color=_DENSE, transform=axes.transAxes)
         return
     steps = [row["step"] for row in rows]

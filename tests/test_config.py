@@ -143,8 +143,12 @@ def test_no_number_is_negative_or_infinite(name):
     "name",
     [
         *(f"{part}.{name}" for part in ("pretrain", "search", "finetune") for name in (
-            "epochs", "batch_size", "accumulation", "learning_rate"
+            "batch_size", "accumulation", "learning_rate"
         )),
+        "pretrain.epochs",
+        "finetune.epochs",
+        "shortlist.steps",
+        "score.images",
         "data.eval_batch_size",
         "search.unit_group",
         "checkpoint_every",

@@ -18,15 +18,15 @@ from spvit_jax.single_path.prices import published_macs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS_OF = {
-    "quickstart": ("", "stage=evaluate", "tiny"),
+    "quickstart": ("", "paper", "stage=evaluate", "tiny"),
     "own_data": ("", "stage=evaluate", "tiny"),
-    "fashion_mnist": ("", "pretrain", "stage=evaluate", "tiny"),
-    "deit_ti": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
-    "deit_s": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
-    "deit_b": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
-    "swin_t": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
-    "swin_s": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
-    "swin_b": ("", "stage=finetune", "distill", "stage=evaluate", "tiny"),
+    "fashion_mnist": ("", "paper", "pretrain", "stage=evaluate", "tiny"),
+    "deit_ti": ("", "stage=finetune", "distill", "beyond", "stage=evaluate", "tiny"),
+    "deit_s": ("", "stage=finetune", "distill", "beyond", "stage=evaluate", "tiny"),
+    "deit_b": ("", "stage=finetune", "distill", "beyond", "stage=evaluate", "tiny"),
+    "swin_t": ("", "stage=finetune", "distill", "beyond", "stage=evaluate", "tiny"),
+    "swin_s": ("", "stage=finetune", "distill", "beyond", "stage=evaluate", "tiny"),
+    "swin_b": ("", "stage=finetune", "distill", "beyond", "stage=evaluate", "tiny"),
 }
 FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
 MICROSOFT = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
@@ -89,7 +89,8 @@ def test_tiny_needs_nothing_but_the_package_and_few_steps(name):
     assert made.data.source == "packaged:fashion_mnist" and made.data.workers == 0
     train, test = (open_source(made.data, s) for s in (made.data.train_split, made.data.test_split))
     assert len(test) <= 200
-    for part in (made.pretrain, made.search, made.finetune):
+    parts = (made.pretrain, made.search, made.finetune)
+    for part in (part for part in parts if part.epochs):
         assert 2 <= part.epochs * len(train) / part.batch_size <= 12
         assert part.batch_size % 8 == 0  # divides among 8 devices
     assert made.data.eval_batch_size % 8 == 0
@@ -173,6 +174,21 @@ def test_distillation_is_the_released_one(name):
     plain = load(name, "stage=finetune")
     made.teacher, made.finetune.distillation, made.finetune.epochs = plain.teacher, "none", 130
     assert made == plain
+
+
+@pytest.mark.parametrize("name", [*RELEASED, "quickstart", "fashion_mnist"])
+def test_beyond_the_paper_nothing_is_searched_dropped_mixed_or_labelled(name):
+    made = load(name, "beyond" if name in RELEASED else "")
+    assert made.budget == Budget(macs=0.5) and made.scores and made.trainings == ("finetune",)
+    assert made.search.axes == ("op", "heads", "ffn") and made.shortlist.candidates == 3
+    assert made.model.dropout == made.model.drop_path == 0
+    assert made.data.mixup == made.data.cutmix == made.data.erasing == 0
+    tuning = made.finetune
+    assert (tuning.start, tuning.distillation) == ("repaired", "features")
+    assert (tuning.distillation_weight, tuning.schedule) == (1.0, "cosine")
+    if name.startswith("deit"):
+        assert VARIANTS[made.model.variant].distilled
+        assert f"/{made.model.variant}-" in made.model.checkpoint
 
 
 @pytest.mark.parametrize("name", VARIANTS_OF)

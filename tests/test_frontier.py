@@ -12,7 +12,6 @@ from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load
 from spvit_jax.models import VARIANTS
 from spvit_jax.progress import Console
-from spvit_jax.report import Result
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.training.loop import Interrupted
@@ -126,21 +125,3 @@ def test_calibration_images_are_spread_over_the_split(tmp_path):
     last = np.asarray(found.batches[-1][0][-1])
     expected = opened.train[len(opened.train) - 1]["image"].full()
     np.testing.assert_array_equal(last, expected)
-
-
-def test_a_run_without_search_or_labels(tmp_path):
-    values = runpy.run_path(str(QUICKSTART))["get_config"]("label_free").to_dict()
-    values["finetune"] |= {"epochs": 0.02, "batch_size": 64}
-    values |= {"measure_seconds": 0.01, "score": {"images": 64, "batch_size": 16}}
-    settings = from_config_dict(values)
-    run(settings, tmp_path)
-    found = Result.from_json((tmp_path / "result.json").read_text())
-    assert found.decision == "score" and found.pruned_macs <= 0.5 * found.dense_published_macs
-    assert found.decided_top1 > 0.8 and found.budgets[0].threshold is None
-
-
-def test_without_a_search_there_are_no_searched_weights():
-    values = runpy.run_path(str(QUICKSTART))["get_config"]("label_free").to_dict()
-    values["finetune"]["start"] = "searched"
-    with pytest.raises(ConfigError, match="makes none"):
-        from_config_dict(values)

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import context, measure, pipeline, pretrained
+from spvit_jax import context, measure, pipeline, pretrained, recipes
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
@@ -25,6 +25,7 @@ from spvit_jax.report import Result
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.latency import TableError
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import form as form_of
@@ -50,8 +51,9 @@ EVERYTHING = {  # all axes under gates and two budgets, of parts of what there i
 
 
 def tiny(**changes) -> Config:
-    """quickstart.py:tiny with ``EVERYTHING``; ``search__epochs=2`` changes search.epochs."""
-    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    """A tiny quickstart.py:paper, with ``EVERYTHING``; ``search__epochs=2`` changes that field."""
+    paper = runpy.run_path(str(QUICKSTART))["get_config"]("paper")
+    values = dataclasses.asdict(recipes.tiny(from_config_dict(paper)))
     for name, value in (EVERYTHING | changes).items():
         *groups, field = name.split("__")
         part = values
@@ -314,7 +316,7 @@ def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tm
     )
     made, losses = opened(config, tmp_path), []
     dense = context.load_dense(made)
-    gating = pipeline.make_gating(made, dense)
+    gating = Gating.of(config.search, config.budget, made.spec, dense)
     network = supernet(dense, gating.space.ops)
     _, logits = context.fit(made, "gated", network, config.search, gating=gating, steps=2)
     assert {"penalty", "distillation", "cross_entropy"} <= set(read_metrics(tmp_path / "gated")[0])

@@ -23,7 +23,9 @@ def test_help_says_what_there_is():
 
 
 def test_a_plan_for_eight_chips():
-    shown = plan(TINY, "--devices=8", "--chip=h100", "--utilization=0.5")
+    shown = plan(
+        TINY, "--devices=8", "--chip=h100", "--utilization=0.5", "--config.search.epochs=1"
+    )
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert "search for 8 × NVIDIA H100 SXM" in lines[0] and "finetune for" in lines[1]
@@ -42,7 +44,7 @@ def test_a_plan_for_eight_chips():
         ([TINY], "--devices must be given"),
         ([TINY, "--devices=8", "--chip=tpu"], "--chip must be one of"),
         ([TINY, "--devices=7"], "slices of TPU v5e have 1, 4, 8"),
-        ([TINY, "--devices=64"], "search.batch_size=32 cannot be divided among 64 devices"),
+        ([TINY, "--devices=64"], "finetune.batch_size=32 cannot be divided among 64 devices"),
         ([TINY, "--devices=8", "--utilization=2"], "utilization"),
         ([TINY, "--devices=8", "--images=10"], "expected three numbers"),
         ([TINY, "--devices=8", "--config.stage=evaluate"], "trains nothing"),

@@ -50,7 +50,8 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "workdir",
     },
     "command_line.py": {"config"},
-    "config.py": set(),
+    "config.py": {"validate"},
+    "validate.py": set(),
     "hosts.py": set(),
     "evaluation.py": {"text", "training"},
     "recipes.py": {"config"},
@@ -152,7 +153,7 @@ def test_operations_are_listed_in_one_place():
     for file in elsewhere:
         said = {node.value for node in ast.walk(tree(file)) if isinstance(node, ast.Constant)}
         found = said & {"norm_skip", "conv1x1", "conv3x3"}
-        assert not found or inside(file) == "config.py", file  # which imports nothing
+        assert not found or inside(file) == "config.py", file  # which imports no model
 
 
 def test_torch_is_needed_for_nothing_but_conversion():

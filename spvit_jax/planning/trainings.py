@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax import pretrained
-from spvit_jax.config import STAGES, Config, ConfigError, Training
+from spvit_jax.config import Config, ConfigError, Training
 from spvit_jax.convert import forms
 from spvit_jax.data import splits
 from spvit_jax.data.sources import open_source
@@ -77,7 +77,7 @@ def trainings(config: Config, images: Images) -> Iterator[Planned]:
       ConfigError: it takes none, or the config cannot run.
       ArchitectureError, BudgetError: as in the run itself.
     """
-    names = STAGES[config.stage]
+    names = config.trainings
     if not names:
         raise ConfigError(
             f"stage={config.stage} trains nothing that could be planned; choose all, search,"
@@ -106,7 +106,7 @@ def trainings(config: Config, images: Images) -> Iterator[Planned]:
 
 
 def _architecture(config: Config, spec: Any) -> tuple[Architecture, str]:
-    """What is fine-tuned; before a search, some architecture that fits its budget."""
+    """What is fine-tuned; before it is chosen, some architecture that fits its budget."""
     file = config.finetune.architecture
     if file:
         return architectures.load(file), f"fine-tunes {file}"
@@ -114,7 +114,7 @@ def _architecture(config: Config, spec: Any) -> tuple[Architecture, str]:
     gating = Gating.of(config.search, config.budget, spec)
     logits = jax.tree.map(lambda x: rng.standard_normal(x.shape), gating.initial())
     remark = (
-        "what the search will find is not known: fine-tunes random blocks within the same budget"
+        "what will be chosen is not known: fine-tunes random blocks within the same budget"
         " (--config.finetune.architecture=FILE.json plans for that one)"
     )
     return gating.project(logits), remark

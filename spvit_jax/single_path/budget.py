@@ -143,7 +143,7 @@ class _Offer(NamedTuple):
 
 def _mixing(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budget, ...]) -> _Offer:
     """The operations of a block; attention with its best heads, as many as may be."""
-    steps, by_head = _price(held, i, "op"), _price(held, i, "heads")
+    steps, by_head = price_of(held, i, "op"), price_of(held, i, "heads")
     targets = np.array([budget.target for budget in held])
     last, heads = len(steps), len(by_head)
     nested = np.minimum.accumulate(level["op"]) if "op" in level else np.full(last, np.inf)
@@ -176,7 +176,7 @@ def _mixing(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budg
 
 def _units(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budget, ...]) -> _Offer:
     """Each number of FFN gates of a block, the best ones."""
-    by_unit = _price(held, i, "ffn")
+    by_unit = price_of(held, i, "ffn")
     if "ffn" not in level:
         whole = np.ones(len(by_unit), int)
         return _Offer(Site(np.zeros(1), by_unit.sum(0)[None]), lambda option: {"ffn": whole})
@@ -193,7 +193,7 @@ def _units(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budge
 
 def _scored_mixing(space: Space, i: int, scores: BlockScores, held: tuple[Budget, ...]) -> _Offer:
     """The operations of a block, attention with each number of heads, by their errors."""
-    steps, by_head = _price(held, i, "op"), _price(held, i, "heads")
+    steps, by_head = price_of(held, i, "op"), price_of(held, i, "heads")
     last, heads = len(steps), len(by_head)
     best = scores.heads.order[::-1]  # the last to go first
     options = []
@@ -216,7 +216,7 @@ def _scored_mixing(space: Space, i: int, scores: BlockScores, held: tuple[Budget
 
 def _scored_units(space: Space, i: int, scores: BlockScores, held: tuple[Budget, ...]) -> _Offer:
     """Each number of FFN units of a block, in the space's steps, by their errors."""
-    by_unit = _price(held, i, "ffn")
+    by_unit = price_of(held, i, "ffn")
     units = len(by_unit)
     best = scores.ffn.order[::-1]
     counts = np.arange(0, units + 1, units // space.gates("ffn", i))
@@ -228,6 +228,6 @@ def _scored_units(space: Space, i: int, scores: BlockScores, held: tuple[Budget,
     return _Offer(site, lambda option: {"ffn": (rank < counts[option]).astype(int)})
 
 
-def _price(held: tuple[Budget, ...], i: int, axis: str) -> np.ndarray:
+def price_of(held: tuple[Budget, ...], i: int, axis: str) -> np.ndarray:
     """What each gate of an axis in block ``i`` costs of every budget, ``[gates, budgets]``."""
     return np.stack([budget.prices.blocks[i][axis] for budget in held], axis=-1).astype(float)

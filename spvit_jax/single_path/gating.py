@@ -22,6 +22,7 @@ class Gating:
     budgets: tuple[Budget, ...]
     weight: float  # of the penalty
     learning_rate: float  # of the gate logits
+    start: Gates | None = None  # logits a search starts from; None: as released
 
     @classmethod
     def of(cls, search: Any, budgets: Any, spec: Any, dense: Any = None) -> "Gating":
@@ -42,7 +43,7 @@ class Gating:
 
     def initial(self) -> Gates:
         """Makes the gate logits a search starts from."""
-        return gates.initial_logits(self.space)
+        return gates.initial_logits(self.space) if self.start is None else self.start
 
     def sample(self, logits: Gates, key: jax.Array) -> Gates:
         """Draws the gates of a step."""

@@ -73,13 +73,13 @@ def test_a_teacher_of_a_published_file_is_of_that_variant_and_is_not_downloaded(
 
 
 def test_without_a_file_the_dense_model_teaches_and_another_file_says_what_it_is(tmp_path):
-    (_, finetune) = trainings(config("quickstart"), Images(10_000, 2_000, 10))
+    (finetune,) = trainings(config("quickstart"), Images(10_000, 2_000, 10))
     dense = forms.shapes(forms.build(VARIANTS["deit_fashion_mnist"], "dense"))
     assert len(jax.tree.leaves(finetune.teacher.state)) == len(dense)
     package = Path(forms.__file__).parents[1] / "models" / "packaged"
     file = tmp_path / "mine.safetensors"  # no variant's name
     file.write_bytes((package / "swin_fashion_mnist.safetensors").read_bytes())
-    changed = config("quickstart", teacher__checkpoint=str(file))
+    changed = config("quickstart", "paper", teacher__checkpoint=str(file))
     (_, finetune) = trainings(changed, Images(10_000, 2_000, 10))
     assert str(file) in finetune.remark
     swin = forms.shapes(forms.build(VARIANTS["swin_fashion_mnist"], "dense"))
@@ -115,7 +115,7 @@ def test_a_pretraining_is_of_the_dense_model():
             ConfigError,
             r"finetune\.distillation=features .*teacher\.checkpoint=packaged:swin",
         ),
-        (config("quickstart", search__batch_size=20_000), DataError, "20000 images is more"),
+        (config("quickstart", finetune__batch_size=20_000), DataError, "20000 images is more"),
     ],
 )
 def test_what_cannot_run_cannot_be_planned(values, error, message):

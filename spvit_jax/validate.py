@@ -1,0 +1,175 @@
+"""What a configuration must be, so that nothing fails later: each mistake by its field's name."""
+
+import dataclasses
+import math
+from typing import Any
+
+POSITIVE = {  # numbers that may not be 0; none may be negative
+    "accumulation",
+    "batch_size",
+    "checkpoint_every",
+    "distillation_temperature",
+    "epochs",
+    "eval_batch_size",
+    "images",
+    "learning_rate",
+    "log_every",
+    "measure_batch",
+    "measure_seconds",
+    "repeats",
+    "steps",
+    "unit_group",
+}
+ZERO = ("search.epochs",)  # and this may be 0
+AUGMENTATIONS = (  # all but the first three crop at a random place, size and aspect, and flip
+    "none",
+    "flip",  # left to right
+    "shift",  # that, and shifts by up to 2 pixels
+    "plain",
+    "three",  # DeiT III's 3-Augment
+    "recipe",  # RandAugment rand-m9-mstd0.5-inc1, as released
+)
+STAGES: dict[str, tuple[str, ...]] = {  # what a run may do: groups of fields that it trains by
+    "all": ("search", "finetune"),
+    "pretrain": ("pretrain",),
+    "search": ("search",),
+    "finetune": ("finetune",),
+    "frontier": (),
+    "evaluate": (),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the field and what to write instead."""
+
+
+def check_numbers(part: Any, path: str) -> None:
+    """No number may be negative, infinite or NaN, and those of ``POSITIVE`` not 0."""
+    for field in dataclasses.fields(part):
+        value, name = getattr(part, field.name), path + field.name
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{name}.")
+        elif isinstance(value, int | float):
+            positive = field.name in POSITIVE and name not in ZERO
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                wanted = "above 0" if positive else "0 or more"
+                raise ConfigError(f"{name} must be {wanted}, got {value}")
+
+
+def check(good: bool, message: str) -> None:
+    """Raises ``ConfigError`` with the message unless it is good."""
+    if not good:
+        raise ConfigError(message)
+
+
+def validate(config: Any) -> None:
+    """Raises ``ConfigError`` where fields of a ``Config`` cannot be, or contradict each other."""
+
+    def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+        check(value in allowed, f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+    one_of("stage", config.stage, tuple(STAGES))
+    one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
+    one_of("data.augment", config.data.augment, AUGMENTATIONS)
+    one_of("data.on_error", config.data.on_error, ("raise", "skip"))
+    check(config.data.val_share < 1, "data.val_share must be in [0, 1)")
+    check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
+    one_of("budget.count", config.budget.count, ("run", "published"))
+    one_of("search.decision", config.search.decision, ("project", "threshold"))
+    one_of("search.start", config.search.start, ("released", "scores"))
+    one_of("finetune.start", config.finetune.start, ("pretrained", "searched", "repaired"))
+    kind = config.data.source.partition(":")[0]
+    one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "inat", "idx"))
+    check(
+        len(config.data.mean) == len(config.data.std) == 3 and min(config.data.std) > 0,
+        "data.mean and data.std need three numbers each, std above 0",
+    )
+    check(0 < config.data.crop_ratio <= 1, "data.crop_ratio must be in (0, 1]")
+    mean, std = config.teacher.mean, config.teacher.std
+    check(
+        len(mean) == len(std) and len(mean) in (0, 3) and min(std, default=1) > 0,
+        "teacher.mean and teacher.std need three numbers each, std above 0, or none",
+    )
+    for name in ("pretrain", "search", "finetune"):
+        part = getattr(config, name)
+        one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
+        check(
+            part.batch_size % part.accumulation == 0,
+            f"{name}.accumulation must divide {name}.batch_size={part.batch_size},"
+            f" got {part.accumulation}",
+        )
+        check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
+        check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
+        one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft", "features"))
+        check(part.distillation_weight <= 1, f"{name}.distillation_weight must be in [0, 1]")
+        check(
+            part.distillation != "features" or part.batch_size > part.accumulation,
+            f"{name}.distillation=features compares images: {name}.batch_size must be above"
+            f" {name}.accumulation, which leaves one image at a time",
+        )
+    for name in ("dropout", "drop_path"):
+        check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
+    _validate_stage(config)
+    check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _validate_stage(config: Any) -> None:
+    """What the stage needs besides."""
+    if config.stage in ("all", "search"):
+        budget = config.budget
+        check(
+            bool(budget.macs or budget.params or budget.latency),
+            "set a budget: budget.macs or budget.params, a share of the dense model's or a number,"
+            " or budget.latency, TABLE.json:SHARE",
+        )
+        _check_share("budget.latency", budget.latency)
+    if config.stage == "all":
+        check(
+            config.finetune.start != "searched" or config.search.epochs > 0,
+            "finetune.start=searched needs a search, and search.epochs=0 makes none; set it to"
+            " repaired or pretrained",
+        )
+        check(
+            config.finetune.start == "repaired" or config.shortlist.candidates == 0,
+            "shortlist.candidates tries repaired models: it needs finetune.start=repaired, got"
+            f" {config.finetune.start}; set it so, or shortlist.candidates=0",
+        )
+    if config.stage == "frontier":
+        shares = config.frontier.budgets
+        check(
+            len(shares) > 0 and all(0 < share <= 1 for share in shares),
+            f"frontier.budgets must be one or more shares, above 0 and up to 1; got {shares}",
+        )
+    if config.stage == "pretrain":
+        check(
+            config.pretrain.distillation == "none" or bool(config.teacher.checkpoint),
+            "pretrain.distillation needs teacher.checkpoint: a run that trains from scratch has no"
+            " dense model to learn from",
+        )
+        check(bool(config.model.variant), 'model.variant="" needs a checkpoint; pretrain has none')
+    if config.stage == "finetune":
+        check(
+            config.finetune.start != "searched",
+            "finetune.start=searched needs the search of the same run (stage=all);"
+            " with stage=finetune set it to pretrained or repaired",
+        )
+        check(
+            bool(config.finetune.architecture),
+            "stage=finetune needs finetune.architecture: the architecture.json of a search, or one"
+            " of configs/architectures/",
+        )
+
+
+def _check_share(name: str, value: str) -> None:
+    """Raises ``ConfigError`` unless ``value`` is empty or ends in a share after a colon."""
+    path, _, share = value.rpartition(":")
+    try:
+        good = not value or (bool(path) and 0 < float(share) <= 1)
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"{name} is TABLE.json:SHARE, a file and a number in (0, 1], such as cpu.json:0.6; got"
+            f" {value!r}"
+        )

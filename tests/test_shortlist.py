@@ -1,0 +1,189 @@
+"""A run that scores, tries candidates and matches features: label-free, resumed, and its best."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spvit_jax import context, pipeline, shortlist
+from spvit_jax.config import ConfigError, from_config_dict
+from spvit_jax.convert import load
+from spvit_jax.models import VARIANTS
+from spvit_jax.progress import Console
+from spvit_jax.report import Result
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.training.loop import Interrupted
+from spvit_jax.training.metrics import read_metrics
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+SPEC = VARIANTS["deit_fashion_mnist"]
+
+
+def config(**changes):
+    """quickstart.py:tiny; ``search__epochs=2`` changes search.epochs."""
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    for name, value in ({"measure_seconds": 0.01, "eval_every": 0.0} | changes).items():
+        *groups, field = name.split("__")
+        part = values
+        for group in groups:
+            part = part[group]
+        part[field] = value
+    return from_config_dict(values)
+
+
+def run(settings, folder, should_stop=lambda: False):
+    pipeline.run(settings, folder, Console(silent=True), should_stop)
+
+
+def opened(settings, folder):
+    files = pipeline.Workdir(folder)
+    return context.open_context(settings, files, Console(silent=True), lambda: False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shortlist")
+    run(config(), folder)
+    return folder
+
+
+def test_the_best_of_what_was_tried_goes_on(whole):
+    trials = [shortlist.Trial(**values) for values in read(whole / "shortlist.json")]
+    assert trials[0].name == "scored" and len(trials) > 4
+    trained = {t.name: t.trained for t in trials if t.trained is not None}
+    near = sorted(trials, key=lambda t: t.repaired)[:2]
+    assert set(trained) == {t.name for t in near}
+    result = Result.from_json((whole / "result.json").read_text())
+    assert trained[result.decision] == min(trained.values())
+    found = architectures.load(whole / "architecture.json")
+    (best,) = [t for t in trials if t.name == result.decision]
+    assert found.macs(SPEC) == best.macs == result.pruned_macs
+    assert best.blocks == architectures.describe(found, SPEC)
+    assert all(t.macs <= 0.5 * result.dense_published_macs for t in trials)
+    assert load(whole / "pruned.safetensors").architecture == found
+    (budget,) = result.budgets
+    assert budget.threshold is None and budget.found <= budget.target
+    assert result.decided_top1 > 0.7 and not (whole / "search").exists()
+    steps = read_metrics(whole / "shortlist" / f"{trials.index(near[0]):02d}")
+    assert steps[-1]["step"] == 4 and "distillation" in steps[-1]
+
+
+def test_it_goes_on_where_it_was_stopped(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(config(), tmp_path, stop_in(45))  # among the trials
+    assert list(tmp_path.glob("shortlist/*/repaired.json"))
+    assert not (tmp_path / "shortlist.json").exists()
+    with pytest.raises(Interrupted):
+        run(config(), tmp_path, lambda: bool(list(tmp_path.glob("shortlist/*/metrics.jsonl"))))
+    assert not list(tmp_path.glob("shortlist/*/trained.json"))
+    run(config(), tmp_path)
+    for name in ("scores.json", "shortlist.json", "architecture.json", "pruned.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+class Shuffled:
+    """A source whose labels are all wrong."""
+
+    def __init__(self, source):
+        self.source = source
+        self.class_names = source.class_names
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        row = self.source[index]
+        return row | {"label": (row["label"] + 1) % 10}
+
+
+def test_no_label_is_read(whole, tmp_path, monkeypatch):
+    real = context.open_source
+    monkeypatch.setattr(context, "open_source", lambda *args: Shuffled(real(*args)))
+    monkeypatch.setattr(context, "fingerprint", lambda source: "")
+    run(config(), tmp_path)
+    for name in ("shortlist.json", "architecture.json", "pruned.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    pair = [Result.from_json((f / "result.json").read_text()) for f in (tmp_path, whole)]
+    assert pair[0].dense_top1 < 0.1 < 0.7 < pair[1].dense_top1
+
+
+def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_path):
+    run_of = opened(config(), tmp_path)
+    inner, judges = shortlist._divided(run_of)
+    held, trained = set(inner.test.indices.tolist()), set(inner.train.indices.tolist())
+    scored = set(context.calibration_indices(run_of).tolist())
+    assert len(held) == 32 == sum(int(mask.sum()) for _, mask in judges.batches)
+    assert not held & trained and not held & scored and held | trained == set(range(320))
+    assert scored <= trained
+
+
+def test_the_error_is_that_of_the_last_tokens(tmp_path):
+    run_of = opened(config(), tmp_path)
+    dense = context.load_dense(run_of)
+    indices = np.arange(20)  # the second batch is not full
+    judges = context.calibrate(run_of, indices)
+    assert shortlist.last_error(dense, dense, judges) == 0
+    other = context.load_dense(run_of)
+    other.blocks[-1].ffn.fc2.bias[...] += 0.5
+    images = np.stack([run_of.train[i]["image"].full() for i in indices])
+    target = np.asarray(dense.stream(judges.normalise(images))[-1], float)
+    variance = ((target - target.mean((0, 1))) ** 2).sum()
+    expected = 0.25 * target.size / variance
+    assert shortlist.last_error(other, dense, judges) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_search_that_starts_from_scores_is_tried_too(tmp_path):
+    settings = config(search__epochs=1.0)
+    run(settings, tmp_path)
+    trials = [shortlist.Trial(**values) for values in read(tmp_path / "shortlist.json")]
+    assert [t.name for t in trials[:2]] == ["project", "scored"]
+    assert (tmp_path / "architecture_threshold.json").exists()
+    assert Result.from_json((tmp_path / "result.json").read_text()).budgets[0].threshold
+    first = read_metrics(tmp_path / "search")[0]
+    assert 0.8 < first["budget/MACs"] < 1.1  # from the start, and not the dense model's 1.74
+
+
+def test_without_a_shortlist_the_scored_choice_stands(tmp_path):
+    settings = config(shortlist__candidates=0, finetune__epochs=0.1)
+    run(settings, tmp_path)
+    assert not (tmp_path / "shortlist").exists()
+    assert Result.from_json((tmp_path / "result.json").read_text()).decision == "scored"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"finetune__start": "searched"}, "finetune.start=searched needs a search"),
+        ({"finetune__start": "pretrained"}, "shortlist.candidates=0"),
+        ({"shortlist__steps": 0}, "shortlist.steps must be above 0"),
+        ({"search__start": "score"}, "search.start must be one of released, scores"),
+        ({"search__decision": "score"}, "search.decision must be one of"),
+    ],
+)
+def test_what_contradicts_itself_is_named(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        config(**changes)
+
+
+def stop_in(calls):
+    """Says stop at the given call, and from then on."""
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+def test_a_trial_is_described():
+    rows = shortlist.table(
+        [
+            shortlist.Trial("scored", "msa skip", 2_000_000, 0.5, 0.4),
+            shortlist.Trial("uniform width", "msa msa", 2_000_000, 0.45, 0.3),
+            shortlist.Trial("uniform depth", "skip skip", 2_000_000, 0.7),
+        ]
+    )
+    names = [line.split("  ")[0] for line in rows.splitlines()]
+    assert names[-3:] == ["uniform width", "scored", "uniform depth"] and "–" in rows
