@@ -4,14 +4,14 @@
         [--budgets=0.7,0.5,0.3,0.2] [--epochs=0,1,4,11] [--seeds=0,1,2] [--count=published]
         [--contestants=ours,…] [--minutes=60] [--data=packaged:fashion_mnist]
 
-Every cell of the table is a model: a contestant, a budget, a number of epochs, a seed and a recipe.
-Cells are kept in FOLDER, so the same command goes on with those that are missing, and with
+Every cell of the table is a model: a contestant, a budget, a number of epochs, a seed and a
+recipe. Cells are kept in FOLDER, so the same command goes on with those that are missing, and with
 ``--minutes`` it stops in between; at the end it prints what there is. Everybody starts from the
-same pretrained model, sees the same training images in the same order, and is trained by the same
-recipe: "soft" is the paper's quickstart, labels and the dense model's logits; "features" matches
-the outputs of its blocks, where the widths agree.
+same pretrained model, sees the same training images, and is trained by the same recipe: "soft" is
+the paper's quickstart, labels and the dense model's logits; "features" matches the outputs of its
+blocks, where the widths agree.
 
-ours: scored, chosen and repaired on 512 of the training images. tried: that, out of its shortlist.
+ours: scored, chosen and repaired on 2,048 of the training images. tried: that, of a shortlist.
 search: the paper's, whose 3 epochs count. width, depth: the same FFN width everywhere, attention
 everywhere or in the first blocks alone. magnitude, random: heads and units so chosen. small: a
 narrower dense model from random weights; small5 with five times the epochs. torch-…: Torch-Pruning
@@ -295,6 +295,7 @@ def _in_torch(bench: Bench, cell: Cell) -> dict[str, Any]:
         "mean": context.config.data.mean,
         "std": context.config.data.std,
         "budget": cell.budget,
+        "count": bench.count,
         "importance": importance,
         "grouping": grouping,
         "scope": scope,

@@ -2,7 +2,7 @@
 
     python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
 
-scores every choice in a DeiT trained on Fashion-MNIST on 512 unlabelled images, picks what to keep,
+scores every choice in a DeiT trained on Fashion-MNIST on 2,048 unlabelled images, picks what to keep,
 repairs the rest by least squares, tries that against simpler architectures, matches what its
 blocks put out to the dense model's for 4 epochs, and measures what came out. Weights and images
 come with the project, and labels only say how good it is; ``--config.search.epochs=3`` lets a
@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             distillation="features",
             distillation_weight=1.0,
         ),
+        score=config.Score(images=2048),
         shortlist=config.Shortlist(candidates=3),
         finetune=config.Finetune(
             epochs=4,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-DAMPING = 1e-3  # of the covariance, relative to its mean diagonal
+DAMPING = 0.1  # of the covariance, relative to its mean diagonal: few images say little of more
 PANEL = 64  # removals whose effect on H and K is applied together: a step then reads two columns
 
 
