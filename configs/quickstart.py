@@ -2,8 +2,8 @@
 
     python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
 
-scores every choice in a DeiT trained on Fashion-MNIST on 2,048 unlabelled images, picks what to keep,
-repairs the rest by least squares, tries that against simpler architectures, matches what its
+scores every choice in a DeiT trained on Fashion-MNIST on 2,048 unlabelled images, picks what to
+keep, repairs the rest by least squares, tries that against simpler architectures, matches what its
 blocks put out to the dense model's for 4 epochs, and measures what came out. Weights and images
 come with the project, and labels only say how good it is; ``--config.search.epochs=3`` lets a
 search that starts from the scores decide instead.
