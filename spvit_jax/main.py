@@ -2,8 +2,8 @@
 
     python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
 
-searches an architecture under a budget, prunes, fine-tunes, folds and measures it. All that it
-makes goes to --workdir. After an interruption the same command goes on where it was; once
+finds an architecture under a budget, prunes, repairs, fine-tunes, folds and measures it. All that
+it makes goes to --workdir. After an interruption the same command goes on where it was; once
 finished it prints the result again.
 
   --config=FILE.py           what to do: one of configs/, or a file of your own
@@ -14,8 +14,9 @@ finished it prints the result again.
   --profile=FOLDER           writes a jax.profiler trace of five steps of each training there
 
 --config.stage is one of
-  all        search, finetune and the report (if nothing else is said)
-  search     ends with architecture.json
+  all        score, search, try, fine-tune and report, what the config has of these (if nothing
+             else is said)
+  search     the same up to the decision: ends with architecture.json
   frontier   scores once, then chooses and repairs a model for each of eight budgets, in minutes,
              without training or labels: frontier.png, and a folder for each
   finetune   prunes to --config.finetune.architecture=FILE.json and fine-tunes
@@ -25,6 +26,7 @@ finished it prints the result again.
 Examples, each in a --workdir of its own:
   --config=configs/quickstart.py:tiny                          the whole pipeline in a minute
   --config=configs/quickstart.py --config.budget.macs=0.7
+  --config=configs/quickstart.py:paper                         the paper's search, with labels
   --config=configs/deit_s.py:stage=finetune                    a published architecture
 
 Several hosts run the same command, with a --workdir that all of them see. On TPU pods and under
