@@ -28,7 +28,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     for group in groups(given, host, end):
         results["groups"][group.title] = group.rows
         show(group)
+    results["curve"] = curve_lines(given, end)
     results["latency"] = prediction_lines(given, end)
     print(json.dumps(results))
     if given.json:
@@ -264,20 +265,37 @@ def _ratio(row: Row, key: str) -> str:
     return f"{middle:11.2f}{f'{low:.2f}–{high:.2f}':>14}"
 
 
+def _heard(end: float, function: Callable, *arguments: Any) -> Row:
+    """What a process of its own finds, or why it finds nothing."""
+    if time.monotonic() > end:
+        return {"failed": NO_TIME}
+    side = Side(function, *arguments)
+    try:
+        return side.hear(end)
+    except Failed as error:
+        return {"failed": str(error)}
+    finally:
+        side.close()
+
+
+def curve_lines(given: argparse.Namespace, end: float) -> Row:
+    """Prints how long the largest model takes to be scored, and repaired for each budget."""
+    model, images, batch = given.models[-1], *((16, 8) if given.tiny else (256, 64))
+    found = _heard(end, jax_side.curve, model, images, batch)
+    print(f"\nscored and repaired without training, {model}, {images} images, float32")
+    if "failed" in found:
+        print(found["failed"])
+        return found
+    points = (f"{p['budget']:.0%} {p['seconds']:.1f} s" for p in found["points"])
+    print(f"scores {found['score_seconds']:.1f} s; repaired at", ", ".join(points))
+    return found
+
+
 def prediction_lines(given: argparse.Namespace, end: float) -> Row:
     """Prints what a table of times predicts of random architectures, and what they take."""
     model, batch = given.models[0], given.batches[0]
     count, seconds = (2, 0.2) if given.tiny else (4, 10.0)
-    if time.monotonic() > end:
-        found: Row = {"failed": NO_TIME}
-    else:
-        side = Side(jax_side.predict, model, batch, count, seconds)
-        try:
-            found = side.hear(end)
-        except Failed as error:
-            found = {"failed": str(error)}
-        finally:
-            side.close()
+    found = _heard(end, jax_side.predict, model, batch, count, seconds)
     print(f"\nlatency, {model}, batch {batch}: shares of the dense model's time")
     if "failed" in found:
         print(found["failed"])

@@ -137,6 +137,46 @@ def predict(name: str, batch: int, count: int, seconds: float) -> tuple[dict, di
     return {}, {"model": name, "batch": batch, "dense_ms": table.dense, "shares": rows}
 
 
+def curve(name: str, images: int, batch: int) -> tuple[dict, dict[str, Any]]:
+    """Times scoring, and choosing and repairing for each of three budgets, with random weights.
+
+    Args:
+      name: of the dense model.
+      images: random ones, scored and repaired on.
+      batch: images a step.
+
+    Returns:
+      Seconds, compiling included, which the first repair does for all of them.
+    """
+    from flax import nnx
+
+    from spvit_jax.config import Budget
+    from spvit_jax.models import ViT
+    from spvit_jax.single_path.budget import budgets, select
+    from spvit_jax.single_path.calibration import Calibration
+    from spvit_jax.single_path.ops import PAPER
+    from spvit_jax.single_path.repair import repair
+    from spvit_jax.single_path.score import score
+    from spvit_jax.single_path.space import Space
+    from spvit_jax.training.normalise import Normalise
+
+    spec, rng = specs()[name], np.random.default_rng(0)
+    dense, size = ViT(spec, rngs=nnx.Rngs(0)), spec.image_size
+    pixels = rng.integers(0, 256, (images, size, size, 3), np.uint8)
+    calibration = Calibration.of(pixels, Normalise((0.5,) * 3, (0.5,) * 3), batch)
+    space, start = Space(spec.blocks, PAPER, ("op", "heads", "ffn")), time.perf_counter()
+    scores = score(dense, calibration, PAPER)
+    rows, begin = [], time.perf_counter()
+    scored = begin - start
+    for share in (0.7, 0.5, 0.3):
+        repair(
+            dense, dense, calibration, select(space, scores, budgets(Budget(share), spec, PAPER))
+        )
+        rows.append({"budget": share, "seconds": time.perf_counter() - begin})
+        begin = time.perf_counter()
+    return {}, {"model": name, "images": images, "score_seconds": scored, "points": rows}
+
+
 def _drawn(spec: Any, rng: np.random.Generator) -> Any:
     """A random architecture."""
     from spvit_jax.single_path.architecture import Architecture

@@ -277,7 +277,9 @@ def _in_torch(bench: Bench, cell: Cell) -> dict[str, Any]:
         arrays = {}
         for split, source in (("train", context.train), ("test", context.test)):
             rows = [source[n] for n in range(len(source))]
-            arrays[f"{split}_images"] = np.stack([row["image"].full()[..., 0] for row in rows])
+            arrays[f"{split}_images"] = np.stack(
+                [np.asarray(row["image"].full())[..., 0] for row in rows]
+            )
             arrays[f"{split}_labels"] = np.array([row["label"] for row in rows])
         np.savez(folder / "images.npz", **arrays)
     fields = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "classes")

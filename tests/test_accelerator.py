@@ -105,6 +105,9 @@ def test_runs_with_jax_alone(tmp_path):
         assert f"{name}: {rows[name]['failed']}" in printed
     assert "ImportError" in results["no torch"] and results["platform"] == "cpu"
     assert "no tqdm here" in results["latency"]["failed"]
+    curve = results["curve"]
+    assert curve["score_seconds"] > 0 and "16 images" in printed
+    assert [point["budget"] for point in curve["points"]] == [0.7, 0.5, 0.3]
 
 
 def test_runs_beside_pytorch(tmp_path):
@@ -124,7 +127,7 @@ def test_says_what_there_was_no_time_for(tmp_path):
     assert list(results["groups"]) == ["tiny, batch 2", "tiny, batch 4"]
     for rows in results["groups"].values():
         assert rows == {name: {"failed": "no time left"} for name in (*OURS, *THEIRS)}
-    assert results["latency"] == {"failed": "no time left"}
+    assert results["latency"] == results["curve"] == {"failed": "no time left"}
     assert printed.count("training, search: no time left") == 2
 
 
