@@ -47,6 +47,7 @@ from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.metrics import read_metrics
 from spvit_jax.training.sharding import host
+from spvit_jax.trials import Trial
 from spvit_jax.workdir import Workdir, versions
 
 __all__ = ["STAGES", "USER_ERRORS", "Interrupted", "run"]
@@ -324,7 +325,9 @@ def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[st
 def report(context: Context, result: Result) -> None:
     """Writes the figure, the table and ``result.json``, and shows the table."""
     write, trajectory = context.workdir.write, read_metrics(context.workdir / "search")
-    write("report.png", lambda path: figure(result, trajectory, path))
+    tried = (context.workdir.read_json("shortlist.json") or {"trials": []})["trials"]
+    trials = [Trial(**values) for values in tried]
+    write("report.png", lambda path: figure(result, trajectory, path, trials))
     write("table.txt", lambda path: path.write_text(table(result) + "\n"))
     context.workdir.write_json("result.json", json.loads(result.to_json()))
     context.console.say(table(result))

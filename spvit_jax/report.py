@@ -19,6 +19,7 @@ from spvit_jax.measure import Timing
 from spvit_jax.single_path.axes import AXES, Subset
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.text import aligned
+from spvit_jax.trials import Trial, draw
 
 _AXES = {name: axis.noun for name, axis in AXES.items() if isinstance(axis, Subset)}
 _LINES = ("#1f5fa8", "#8e44ad", "#e08214")
@@ -181,7 +182,10 @@ def _unit(count: float) -> tuple[str, float, int]:
 
 
 def figure(
-    result: Result, search_metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
+    result: Result,
+    search_metrics: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    trials: Sequence[Trial] = (),
 ) -> None:
     """Writes the report's PNG to ``path``, all at once or not at all.
 
@@ -190,6 +194,7 @@ def figure(
       search_metrics: lines of the search, any of them with "step", "budget/UNIT",
         "op_probability/BLOCK/GATE" and "AXIS_probability/BLOCK"; empty without a search.
       path: where the image goes.
+      trials: of the shortlist, shown where there was no search.
     """
     gates = [row for row in search_metrics if _maps(row)]
     heights = [1.15, 1, 1] if gates else [1.15, 1]
@@ -199,7 +204,11 @@ def figure(
     parts = page.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _blocks(parts[0], result)
     trajectory, accuracy = parts[1].subplots(1, 2, width_ratios=[1.7, 1])
-    _trajectory(trajectory, result, search_metrics)
+    if trials and not search_metrics:
+        _style(trajectory, f"Tried, of which {result.decision} was taken")
+        draw(trajectory, trials)
+    else:
+        _trajectory(trajectory, result, search_metrics)
     _accuracy(accuracy, result)
     if gates:
         _gates(parts[2], result, gates)
@@ -271,7 +280,7 @@ def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]
         axes.set_axis_off()
         text = "The search logged nothing." if units else "No search: the architecture was given."
         if units and all(held.threshold is None for held in result.budgets):
-            text = f"No search: chosen by scores and trials ({result.decision})."
+            text = "No search: chosen by scores."
         axes.text(0.5, 0.5, text, ha="center", color=_DENSE, transform=axes.transAxes)
         return
     steps = [row["step"] for row in rows]

@@ -19,21 +19,10 @@ from spvit_jax.models import Classifier
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration, bare
-from spvit_jax.text import aligned
 from spvit_jax.training.normalise import Normalise
+from spvit_jax.trials import Trial, table
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """What became of a candidate. Errors are relative to the variance of the dense model's."""
-
-    name: str
-    blocks: str  # what each keeps, in words
-    macs: int  # per image, as run
-    repaired: float  # error of the last tokens before training
-    trained: float | None = None  # and after it; None: it was not trained
 
 
 def shortlist(
@@ -62,26 +51,11 @@ def shortlist(
         folder, architecture = f"shortlist/{n:02d}", candidates[trials[n].name]
         trials[n] = _trained(context, inner, folder, trials[n], dense, architecture, judges)
     winner = min((trials[n] for n in best), key=lambda trial: trial.trained or 0.0)
-    context.workdir.write_json("shortlist.json", [dataclasses.asdict(trial) for trial in trials])
+    context.workdir.write_json(
+        "shortlist.json", {"trials": [dataclasses.asdict(t) for t in trials]}
+    )
     context.console.say(table(trials))
     return winner.name, candidates[winner.name]
-
-
-def table(trials: list[Trial]) -> str:
-    """Lists the candidates, the best one first."""
-    head = ("candidate", "MACs (M)", "error, repaired", "trained", "blocks")
-    ranked = sorted(trials, key=lambda t: (t.trained is None, t.trained or t.repaired))
-    rows = [
-        (
-            t.name,
-            f"{t.macs / 1e6:,.2f}",
-            f"{t.repaired:.4f}",
-            "–" if t.trained is None else f"{t.trained:.4f}",
-            t.blocks,
-        )
-        for t in ranked
-    ]
-    return aligned([head, *rows])
 
 
 def _repaired(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from spvit_jax.measure import Timing
 from spvit_jax.report import Held, Result, figure, table
+from spvit_jax.trials import Trial
 
 RESULT = Result(
     model="deit_mini",
@@ -277,3 +278,16 @@ def test_failed_drawing_keeps_the_old_figure(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         figure(RESULT, [], path)
     assert path.read_bytes() == before
+
+
+def test_trials_are_drawn_where_nothing_was_searched(tmp_path):
+    tried = [Trial("scored", "msa", 9, 0.5, 0.2), Trial("uniform depth", "skip", 9, 0.7)]
+
+    def page(name, metrics, trials):
+        path = tmp_path / name
+        figure(RESULT, metrics, path, trials)
+        return path.read_bytes()
+
+    assert page("a.png", [], tried) != page("b.png", [], ())
+    assert page("c.png", [], tried) != page("d.png", [], tried[::-1][:1])
+    assert page("e.png", search_metrics(), tried) == page("f.png", search_metrics(), ())

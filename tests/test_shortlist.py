@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spvit_jax import context, pipeline, shortlist
+from spvit_jax import context, pipeline, shortlist, trials
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load
 from spvit_jax.models import VARIANTS
@@ -16,6 +16,7 @@ from spvit_jax.report import Result
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.metrics import read_metrics
+from spvit_jax.trials import Trial
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SPEC = VARIANTS["deit_fashion_mnist"]
@@ -50,23 +51,23 @@ def whole(tmp_path_factory):
 
 
 def test_the_best_of_what_was_tried_goes_on(whole):
-    trials = [shortlist.Trial(**values) for values in read(whole / "shortlist.json")]
-    assert trials[0].name == "scored" and len(trials) > 4
-    trained = {t.name: t.trained for t in trials if t.trained is not None}
-    near = sorted(trials, key=lambda t: t.repaired)[:2]
+    tried = [Trial(**values) for values in read(whole / "shortlist.json")["trials"]]
+    assert tried[0].name == "scored" and len(tried) > 4
+    trained = {t.name: t.trained for t in tried if t.trained is not None}
+    near = sorted(tried, key=lambda t: t.repaired)[:2]
     assert set(trained) == {t.name for t in near}
     result = Result.from_json((whole / "result.json").read_text())
     assert trained[result.decision] == min(trained.values())
     found = architectures.load(whole / "architecture.json")
-    (best,) = [t for t in trials if t.name == result.decision]
+    (best,) = [t for t in tried if t.name == result.decision]
     assert found.macs(SPEC) == best.macs == result.pruned_macs
     assert best.blocks == architectures.describe(found, SPEC)
-    assert all(t.macs <= 0.5 * result.dense_published_macs for t in trials)
+    assert all(t.macs <= 0.5 * result.dense_published_macs for t in tried)
     assert load(whole / "pruned.safetensors").architecture == found
     (budget,) = result.budgets
     assert budget.threshold is None and budget.found <= budget.target
     assert result.decided_top1 > 0.7 and not (whole / "search").exists()
-    steps = read_metrics(whole / "shortlist" / f"{trials.index(near[0]):02d}")
+    steps = read_metrics(whole / "shortlist" / f"{tried.index(near[0]):02d}")
     assert steps[-1]["step"] == 4 and "distillation" in steps[-1]
 
 
@@ -137,8 +138,8 @@ def test_the_error_is_that_of_the_last_tokens(tmp_path):
 def test_a_search_that_starts_from_scores_is_tried_too(tmp_path):
     settings = config(search__epochs=1.0)
     run(settings, tmp_path)
-    trials = [shortlist.Trial(**values) for values in read(tmp_path / "shortlist.json")]
-    assert [t.name for t in trials[:2]] == ["project", "scored"]
+    tried = [Trial(**values) for values in read(tmp_path / "shortlist.json")["trials"]]
+    assert [t.name for t in tried[:2]] == ["project", "scored"]
     assert (tmp_path / "architecture_threshold.json").exists()
     assert Result.from_json((tmp_path / "result.json").read_text()).budgets[0].threshold
     first = read_metrics(tmp_path / "search")[0]
@@ -178,11 +179,11 @@ def read(file):
 
 
 def test_a_trial_is_described():
-    rows = shortlist.table(
+    rows = trials.table(
         [
-            shortlist.Trial("scored", "msa skip", 2_000_000, 0.5, 0.4),
-            shortlist.Trial("uniform width", "msa msa", 2_000_000, 0.45, 0.3),
-            shortlist.Trial("uniform depth", "skip skip", 2_000_000, 0.7),
+            Trial("scored", "msa skip", 2_000_000, 0.5, 0.4),
+            Trial("uniform width", "msa msa", 2_000_000, 0.45, 0.3),
+            Trial("uniform depth", "skip skip", 2_000_000, 0.7),
         ]
     )
     names = [line.split("  ")[0] for line in rows.splitlines()]
