@@ -147,6 +147,9 @@ def open_context(
         training = getattr(config, name)
         check_batch(name, training, jax.device_count())
         steps_per_epoch(len(train), training.batch_size)
+    held = len(held_indices(config, len(train)))
+    if held:  # trials train on the others
+        steps_per_epoch(len(train) - held, config.finetune.batch_size)
     return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
 
 
@@ -178,11 +181,23 @@ def load_dense(context: Context) -> Classifier:
     return dense
 
 
-def calibration_indices(context: Context) -> np.ndarray:
-    """Which images of the training split are scored and repaired on: some, evenly spread."""
-    whole = len(context.train)
-    count = min(context.config.score.images, whole)
-    return np.linspace(0, whole - 1, count).round().astype(int)
+def calibration_indices(config: Config, images: int) -> np.ndarray:
+    """Which of the training images are scored and repaired on: some, evenly spread."""
+    count = min(config.score.images, images - len(held_indices(config, images)))
+    return np.linspace(0, images - 1, count).round().astype(int)
+
+
+def held_indices(config: Config, images: int) -> np.ndarray:
+    """Which of the training images judge the trials of a shortlist; none without one.
+
+    They are spread evenly among those that are not scored; a fifth of the images at most.
+    """
+    if config.stage not in ("all", "search") or not config.shortlist.candidates:
+        return np.zeros(0, int)
+    count = max(min(config.shortlist.images, images // 5), 1)
+    scored = np.linspace(0, images - 1, min(config.score.images, images - count))
+    others = np.setdiff1d(np.arange(images), scored.round().astype(int))
+    return others[np.linspace(0, len(others) - 1, count).round().astype(int)]
 
 
 def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibration:
@@ -191,7 +206,8 @@ def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibratio
     ``indices`` says which; None: ``calibration_indices``.
     """
     config, mesh = context.config, context.mesh
-    indices = calibration_indices(context) if indices is None else indices
+    if indices is None:
+        indices = calibration_indices(config, len(context.train))
     size = -(-min(config.score.batch_size, len(indices)) // mesh.size) * mesh.size
     batches = eval_batches(
         Some(context.train, indices),

@@ -195,7 +195,7 @@ def choose(context: Context, dense: Classifier) -> tuple["Decision", Classifier]
     if config.scores:
         scores = frontier.score(context, dense, calibrate(context))
         found = candidates(gating.space, scores, gating.budgets, config.model.variant)
-        if config.search.start == "scores":
+        if config.search.epochs and config.search.start == "scores":
             start = scored_logits(gating.space, scores, gating.budgets)
             gating = dataclasses.replace(gating, start=start)
     if config.search.epochs:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spvit_jax.context import Context, calibrate, calibration_indices, fit
+from spvit_jax.context import Context, calibrate, fit, held_indices
 from spvit_jax.data.sources import Some
 from spvit_jax.frontier import repaired
 from spvit_jax.models import Classifier
@@ -102,10 +102,8 @@ def _trained(
 
 def _divided(context: Context) -> tuple[Context, Calibration]:
     """The run as trials see it, whose test images are training images held out; and those."""
-    train, images = context.train, context.config.shortlist.images
-    others = np.setdiff1d(np.arange(len(train)), calibration_indices(context))
-    count = min(images, len(others) // 2)
-    held = others[np.linspace(0, len(others) - 1, count).round().astype(int)]
+    train = context.train
+    held = held_indices(context.config, len(train))
     rest = np.setdiff1d(np.arange(len(train)), held)
     inner = dataclasses.replace(context, train=Some(train, rest), test=Some(train, held))
     return inner, calibrate(context, held)

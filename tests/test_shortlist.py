@@ -10,6 +10,7 @@ import pytest
 from spvit_jax import context, pipeline, shortlist, trials
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load
+from spvit_jax.data.errors import DataError
 from spvit_jax.models import VARIANTS
 from spvit_jax.progress import Console
 from spvit_jax.report import Result
@@ -114,10 +115,27 @@ def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_pat
     run_of = opened(config(), tmp_path)
     inner, judges = shortlist._divided(run_of)
     held, trained = set(inner.test.indices.tolist()), set(inner.train.indices.tolist())
-    scored = set(context.calibration_indices(run_of).tolist())
+    scored = set(context.calibration_indices(run_of.config, 320).tolist())
     assert len(held) == 32 == sum(int(mask.sum()) for _, mask in judges.batches)
     assert not held & trained and not held & scored and held | trained == set(range(320))
     assert scored <= trained
+
+
+@pytest.mark.parametrize("images", [10, 64, 90, 10_000])
+def test_a_small_set_is_divided_too(images):
+    settings = config(score__images=64, shortlist__images=32)
+    held = context.held_indices(settings, images)
+    scored = context.calibration_indices(settings, images)
+    assert len(held) == min(32, images // 5) and not set(held) & set(scored)
+    assert len(scored) == min(64, images - len(held)) == len(set(scored))
+    for other in (config(shortlist__candidates=0), config(stage="frontier")):
+        assert len(context.held_indices(other, images)) == 0
+
+
+def test_trials_without_a_batch_are_refused_before_anything_is_done(tmp_path):
+    settings = config(data__train_split="train[:34]", finetune__batch_size=32)
+    with pytest.raises(DataError, match="28 training images"):
+        opened(settings, tmp_path)
 
 
 def test_the_error_is_that_of_the_last_tokens(tmp_path):
