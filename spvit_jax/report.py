@@ -205,7 +205,7 @@ def figure(
     _blocks(parts[0], result)
     trajectory, accuracy = parts[1].subplots(1, 2, width_ratios=[1.7, 1])
     if trials and not search_metrics:
-        _style(trajectory, f"Tried, of which {result.decision} was taken")
+        _style(trajectory, f"Tried; taken: {result.decision}")
         draw(trajectory, trials)
     else:
         _trajectory(trajectory, result, search_metrics)

@@ -57,4 +57,4 @@ def draw(axes: Axes, trials: Sequence[Trial]) -> None:
     )
     axes.set_yticks(places, [t.name for t in rows], fontsize=9, color=_INK)
     axes.set_xlabel("squared error of the last tokens / variance of the dense model's")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
