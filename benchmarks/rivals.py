@@ -39,7 +39,7 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax import context as contexts
-from spvit_jax import frontier, pipeline
+from spvit_jax import frontier
 from spvit_jax.config import Budget, Config, Finetune, from_config_dict
 from spvit_jax.context import Context
 from spvit_jax.convert import save_torch
@@ -55,6 +55,7 @@ from spvit_jax.single_path.eliminate import Elimination
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.score import BlockScores, Scores
+from spvit_jax.single_path.supernet import supernet
 from spvit_jax.text import aligned
 from spvit_jax.workdir import Workdir
 
@@ -98,7 +99,7 @@ class Bench:
         return Gating.of(search, held, self.context.spec, self.dense)
 
     def training(self, cell: Cell) -> Finetune:
-        """The recipe, the same for everybody."""
+        """The recipe, the same for everybody, without dropout or stochastic depth."""
         values = runpy.run_path(str(QUICKSTART))["get_config"]("" if _matches(cell) else "paper")
         recipe = from_config_dict(values).finetune
         return dataclasses.replace(recipe, epochs=float(cell.epochs), start="pretrained")
@@ -126,8 +127,9 @@ def tried(bench: Bench, cell: Cell) -> Any:
     context, gating = bench.at(cell), bench.gating(cell.budget, tuple(AXES))
     scores = frontier.score(bench.context, bench.dense, contexts.calibrate(context))
     config = dataclasses.replace(context.config, finetune=bench.training(cell))
-    files = Workdir(context.workdir / f"{cell.name}-tried")
-    trial = dataclasses.replace(context, config=config, workdir=files)
+    folder = Path(context.workdir / f"trials/{cell.name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = dataclasses.replace(context, config=config, workdir=Workdir(folder))
     proposed = candidates(gating.space, scores, gating.budgets)
     found = shortlist(trial, bench.dense, proposed)[1]
     return frontier.repaired(context, bench.dense, found, contexts.calibrate(context))
@@ -142,7 +144,7 @@ def search(bench: Bench, cell: Cell) -> Any:
     gating = bench.gating(cell.budget, config.search.axes)
     name = f"search-{cell.budget}-{cell.seed}"
     network, logits = contexts.fit(
-        context, name, pipeline.supernet(bench.dense), config.search, gating=gating
+        context, name, supernet(bench.dense), config.search, gating=gating
     )
     return prune(network, gating.project(logits))
 
@@ -277,9 +279,7 @@ def _in_torch(bench: Bench, cell: Cell) -> dict[str, Any]:
         arrays = {}
         for split, source in (("train", context.train), ("test", context.test)):
             rows = [source[n] for n in range(len(source))]
-            arrays[f"{split}_images"] = np.stack(
-                [np.asarray(row["image"].full())[..., 0] for row in rows]
-            )
+            arrays[f"{split}_images"] = np.stack([np.asarray(row["image"].full()) for row in rows])
             arrays[f"{split}_labels"] = np.array([row["label"] for row in rows])
         np.savez(folder / "images.npz", **arrays)
     fields = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "classes")
@@ -349,6 +349,10 @@ def opened(arguments: argparse.Namespace) -> Bench:
     config.checkpoint_every = 10_000
     folder = Path(arguments.workdir)
     folder.mkdir(parents=True, exist_ok=True)
+    images, note = f"{arguments.data} {arguments.test}\n", folder / "images.txt"
+    if note.exists() and note.read_text() != images:
+        sys.exit(f"{folder} holds cells of {note.read_text().strip()}; take another --workdir")
+    note.write_text(images)
     context = contexts.open_context(config, Workdir(folder), Console(), lambda: False)
     if arguments.test:
         test = dataclasses.replace(config.data, source=arguments.test)

@@ -52,12 +52,12 @@ def dense_model(job: Job) -> VisionTransformer:
 
 
 def split(job: Job, name: str) -> tuple[Tensor, Tensor]:
-    """Images ``[n, 3, height, width]``, grey in three normalised channels, and labels."""
+    """Normalised images ``[n, 3, height, width]``, and labels."""
     with np.load(job["data"]) as arrays:
         pixels = torch.from_numpy(arrays[f"{name}_images"]).float() / 255
         labels = torch.from_numpy(arrays[f"{name}_labels"].astype(np.int64))
     mean, std = (torch.tensor(job[key]).view(3, 1, 1) for key in ("mean", "std"))
-    return (pixels[:, None] - mean) / std, labels
+    return (pixels.permute(0, 3, 1, 2) - mean) / std, labels
 
 
 def macs(model: VisionTransformer, published: bool) -> int:

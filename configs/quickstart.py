@@ -13,13 +13,9 @@ the dense model's logits. ``:tiny`` does everything in about a minute. ``:stage=
 the dense model, or another ``--config.model.checkpoint``.
 """
 
-from typing import Any
-
 import ml_collections
 
 from spvit_jax import config, recipes
-
-RATES: dict[str, Any] = {"schedule": "cosine", "final_learning_rate": 1e-5, "batch_size": 64}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -30,6 +26,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         model=config.Model(
             variant="deit_fashion_mnist",
             checkpoint="packaged:deit_fashion_mnist",
+            dropout=0.05,
+            drop_path=0.1,
         ),
         data=config.Data(
             source="packaged:fashion_mnist",
@@ -38,49 +36,31 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ),
         teacher=config.Teacher(dtype="float32"),  # the dense model itself, on CPU
         budget=config.Budget(macs=0.5),
+        score=config.Score(images=2048),
         search=config.Search(
-            epochs=0,
-            axes=("op", "heads", "ffn"),
-            start="scores",
+            epochs=3,
             batch_size=64,
             learning_rate=3e-4,
             gate_learning_rate=3e-2,
-            distillation="features",
-            distillation_weight=1.0,
+            label_smoothing=0.1,
         ),
-        score=config.Score(images=2048),
-        shortlist=config.Shortlist(candidates=3),
         finetune=config.Finetune(
-            epochs=4,
-            learning_rate=1e-3,
-            start="repaired",
-            distillation="features",
-            distillation_weight=1.0,
-            **RATES,
+            epochs=8,
+            batch_size=64,
+            learning_rate=5e-4,
+            schedule="cosine",
+            final_learning_rate=1e-5,
+            start="searched",
+            label_smoothing=0.1,
+            distillation="soft",
+            distillation_weight=0.9,
+            distillation_temperature=2.0,
         ),
         checkpoint_every=100,
         log_every=10,
         measure_batch=64,
         measure_seconds=5.0,
     )
-    if variant == "paper":
-        made.model.dropout, made.model.drop_path = 0.05, 0.1
-        made.shortlist.candidates = 0
-        made.search = config.Search(
-            epochs=3,
-            batch_size=64,
-            learning_rate=3e-4,
-            gate_learning_rate=3e-2,
-            label_smoothing=0.1,
-        )
-        made.finetune = config.Finetune(
-            epochs=8,
-            learning_rate=5e-4,
-            start="searched",
-            label_smoothing=0.1,
-            distillation="soft",
-            distillation_weight=0.9,
-            distillation_temperature=2.0,
-            **RATES,
-        )
+    if variant != "paper":
+        made = recipes.beyond(made, epochs=4, learning_rate=1e-3)
     return config.to_config_dict(recipes.tiny(made) if variant == "tiny" else made)

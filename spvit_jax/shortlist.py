@@ -38,75 +38,82 @@ def shortlist(
     Returns:
       Its name and architecture.
     """
-    config = context.config.shortlist
-    if not config.candidates or len(candidates) == 1:
+    count = context.config.shortlist.candidates
+    if not count or len(candidates) == 1:
         return next(iter(candidates.items()))
-    inner, judges = _divided(context)
-    trials = [
-        _repaired(context, f"shortlist/{number:02d}", name, dense, candidate, judges)
-        for number, (name, candidate) in enumerate(candidates.items())
-    ]
-    best = sorted(range(len(trials)), key=lambda n: trials[n].repaired)[: config.candidates]
-    for n in best:
-        folder, architecture = f"shortlist/{n:02d}", candidates[trials[n].name]
-        trials[n] = _trained(context, inner, folder, trials[n], dense, architecture, judges)
-    winner = min((trials[n] for n in best), key=lambda trial: trial.trained or 0.0)
+    trying = _Trying(context, dense, candidates, *_divided(context))
+    trials = {name: trying.repaired(name) for name in candidates}
+    near = sorted(trials, key=lambda name: trials[name].repaired)[:count]
+    errors = {}
+    for name in near:
+        trials[name], errors[name] = trying.trained(trials[name])
+    best = min(near, key=errors.__getitem__)
+    listed = list(trials.values())
     context.workdir.write_json(
-        "shortlist.json", {"trials": [dataclasses.asdict(t) for t in trials]}
+        "shortlist.json", {"trials": [dataclasses.asdict(t) for t in listed]}
     )
-    context.console.say(table(trials))
-    return winner.name, candidates[winner.name]
+    context.console.say(table(listed))
+    return best, candidates[best]
 
 
-def _repaired(
-    context: Context,
-    folder: str,
-    name: str,
-    dense: Classifier,
-    candidate: Architecture,
-    judges: Calibration,
-) -> Trial:
-    """A candidate repaired, its error measured or read."""
-    known = context.workdir.read_json(f"{folder}/repaired.json")
-    if known is not None:
-        return Trial(**known)
-    said = architectures.describe(candidate, context.spec)
-    context.announce("try", f"{name}: {said}")
-    model = repaired(context, dense, candidate, calibrate(context))
-    error = last_error(model, dense, judges)
-    found = Trial(name, said, candidate.macs(context.spec), error)
-    context.workdir.write_json(f"{folder}/repaired.json", dataclasses.asdict(found))
-    return found
+@dataclasses.dataclass
+class _Trying:
+    """Candidates at work. What is trained is repaired anew: a repair is cheap, models are not."""
+
+    context: Context
+    dense: Classifier
+    candidates: dict[str, Architecture]
+    inner: Context  # the run as trials see it: training images that judge are its test images
+    judges: Calibration
+    calibration: Calibration
+
+    def repaired(self, name: str) -> Trial:
+        """Repairs a candidate and measures its error, or reads that."""
+        known = self._read(name, "repaired")
+        if known is not None:
+            return known
+        candidate, spec = self.candidates[name], self.context.spec
+        said = architectures.describe(candidate, spec)
+        self.context.announce("try", f"{name}: {said}")
+        error = last_error(self._model(name), self.dense, self.judges)
+        return self._written("repaired", Trial(name, said, candidate.macs(spec), error))
+
+    def trained(self, trial: Trial) -> tuple[Trial, float]:
+        """Trains it for ``shortlist.steps`` and measures its error again, or reads that."""
+        known = self._read(trial.name, "trained")
+        if known is not None and known.trained is not None:
+            return known, known.trained
+        config = self.context.config
+        self.context.announce("try", f"{trial.name}: {config.shortlist.steps} steps")
+        model = self._model(trial.name)
+        steps = config.shortlist.steps
+        model, _ = fit(self.inner, self._folder(trial.name), model, config.finetune, steps=steps)
+        error = last_error(model, self.dense, self.judges)
+        return self._written("trained", dataclasses.replace(trial, trained=error)), error
+
+    def _model(self, name: str) -> Classifier:
+        return repaired(self.context, self.dense, self.candidates[name], self.calibration)
+
+    def _folder(self, name: str) -> str:
+        return f"shortlist/{list(self.candidates).index(name):02d}"
+
+    def _read(self, name: str, when: str) -> Trial | None:
+        values = self.context.workdir.read_json(f"{self._folder(name)}/{when}.json")
+        return None if values is None else Trial(**values)
+
+    def _written(self, when: str, trial: Trial) -> Trial:
+        file = f"{self._folder(trial.name)}/{when}.json"
+        self.context.workdir.write_json(file, dataclasses.asdict(trial))
+        return trial
 
 
-def _trained(
-    context: Context,
-    inner: Context,
-    folder: str,
-    trial: Trial,
-    dense: Classifier,
-    candidate: Architecture,
-    judges: Calibration,
-) -> Trial:
-    """It trained for ``shortlist.steps``, its error measured or read."""
-    known = context.workdir.read_json(f"{folder}/trained.json")
-    if known is not None:
-        return Trial(**known)
-    context.announce("try", f"{trial.name}: {context.config.shortlist.steps} steps")
-    model = repaired(context, dense, candidate, calibrate(context))
-    model, _ = fit(inner, folder, model, inner.config.finetune, steps=inner.config.shortlist.steps)
-    found = dataclasses.replace(trial, trained=last_error(model, dense, judges))
-    context.workdir.write_json(f"{folder}/trained.json", dataclasses.asdict(found))
-    return found
-
-
-def _divided(context: Context) -> tuple[Context, Calibration]:
-    """The run as trials see it, whose test images are training images held out; and those."""
+def _divided(context: Context) -> tuple[Context, Calibration, Calibration]:
+    """The run as trials see it, the images that judge, and those that are repaired on."""
     train = context.train
     held = held_indices(context.config, len(train))
     rest = np.setdiff1d(np.arange(len(train)), held)
     inner = dataclasses.replace(context, train=Some(train, rest), test=Some(train, held))
-    return inner, calibrate(context, held)
+    return inner, calibrate(context, held), calibrate(context)
 
 
 def last_error(model: Classifier, dense: Classifier, images: Calibration) -> float:

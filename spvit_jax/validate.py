@@ -131,6 +131,11 @@ def _validate_stage(config: Any) -> None:
             " repaired or pretrained",
         )
         check(
+            config.search.decision == "project" or config.shortlist.candidates == 0,
+            "search.decision=threshold may be above the budget, and a shortlist compares models"
+            " within it; set search.decision=project, or shortlist.candidates=0",
+        )
+        check(
             config.finetune.start == "repaired" or config.shortlist.candidates == 0,
             "shortlist.candidates tries repaired models: it needs finetune.start=repaired, got"
             f" {config.finetune.start}; set it so, or shortlist.candidates=0",

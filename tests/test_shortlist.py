@@ -113,12 +113,12 @@ def test_no_label_is_read(whole, tmp_path, monkeypatch):
 
 def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_path):
     run_of = opened(config(), tmp_path)
-    inner, judges = shortlist._divided(run_of)
+    inner, judges, calibration = shortlist._divided(run_of)
     held, trained = set(inner.test.indices.tolist()), set(inner.train.indices.tolist())
     scored = set(context.calibration_indices(run_of.config, 320).tolist())
     assert len(held) == 32 == sum(int(mask.sum()) for _, mask in judges.batches)
     assert not held & trained and not held & scored and held | trained == set(range(320))
-    assert scored <= trained
+    assert scored <= trained and sum(int(m.sum()) for _, m in calibration.batches) == 64
 
 
 @pytest.mark.parametrize("images", [10, 64, 90, 10_000])
@@ -177,6 +177,10 @@ def test_without_a_shortlist_the_scored_choice_stands(tmp_path):
         ({"finetune__start": "searched"}, "finetune.start=searched needs a search"),
         ({"finetune__start": "pretrained"}, "shortlist.candidates=0"),
         ({"shortlist__steps": 0}, "shortlist.steps must be above 0"),
+        (
+            {"search__decision": "threshold", "search__epochs": 1.0},
+            "search.decision=threshold may be above the budget",
+        ),
         ({"search__start": "score"}, "search.start must be one of released, scores"),
         ({"search__decision": "score"}, "search.decision must be one of"),
     ],
