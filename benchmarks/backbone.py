@@ -1,24 +1,30 @@
-"""A real backbone pruned without training or labels: how near its features stay to the dense ones.
+"""A real backbone made smaller without training or labels: how near its features stay.
 
     python benchmarks/backbone.py WEIGHTS.safetensors PHOTOS [--heads=6] [--size=224]
-        [--budgets=0.8,0.7,0.6,0.5] [--seed=0]
+        [--budgets=0.7,0.6,0.5,0.35] [--contestants=weights,merging,smaller,ours] [--seed=0]
 
 WEIGHTS is a plain ViT in timm's names, with or without a head, such as a DINOv2; PHOTOS a folder
 of images. Half of them, drawn by the seed, is scored and repaired on, the other half is tested
 on: the cosine of the class token's features and of the patches' to the dense model's, and how many
 of an image's ten nearest neighbours among the photos are the dense model's as well. MACs are
 counted as published, and all tokens are read.
+
+Contestants: "weights" cuts heads, units and whole attentions, and repairs; "merging" merges the
+same number of tokens in every block of the dense model, no more; "smaller" shows it smaller images;
+"ours" does all of the first two under one budget. Patches are compared on the full grid.
 """
 
 import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -26,12 +32,17 @@ from safetensors.numpy import load_file, save_file
 
 from spvit_jax.config import Budget, Data
 from spvit_jax.convert import load
+from spvit_jax.convert.fit import resize_grid
 from spvit_jax.models import ViT
-from spvit_jax.single_path.architecture import describe
+from spvit_jax.single_path import prices
+from spvit_jax.single_path.architecture import Architecture, describe
 from spvit_jax.single_path.budget import budgets, select
 from spvit_jax.single_path.calibration import Calibration
-from spvit_jax.single_path.repair import repair
-from spvit_jax.single_path.score import score
+from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.prune import prune
+from spvit_jax.single_path.repair import repair, repaired_error
+from spvit_jax.single_path.schedules import SHAPES, saving, tried
+from spvit_jax.single_path.score import Scores, score
 from spvit_jax.single_path.space import Space
 from spvit_jax.text import aligned
 from spvit_jax.training.normalise import Normalise
@@ -39,6 +50,7 @@ from spvit_jax.training.normalise import Normalise
 OPS = ("skip", "msa")  # a convolution cannot follow what class tokens do
 BATCH = 20  # images
 NEIGHBOURS = 10
+PATCHES = 0.5  # of the error that schedules are judged by
 NORMALISE = Normalise(Data().mean, Data().std)
 
 
@@ -77,10 +89,27 @@ def _cropped(files: list[Path], size: int) -> Iterator[np.ndarray]:
 
 
 def features(model: Any, images: np.ndarray) -> np.ndarray:
-    """The tokens behind the last norm, ``[images, tokens, D]``."""
-    run = jax.jit(lambda batch: model.norm(model.stream(NORMALISE(batch))[-1]))
-    batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
-    return np.concatenate([np.asarray(run(batch)) for batch in batches])
+    """The tokens behind the last norm, unmerged and on the grid of the images given."""
+    size, own = images.shape[1], model.spec.image_size
+    run = jax.jit(lambda batch: model.norm(model.stream(NORMALISE(batch))[-1].unmerged()))
+    found = []
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        if own != size:
+            batch = np.stack([_scaled(image, own) for image in batch])
+        found.append(np.asarray(run(batch)))
+    tokens = np.concatenate(found)
+    if own == size:
+        return tokens
+    grids = [n // model.spec.patch_size for n in (own, size)]
+    maps = tokens[:, 1:].reshape(len(tokens), grids[0], grids[0], -1)
+    shape = (len(tokens), grids[1], grids[1], maps.shape[-1])
+    maps = np.asarray(jax.image.resize(maps, shape, "bilinear"))
+    return np.concatenate([tokens[:, :1], maps.reshape(len(tokens), grids[1] ** 2, -1)], axis=1)
+
+
+def _scaled(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def compared(found: np.ndarray, dense: np.ndarray) -> tuple[str, ...]:
@@ -101,6 +130,96 @@ def _nearest(tokens: np.ndarray) -> np.ndarray:
     return np.argsort(-near, axis=1)[:, :NEIGHBOURS]
 
 
+@dataclasses.dataclass
+class Bench:
+    """What all contestants share."""
+
+    dense: Any
+    seen: np.ndarray
+    test: np.ndarray
+    target: np.ndarray  # the dense model's features of the test images
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Of the images that may be seen."""
+        return score(self.dense, self.calibration(self.seen), OPS)
+
+    def calibration(self, images: np.ndarray) -> Calibration:
+        """Images to score and repair on."""
+        return Calibration.of(images, NORMALISE, BATCH)
+
+    def budgets(self, share: float, merges: Merges = ()) -> tuple[Any, ...]:
+        """The budget of a share of the MACs, tokens merged."""
+        return budgets(Budget(macs=share, count="published"), self.dense.spec, OPS, merges)
+
+    def chosen(self, share: float, merges: Merges = ()) -> Architecture:
+        """What scores choose beside the merges."""
+        space = Space(merged(self.dense.spec, merges), OPS, ("op", "heads", "tokens", "ffn"))
+        return select(space, self.scores, self.budgets(share, merges))
+
+
+def weights(bench: Bench, share: float) -> tuple[Any, Architecture]:
+    """Keeps all tokens."""
+    found = bench.chosen(share)
+    return repair(bench.dense, bench.dense, bench.calibration(bench.seen), found), found
+
+
+def merging(bench: Bench, share: float) -> tuple[Any, Architecture]:
+    """Merges alike in every block, if that is enough, and leaves the weights as they are."""
+    spec = bench.dense.spec
+    schedules = (saving(spec, shape, 1.0, lambda m: bench.budgets(share, m)) for shape in SHAPES)
+    whole = tuple(block.hidden for block in spec.blocks)
+    merges = next(found for found in schedules if found is not None)
+    found = Architecture(("msa",) * len(whole), whole, merges=merges)
+    return prune(bench.dense, found), found
+
+
+def smaller(bench: Bench, share: float) -> tuple[Any, Architecture]:
+    """Sees images of fewer pixels, positions interpolated; of the largest size that fits."""
+    spec, patch = bench.dense.spec, bench.dense.spec.patch_size
+    target = share * prices.published_macs(spec).dense
+    sizes = range(spec.image_size, 0, -patch)
+    specs = (dataclasses.replace(spec, image_size=size) for size in sizes)
+    fitting = next(one for one in specs if prices.published_macs(one).dense <= target)
+    model = ViT(fitting, rngs=nnx.Rngs(0))
+    grid, side = (one.image_size // patch for one in (spec, fitting))
+    positions = np.asarray(bench.dense.pos_embed[...])
+    first, others = np.split(positions, [spec.prefix])
+    others = resize_grid(others.reshape(grid, grid, -1), side).reshape(side**2, -1)
+    copy = nnx.clone(bench.dense)
+    copy.pos_embed = nnx.Param(jnp.asarray(np.concatenate([first, others])))
+    nnx.update(model, nnx.state(copy))
+    whole = tuple(block.hidden for block in fitting.blocks)
+    return model, Architecture(("msa",) * len(whole), whole)
+
+
+def ours(bench: Bench, share: float) -> tuple[Any, Architecture]:
+    """Merges and cuts: the schedule of the least error on photos that were not repaired on."""
+    trial, judges = np.split(bench.seen, [2 * len(bench.seen) // 3])
+    calibration, judging = bench.calibration(trial[::2]), bench.calibration(judges)
+
+    def error(name: str, merges: Merges) -> float:
+        found = bench.chosen(share, merges)
+        off = repaired_error(bench.dense, calibration, judging, found, PATCHES)
+        print(f"  {name}: {off:.4f}  {describe(found, bench.dense.spec)}", flush=True)
+        return off
+
+    def find(shape: str, part: float) -> Merges | None:
+        return saving(bench.dense.spec, shape, part, lambda m: bench.budgets(share, m))
+
+    errors = tried(error, find)
+    found = bench.chosen(share, min(errors, key=errors.__getitem__))
+    return repair(bench.dense, bench.dense, bench.calibration(bench.seen), found), found
+
+
+CONTESTANTS: dict[str, Callable[[Bench, float], tuple[Any, Architecture]]] = {
+    "weights": weights,
+    "merging": merging,
+    "smaller": smaller,
+    "ours": ours,
+}
+
+
 def main() -> None:
     """Prints a row for each budget as it is found, and the table at the end."""
     parser = argparse.ArgumentParser(
@@ -110,30 +229,26 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--heads", type=int, default=0)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--budgets", default="0.8,0.7,0.6,0.5")
+    parser.add_argument("--budgets", default="0.7,0.6,0.5,0.35")
+    parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    dense, images = (
-        backbone(given.weights, given.heads, given.size),
-        photos(given.photos, given.size),
-    )
+    dense = backbone(given.weights, given.heads, given.size)
+    images = photos(given.photos, given.size)
     order = np.random.default_rng(given.seed).permutation(len(images))
     seen, test = np.split(images[order], [len(images) // 2])
-    calibration, target = Calibration.of(seen, NORMALISE, BATCH), features(dense, test)
-    start = time.perf_counter()
-    scores = score(dense, calibration, OPS)
-    print(f"{len(seen)} images scored in {time.perf_counter() - start:.0f} s", flush=True)
-    space = Space(dense.spec.blocks, OPS, ("op", "heads", "ffn"))
-    rows = [("MACs", "class, mean", "worst", "patches", "neighbours", "repaired in", "blocks")]
-    for share in map(float, given.budgets.split(",")):
-        held = budgets(Budget(macs=share, count="published"), dense.spec, OPS)
-        found, start = select(space, scores, held), time.perf_counter()
-        model = repair(dense, dense, calibration, found)
-        seconds = f"{time.perf_counter() - start:.0f} s"
-        share = found.published_macs(dense.spec) / held[0].prices.dense
-        compare = compared(features(model, test), target)
-        rows.append((f"{share:.1%}", *compare, seconds, describe(found, dense.spec)))
-        print(*rows[-1], flush=True)
+    bench = Bench(dense, seen, test, features(dense, test))
+    rows = [("", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks")]
+    for name in given.contestants.split(","):
+        for share in map(float, given.budgets.split(",")):
+            start = time.perf_counter()
+            model, found = CONTESTANTS[name](bench, share)
+            seconds = f"{time.perf_counter() - start:.0f} s"
+            share = found.published_macs(model.spec) / prices.published_macs(dense.spec).dense
+            compare = compared(features(model, test), bench.target)
+            said = describe(found, model.spec)
+            rows.append((name, f"{share:.1%}", *compare, seconds, said))
+            print(*rows[-1], flush=True)
     print(aligned(rows))
 
 

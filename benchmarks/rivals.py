@@ -11,12 +11,14 @@ same pretrained model, sees the same training images, and is trained by the same
 the paper's quickstart, labels and the dense model's logits; "features" matches the outputs of its
 blocks, where the widths agree.
 
-ours: scored, chosen and repaired on 2,048 of the training images. tried: that, of a shortlist.
-search: the paper's, whose 3 epochs count. width, depth: the same FFN width everywhere, attention
-everywhere or in the first blocks alone. magnitude, random: heads and units so chosen. small: a
-narrower dense model from random weights; small5 with five times the epochs. torch-…: Torch-Pruning
-(``pip install torch-pruning timm``) in PyTorch, by importance, grouping, and "all" dimensions or
-"heads", which is heads' widths and FFN.
+ours: scored, merged, chosen and repaired on 2,048 of the training images. tried: that, of a
+shortlist. weights: ours without merging. merging: token merging alone, the dense weights. smaller:
+smaller images alone, the dense weights, positions interpolated. search: the paper's, whose 3 epochs
+count. width, depth: the same FFN width everywhere, attention everywhere or in the first blocks
+alone. magnitude, random: heads and units so chosen. small: a narrower dense model from random
+weights; small5 with five times the epochs. torch-…: Torch-Pruning (``pip install torch-pruning
+timm``) in PyTorch, by importance, grouping, and "all" dimensions or "heads", which is heads' widths
+and FFN.
 
 ``--count=published`` counts everybody's MACs by the paper's formula; "run" as programs run, in
 which what nobody reads of the last block is not computed.
@@ -30,37 +32,21 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
+from contestants import CONTESTANTS, QUICKSTART, SEARCH_EPOCHS, Bench, Cell
 
 from spvit_jax import context as contexts
-from spvit_jax import frontier
-from spvit_jax.config import Budget, Config, Finetune, from_config_dict
-from spvit_jax.context import Context
+from spvit_jax.config import Config, from_config_dict
 from spvit_jax.convert import save_torch
 from spvit_jax.data.sources import open_source
-from spvit_jax.models import ViT
 from spvit_jax.progress import Console
-from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import prices
-from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.axes import AXES
-from spvit_jax.single_path.candidates import candidates
-from spvit_jax.single_path.eliminate import Elimination
-from spvit_jax.single_path.gating import Gating
-from spvit_jax.single_path.prune import prune
-from spvit_jax.single_path.score import BlockScores, Scores
-from spvit_jax.single_path.supernet import supernet
 from spvit_jax.text import aligned
 from spvit_jax.workdir import Workdir
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
-SEARCH_EPOCHS = 3
 TORCH = [
     f"torch-{importance}-{grouping}-{scope}"
     for importance in ("taylor", "magnitude")
@@ -69,162 +55,7 @@ TORCH = [
 ]
 
 
-class Cell(NamedTuple):
-    """One model to be made and tested."""
-
-    contestant: str
-    budget: float  # share of the dense model's MACs as published
-    epochs: int
-    seed: int
-    recipe: str  # "features" or "soft"; "" where there are no epochs
-
-    @property
-    def name(self) -> str:
-        """Of its file and folder."""
-        return "-".join(str(part) for part in self if part != "")
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """What all cells share."""
-
-    context: Context
-    dense: Any
-    count: str  # "published" or "run"
-
-    def gating(self, budget: float, axes: tuple[str, ...]) -> Gating:
-        """What a contestant may choose from under a budget."""
-        search = dataclasses.replace(self.context.config.search, axes=axes)
-        held = Budget(macs=budget, count=self.count)
-        return Gating.of(search, held, self.context.spec, self.dense)
-
-    def training(self, cell: Cell) -> Finetune:
-        """The recipe, the same for everybody, without dropout or stochastic depth."""
-        values = runpy.run_path(str(QUICKSTART))["get_config"]("" if _matches(cell) else "paper")
-        recipe = from_config_dict(values).finetune
-        return dataclasses.replace(recipe, epochs=float(cell.epochs), start="pretrained")
-
-    def at(self, cell: Cell) -> Context:
-        """The context of a cell."""
-        config = dataclasses.replace(self.context.config, seed=cell.seed)
-        return dataclasses.replace(self.context, config=config)
-
-
-def _matches(cell: Cell) -> bool:
-    return cell.recipe == "features"
-
-
-def ours(bench: Bench, cell: Cell) -> Any:
-    """Scores, chooses and repairs; no search, no shortlist."""
-    context, gating = bench.context, bench.gating(cell.budget, tuple(AXES))
-    scores = frontier.score(context, bench.dense, contexts.calibrate(context))
-    found = candidates(gating.space, scores, gating.budgets)["scored"]
-    return frontier.repaired(context, bench.dense, found, contexts.calibrate(context))
-
-
-def tried(bench: Bench, cell: Cell) -> Any:
-    """The same, out of a shortlist, in the time of which no epoch is counted."""
-    context, gating = bench.at(cell), bench.gating(cell.budget, tuple(AXES))
-    scores = frontier.score(bench.context, bench.dense, contexts.calibrate(context))
-    config = dataclasses.replace(context.config, finetune=bench.training(cell))
-    folder = Path(context.workdir / f"trials/{cell.name}")
-    folder.mkdir(parents=True, exist_ok=True)
-    trial = dataclasses.replace(context, config=config, workdir=Workdir(folder))
-    proposed = candidates(gating.space, scores, gating.budgets)
-    found = shortlist(trial, bench.dense, proposed)[1]
-    return frontier.repaired(context, bench.dense, found, contexts.calibrate(context))
-
-
-def search(bench: Bench, cell: Cell) -> Any:
-    """Searches as the quickstart's paper variant, whose weights go on."""
-    paper = from_config_dict(runpy.run_path(str(QUICKSTART))["get_config"]("paper"))
-    config = dataclasses.replace(paper, seed=cell.seed)
-    config.search.epochs = float(SEARCH_EPOCHS)
-    context = dataclasses.replace(bench.context, config=config)
-    gating = bench.gating(cell.budget, config.search.axes)
-    name = f"search-{cell.budget}-{cell.seed}"
-    network, logits = contexts.fit(
-        context, name, supernet(bench.dense), config.search, gating=gating
-    )
-    return prune(network, gating.project(logits))
-
-
-def width(bench: Bench, cell: Cell) -> Any:
-    """Keeps all of attention, or as large a share of heads as of units where that is too much."""
-    found = _simple(bench, cell)
-    return prune(bench.dense, found.get("uniform width") or found["uniform shares"])
-
-
-def depth(bench: Bench, cell: Cell) -> Any:
-    """Keeps attention in the first blocks."""
-    return prune(bench.dense, _simple(bench, cell)["uniform depth"])
-
-
-def _simple(bench: Bench, cell: Cell) -> dict[str, Architecture]:
-    """Uniform architectures that keep what is largest."""
-
-    def smallest_first(strength: np.ndarray) -> Elimination:
-        return Elimination(np.argsort(strength, kind="stable"), np.arange(len(strength) + 1.0))
-
-    rows = (
-        BlockScores(
-            dict.fromkeys(bench.context.config.search.ops, 1.0),
-            smallest_first(AXES["heads"].strength(block)),
-            smallest_first(AXES["ffn"].strength(block)),
-        )
-        for block in bench.dense.blocks
-    )
-    gating = bench.gating(cell.budget, tuple(AXES))
-    return candidates(gating.space, Scores(tuple(rows), 0), gating.budgets)
-
-
-def magnitude(bench: Bench, cell: Cell) -> Any:
-    """Keeps the heads and units of the largest weights, compared over all blocks."""
-    gating = bench.gating(cell.budget, ("heads", "ffn"))
-    rows = [
-        {axis: np.log(AXES[axis].strength(block)) for axis in ("heads", "ffn")}
-        for block in bench.dense.blocks
-    ]
-    means = {axis: np.concatenate([row[axis] for row in rows]).mean() for axis in rows[0]}
-    logits = tuple({axis: x - means[axis] for axis, x in row.items()} for row in rows)
-    return prune(bench.dense, gating.project(logits))
-
-
-def random(bench: Bench, cell: Cell) -> Any:
-    """Keeps operations, heads and units by lot."""
-    gating, rng = bench.gating(cell.budget, tuple(AXES)), np.random.default_rng(cell.seed)
-    logits = jax.tree.map(lambda x: rng.standard_normal(x.shape), gating.initial())
-    return prune(bench.dense, gating.project(logits))
-
-
-def small(bench: Bench, cell: Cell) -> Any:
-    """Makes the widest dense model within the budget, with random weights."""
-    spec = bench.context.spec
-    ratio = spec.hidden // spec.width
-    for wide in range(spec.width, 0, -spec.heads):
-        narrow = dataclasses.replace(spec, width=wide, hidden=ratio * wide)
-        if _macs(narrow, bench.count).dense <= cell.budget * prices.published_macs(spec).dense:
-            return ViT(narrow, rngs=nnx.Rngs(cell.seed))
-    raise ValueError(f"no dense model has {cell.budget:.0%} of the MACs")
-
-
-def _macs(spec: Any, count: str) -> prices.Prices:
-    return prices.published_macs(spec) if count == "published" else prices.macs(spec)
-
-
-Contestant = Callable[[Bench, Cell], Any]  # a model before fine-tuning
-CONTESTANTS: dict[str, Contestant] = {
-    "ours": ours,
-    "tried": tried,
-    "search": search,
-    "width": width,
-    "depth": depth,
-    "magnitude": magnitude,
-    "random": random,
-    "small": small,
-    "small5": small,
-}
-OTHER_WIDTHS = ("small", "small5", *(name for name in TORCH if name.endswith("all")))
+OTHER_WIDTHS = ("small", "small5", "smaller", *(name for name in TORCH if name.endswith("all")))
 LEAST_EPOCHS = {"search": SEARCH_EPOCHS + 1, "tried": 1, "small": 1, "small5": 1}
 
 
@@ -256,13 +87,14 @@ def run(bench: Bench, cell: Cell) -> dict[str, Any]:
     training.epochs = (training.epochs - taken) * (5 if cell.contestant == "small5" else 1)
     if cell.epochs:
         model, _ = contexts.fit(context, f"runs/{cell.name}", model, training)
-    counted, spec, found = contexts.evaluate(context, model), model.spec, model.architecture
+    counted, found = contexts.evaluate(context, model), model.architecture
+    spec = getattr(model, "seen", model.spec)
     run, published = prices.macs(spec), prices.published_macs(spec)
     return {
         "top1": counted.top1,
         "images": counted.images,
-        "macs": published.dense if found is None else found.price(published, spec),
-        "macs_run": run.dense if found is None else found.price(run, spec),
+        "macs": published.dense if found is None else found.published_macs(spec),
+        "macs_run": run.dense if found is None else found.macs(spec),
         "parameters": prices.count_parameters(model),
         "seconds": time.perf_counter() - start,
     }

@@ -103,7 +103,8 @@ class Search(Training):
     """
 
     gate_learning_rate: float = 1e-3  # constant, its own Adam, no decay
-    axes: tuple[str, ...] = ("op", "ffn")  # under gates: op, heads (of attention), ffn (units)
+    axes: tuple[str, ...] = ("op", "ffn")  # that may be touched: op, heads (of attention), tokens
+    # (merged, by scores alone: no search gates them), ffn (units)
     ops: tuple[str, ...] = ("skip", "conv1x1", "conv3x3", "msa")  # a block may choose from
     unit_group: int = 1  # FFN units per gate: widths are multiples of it; 8, 64, 128 suit hardware
     budget_lambda: float = 4.0  # weight of (cost / budget - 1)^2, for each budget
@@ -134,6 +135,8 @@ class Score:
 
     images: int = 512  # spread evenly over the split
     batch_size: int = 32  # images a step, over all devices; one step in four is held out
+    patch_weight: float = 0.0  # of the patches' features in the error that candidates are judged
+    # by, unmerged; what the heads see has the rest
 
 
 @dataclasses.dataclass
@@ -143,7 +146,7 @@ class Shortlist:
     candidates: int = 0  # to train: of what was decided and simpler ones, those that repair brings
     # nearest to the dense model; 0: what was decided stands untried
     steps: int = 100  # of each
-    images: int = 500  # of the training split, held out to judge
+    images: int = 500  # of the training split, held out to judge; schedules of merges too
 
 
 @dataclasses.dataclass
@@ -202,6 +205,18 @@ class Config:
             or self.search.start == "scores"
             or self.shortlist.candidates > 0
         )
+
+    @property
+    def merges(self) -> bool:
+        """Whether schedules of merges are tried."""
+        stages = {"all": self.scores, "search": self.scores, "frontier": True}
+        return "tokens" in self.search.axes and stages.get(self.stage, False)
+
+    @property
+    def judges(self) -> bool:
+        """Whether held-out images judge candidates."""
+        listed = self.stage in ("all", "search") and self.shortlist.candidates > 0
+        return listed or self.merges
 
     @property
     def trainings(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spvit_jax import hosts, pretrained
-from spvit_jax.config import Config, ConfigError, Training
+from spvit_jax.config import Budget, Config, ConfigError, Training
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
@@ -71,6 +71,7 @@ USER_ERRORS = (  # whose message says what to do
 )
 
 Model = TypeVar("Model", bound=Classifier)
+TRIAL_IMAGES = 512  # that candidates are repaired on: which is the best, fewer tell than how good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +139,15 @@ def open_context(
             gating.project(gating.initial())
         if config.stage == "frontier":
             for share in config.frontier.budgets:
-                gating = gating_at(config, spec, share)
+                gating = Gating.of(config.search, budget_at(config, share), spec)
                 gating.project(gating.initial())
         pretrained.check_features(config, spec)
+        if config.judges and config.score.patch_weight and spec.blocks[-1].class_only:
+            raise ConfigError(
+                f"score.patch_weight={config.score.patch_weight:g} judges candidates by their"
+                " patches, which nobody reads behind the last block of this model: its head sees"
+                " class tokens alone; set it to 0"
+            )
     hosts.agree(seen)
     mesh = make_mesh(config.sharding.fsdp)
     for name in config.trainings:
@@ -148,15 +155,14 @@ def open_context(
         check_batch(name, training, jax.device_count())
         steps_per_epoch(len(train), training.batch_size)
     held = len(held_indices(config, len(train)))
-    if held:  # trials train on the others
+    if held and config.trainings:  # trials train on the others
         steps_per_epoch(len(train) - held, config.finetune.batch_size)
     return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
 
 
-def gating_at(config: Config, spec: Any, share: float) -> Gating:
-    """What the models of ``frontier`` are chosen from, and the one budget of a point."""
-    budget = dataclasses.replace(config.budget, macs=share, params=0.0, latency="")
-    return Gating.of(config.search, budget, spec)
+def budget_at(config: Config, share: float) -> Budget:
+    """The one budget of a point of ``frontier``."""
+    return dataclasses.replace(config.budget, macs=share, params=0.0, latency="")
 
 
 def _splits(config: Config) -> tuple[str, str]:
@@ -188,16 +194,23 @@ def calibration_indices(config: Config, images: int) -> np.ndarray:
 
 
 def held_indices(config: Config, images: int) -> np.ndarray:
-    """Which of the training images judge the trials of a shortlist; none without one.
+    """Which of the training images judge candidates; none where there is only one.
 
     They are spread evenly among those that are not scored; a fifth of the images at most.
     """
-    if config.stage not in ("all", "search") or not config.shortlist.candidates:
+    if not config.judges:
         return np.zeros(0, int)
     count = max(min(config.shortlist.images, images // 5), 1)
     scored = np.linspace(0, images - 1, min(config.score.images, images - count))
     others = np.setdiff1d(np.arange(images), scored.round().astype(int))
     return others[np.linspace(0, len(others) - 1, count).round().astype(int)]
+
+
+def trial_indices(config: Config, images: int) -> np.ndarray:
+    """Which of the scored images candidates are repaired on while they are compared."""
+    scored = calibration_indices(config, images)
+    some = np.linspace(0, len(scored) - 1, min(len(scored), TRIAL_IMAGES))
+    return scored[some.round().astype(int)]
 
 
 def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibration:

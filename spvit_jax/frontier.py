@@ -12,19 +12,20 @@ from pathlib import Path
 import jax
 from matplotlib.figure import Figure
 
-from spvit_jax import hosts
-from spvit_jax.context import USER_ERRORS, Context, calibrate, evaluate, gating_at, load_dense
+from spvit_jax.calibrated import repaired, score
+from spvit_jax.context import Context, budget_at, calibrate, evaluate, load_dense
 from spvit_jax.convert import About, save
 from spvit_jax.measure import measure
+from spvit_jax.merges import Schedules
 from spvit_jax.models import Classifier
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path import prices
 from spvit_jax.single_path import score as scoring
-from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.budget import select
 from spvit_jax.single_path.calibration import Calibration
+from spvit_jax.single_path.gating import Gating
+from spvit_jax.single_path.merging import Merges
 from spvit_jax.single_path.prices import count_parameters
-from spvit_jax.single_path.repair import repair
 from spvit_jax.text import aligned
 
 _LINE, _DENSE, _INK = "#2a7f62", "#8a8f98", "#333333"
@@ -61,38 +62,6 @@ def run_frontier(context: Context) -> None:
     context.console.say(table(points))
 
 
-def score(context: Context, dense: Classifier, calibration: Calibration) -> scoring.Scores:
-    """Scores every choice, or reads the scores of an earlier start from ``scores.json``."""
-    file = context.workdir / "scores.json"
-    if context.workdir.exists("scores.json"):
-        with hosts.together(*USER_ERRORS):
-            return scoring.load(file)
-    context.announce("score", f"{context.config.score.images:,} images without labels")
-    blocks = len(context.spec.blocks)
-    with context.console.bar(len(calibration.batches) + blocks, 0, "score") as bar:
-
-        def after() -> None:
-            context.go_on("scoring")
-            bar.update()
-
-        found = scoring.score(dense, calibration, context.config.search.ops, after, after)
-    context.workdir.write("scores.json", found.save)
-    return found
-
-
-def repaired(
-    context: Context, dense: Classifier, architecture: Architecture, calibration: Calibration
-) -> Classifier:
-    """Prunes the dense model and repairs it."""
-    with context.console.bar(len(context.spec.blocks), 0, "repair") as bar:
-
-        def after() -> None:
-            context.go_on("a repair")
-            bar.update()
-
-        return repair(dense, dense, calibration, architecture, after)
-
-
 def _at(
     context: Context,
     number: int,
@@ -106,7 +75,11 @@ def _at(
     known = _known(context, folder)
     if known is not None:
         return known
-    gating = gating_at(config, context.spec, share)
+    merges: Merges = ()
+    budget = budget_at(config, share)
+    if config.merges:
+        merges = Schedules(context, folder, budget, dense, found).choose()
+    gating = Gating.of(config.search, budget, context.spec, dense, merges)
     architecture = select(gating.space, found, gating.budgets, config.model.variant)
     said = architectures.describe(architecture, context.spec)
     context.announce("repair", f"{share:.0%} of the MACs: {said}")
@@ -140,8 +113,8 @@ def _point(
     run, published, found = prices.macs(spec), prices.published_macs(spec), model.architecture
     point = Point(
         share,
-        run.dense if found is None else found.price(run, spec),
-        published.dense if found is None else found.price(published, spec),
+        run.dense if found is None else found.macs(spec),
+        published.dense if found is None else found.published_macs(spec),
         count_parameters(model),
         counted.top1,
         counted.images,

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax import evaluation, frontier, hosts, pretrained
+from spvit_jax.calibrated import repaired, score
 from spvit_jax.config import Config
 from spvit_jax.context import (
     USER_ERRORS,
@@ -30,6 +31,7 @@ from spvit_jax.context import (
 )
 from spvit_jax.convert import About, about_of, save, save_torch
 from spvit_jax.measure import measure
+from spvit_jax.merges import Schedules
 from spvit_jax.models import MODELS, Classifier
 from spvit_jax.progress import Console
 from spvit_jax.report import Held, Result, figure, table
@@ -37,12 +39,14 @@ from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.budget import Budget
 from spvit_jax.single_path.candidates import candidates
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prices import cost, count_parameters
 from spvit_jax.single_path.prior import scored_logits
 from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.score import Scores
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.metrics import read_metrics
@@ -193,8 +197,11 @@ def choose(context: Context, dense: Classifier) -> tuple["Decision", Classifier]
     hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
     found: dict[str, Architecture] = {}
     if config.scores:
-        scores = frontier.score(context, dense, calibrate(context))
+        scores = score(context, dense, calibrate(context))
         found = candidates(gating.space, scores, gating.budgets, config.model.variant)
+        merging = _merging(context, dense, scores) if config.merges else {}
+        if merging:  # of what merges nothing, what is scored alone goes on
+            found = merging | {"scored": found["scored"]}
         if config.search.epochs and config.search.start == "scores":
             start = scored_logits(gating.space, scores, gating.budgets)
             gating = dataclasses.replace(gating, start=start)
@@ -211,6 +218,17 @@ def choose(context: Context, dense: Classifier) -> tuple["Decision", Classifier]
     context.console.stage("decide", "; ".join(said))
     context.workdir.write("architecture.json", architecture.save)
     return Decision(architecture, by, gating.space.ops, held), network
+
+
+def _merging(context: Context, dense: Classifier, scores: Scores) -> dict[str, Architecture]:
+    """Candidates that merge tokens, by the best schedule; none where merging is no better."""
+    config = context.config
+    merges = Schedules(context, "merges", config.budget, dense, scores).choose()
+    if not merges:
+        return {}
+    gating = Gating.of(config.search, config.budget, context.spec, dense, merges)
+    found = candidates(gating.space, scores, gating.budgets, config.model.variant)
+    return {f"{name}, merged": architecture for name, architecture in found.items()}
 
 
 def search(context: Context, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
@@ -231,19 +249,21 @@ def _held(
     context: Context, gating: Gating, found: Architecture, threshold: Architecture | None
 ) -> tuple[Held, ...]:
     """What architectures take of the budgets."""
+    config, spec = context.config, context.spec
+    merging = Gating.of(config.search, config.budget, spec, merges=found.merges).budgets
 
-    def price(budget: Any, architecture: Architecture) -> float:
-        return cost(budget.prices, architecture.gates(context.spec, gating.space.ops)).item()
+    def price(budget: Budget, architecture: Architecture) -> float:
+        return cost(budget.prices, architecture.gates(spec, gating.space.ops)).item()
 
     return tuple(
         Held(
-            b.prices.unit,
-            b.target,
-            b.prices.dense,
-            price(b, found),
-            None if threshold is None else price(b, threshold),
+            plain.prices.unit,
+            plain.target,
+            plain.prices.dense,
+            price(merged, found),
+            None if threshold is None else price(plain, threshold),
         )
-        for b in gating.budgets
+        for plain, merged in zip(gating.budgets, merging, strict=True)
     )
 
 
@@ -271,7 +291,7 @@ def compress(
     tuning, data = context.config.finetune, context.config.data
     if tuning.start == "repaired":
         calibration = calibrate(context)
-        pruned = frontier.repaired(context, start, decision.architecture, calibration)
+        pruned = repaired(context, start, decision.architecture, calibration)
     else:
         pruned = prune(start, decision.architecture)
     decided_top1 = top1(context, "decided", pruned)
@@ -294,9 +314,9 @@ def compress(
         candidates=decision.candidates,
         decision=decision.by,
         dense_macs=run.dense,
-        pruned_macs=found.price(run, spec),
+        pruned_macs=found.macs(spec),
         dense_published_macs=published.dense,
-        pruned_published_macs=found.price(published, spec),
+        pruned_published_macs=found.published_macs(spec),
         dense_top1=dense_top1,
         decided_top1=decided_top1,
         pruned_top1=pruned_top1,

@@ -233,7 +233,7 @@ def check_stream(training: str, file: str, teacher: Spec, student: Spec) -> None
       teacher, student: at the same image size.
     """
     shapes = [
-        [(block.ffn_tokens, block.width) for block in getattr(spec, "blocks", ())]
+        [(block.read, block.width) for block in getattr(spec, "blocks", ())]
         for spec in (teacher, student)
     ]
     if shapes[0] != shapes[1] or not shapes[0]:

@@ -141,7 +141,7 @@ def beyond(config: Config, *, epochs: float, learning_rate: float) -> Config:
             config.search,
             epochs=0,
             start="scores",
-            axes=("op", "heads", "ffn"),
+            axes=_every_axis(config),
             label_smoothing=0.0,
             distillation="features",
             distillation_weight=1.0,
@@ -158,6 +158,12 @@ def beyond(config: Config, *, epochs: float, learning_rate: float) -> Config:
             distillation_weight=1.0,
         ),
     )
+
+
+def _every_axis(config: Config) -> tuple[str, ...]:
+    """All that the model can lose: a Swin's windows need their tokens."""
+    swin = config.model.variant.startswith("swin")
+    return ("op", "heads", "ffn") if swin else ("op", "heads", "tokens", "ffn")
 
 
 def check_variant(variant: str, *known: str) -> None:

@@ -1,28 +1,23 @@
 """Trying candidates: each repaired, trained for a short while, judged on held-out training images.
 
 All train on the same batches and by the recipe of fine-tuning. Who judges is the dense model: the
-less the last tokens differ from its own, the better, so no label is needed. The images that judge
-are of the training split, and neither scored, repaired nor trained on here.
+less the features differ from its own, the better, so no label is needed. The images that judge are
+of the training split, and neither scored, repaired nor trained on here.
 """
 
 import dataclasses
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from spvit_jax.context import Context, calibrate, fit, held_indices
+from spvit_jax.calibrated import repaired, trial_error
+from spvit_jax.context import Context, calibrate, fit, held_indices, trial_indices
 from spvit_jax.data.sources import Some
-from spvit_jax.frontier import repaired
 from spvit_jax.models import Classifier
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.calibration import Calibration, bare
-from spvit_jax.training.normalise import Normalise
+from spvit_jax.single_path.calibration import Calibration
+from spvit_jax.single_path.features import feature_error
 from spvit_jax.trials import Trial, table
-
-Array = jax.Array
 
 
 def shortlist(
@@ -58,13 +53,14 @@ def shortlist(
 
 @dataclasses.dataclass
 class _Trying:
-    """Candidates at work. What is trained is repaired anew: a repair is cheap, models are not."""
+    """Candidates at work. What is trained is repaired anew, on all images."""
 
     context: Context
     dense: Classifier
     candidates: dict[str, Architecture]
     inner: Context  # the run as trials see it: training images that judge are its test images
     judges: Calibration
+    some: Calibration  # to repair on where candidates are only compared
     calibration: Calibration
 
     def repaired(self, name: str) -> Trial:
@@ -75,7 +71,7 @@ class _Trying:
         candidate, spec = self.candidates[name], self.context.spec
         said = architectures.describe(candidate, spec)
         self.context.announce("try", f"{name}: {said}")
-        error = last_error(self._model(name), self.dense, self.judges)
+        error = trial_error(self.context, self.dense, candidate, self.some, self.judges)
         return self._written("repaired", Trial(name, said, candidate.macs(spec), error))
 
     def trained(self, trial: Trial) -> tuple[Trial, float]:
@@ -88,7 +84,7 @@ class _Trying:
         model = self._model(trial.name)
         steps = config.shortlist.steps
         model, _ = fit(self.inner, self._folder(trial.name), model, config.finetune, steps=steps)
-        error = last_error(model, self.dense, self.judges)
+        error = feature_error(model, self.dense, self.judges, config.score.patch_weight)
         return self._written("trained", dataclasses.replace(trial, trained=error)), error
 
     def _model(self, name: str) -> Classifier:
@@ -107,42 +103,11 @@ class _Trying:
         return trial
 
 
-def _divided(context: Context) -> tuple[Context, Calibration, Calibration]:
-    """The run as trials see it, the images that judge, and those that are repaired on."""
+def _divided(context: Context) -> tuple[Context, Calibration, Calibration, Calibration]:
+    """The run as trials see it, the images that judge, and some and all of the scored ones."""
     train = context.train
     held = held_indices(context.config, len(train))
     rest = np.setdiff1d(np.arange(len(train)), held)
     inner = dataclasses.replace(context, train=Some(train, rest), test=Some(train, held))
-    return inner, calibrate(context, held), calibrate(context)
-
-
-def last_error(model: Classifier, dense: Classifier, images: Calibration) -> float:
-    """How far the last tokens are from the dense model's, squared, relative to their variance."""
-    mine, theirs = images.place(bare(model)), images.place(bare(dense))
-    off, power, total, count = 0.0, 0.0, np.zeros(()), 0.0
-    for batch, mask in images.batches:
-        target = theirs(_last, batch, static=(images.normalise,))
-        sums = _sums(mine(_last, batch, static=(images.normalise,)), target, mask)
-        parts = jax.device_get(sums)
-        off, power, total, count = (
-            have + np.asarray(new, float)
-            for have, new in zip((off, power, total, count), parts, strict=True)
-        )
-    variance = power - (total**2).sum() / count
-    return float(off / max(variance, np.finfo(float).tiny))
-
-
-def _last(model: Any, images: Array, normalise: Normalise) -> Array:
-    return model.stream(normalise(images))[-1]
-
-
-@jax.jit
-def _sums(mine: Array, target: Array, mask: Array) -> tuple[Array, ...]:
-    """Of squared differences, of squares, of tokens, and how many of them there are."""
-    weight = mask[:, None, None].astype(target.dtype)
-    return (
-        (weight * jnp.square(mine - target)).sum(),
-        (weight * jnp.square(target)).sum(),
-        (weight * target).sum((0, 1)),
-        weight.sum() * target.shape[1],
-    )
+    some = trial_indices(context.config, len(train))
+    return inner, calibrate(context, held), calibrate(context, some), calibrate(context)

@@ -110,6 +110,8 @@ def validate(config: Any) -> None:
         )
     for name in ("dropout", "drop_path"):
         check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
+    weight = config.score.patch_weight
+    check(weight <= 1, f"score.patch_weight is a share, in [0, 1]; got {weight}")
     _validate_stage(config)
     check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
 

@@ -93,6 +93,12 @@ def run(quick_jit):
     return compiled
 
 
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def traced_macs():
     """``traced_macs(model, *arguments)``: multiply-accumulates of its products, exactly."""

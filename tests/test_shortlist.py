@@ -4,7 +4,6 @@ import json
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from spvit_jax import context, pipeline, shortlist, trials
@@ -53,7 +52,7 @@ def whole(tmp_path_factory):
 
 def test_the_best_of_what_was_tried_goes_on(whole):
     tried = [Trial(**values) for values in read(whole / "shortlist.json")["trials"]]
-    assert tried[0].name == "scored" and len(tried) > 4
+    assert tried[0].name == "scored, merged" and "scored" in [t.name for t in tried]
     trained = {t.name: t.trained for t in tried if t.trained is not None}
     near = sorted(tried, key=lambda t: t.repaired)[:2]
     assert set(trained) == {t.name for t in near}
@@ -113,12 +112,14 @@ def test_no_label_is_read(whole, tmp_path, monkeypatch):
 
 def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_path):
     run_of = opened(config(), tmp_path)
-    inner, judges, calibration = shortlist._divided(run_of)
+    inner, judges, some, calibration = shortlist._divided(run_of)
     held, trained = set(inner.test.indices.tolist()), set(inner.train.indices.tolist())
     scored = set(context.calibration_indices(run_of.config, 320).tolist())
     assert len(held) == 32 == sum(int(mask.sum()) for _, mask in judges.batches)
     assert not held & trained and not held & scored and held | trained == set(range(320))
-    assert scored <= trained and sum(int(m.sum()) for _, m in calibration.batches) == 64
+    assert scored <= trained
+    for images in (some, calibration):  # fewer than trials take
+        assert sum(int(mask.sum()) for _, mask in images.batches) == 64
 
 
 @pytest.mark.parametrize("images", [10, 64, 90, 10_000])
@@ -128,8 +129,10 @@ def test_a_small_set_is_divided_too(images):
     scored = context.calibration_indices(settings, images)
     assert len(held) == min(32, images // 5) and not set(held) & set(scored)
     assert len(scored) == min(64, images - len(held)) == len(set(scored))
-    for other in (config(shortlist__candidates=0), config(stage="frontier")):
-        assert len(context.held_indices(other, images)) == 0
+    axes = {"search__axes": ("op", "heads", "ffn")}
+    for other in ({"shortlist__candidates": 0}, {"stage": "frontier"}):
+        assert len(context.held_indices(config(**other), images)) == len(held)  # merges
+        assert len(context.held_indices(config(**other, **axes), images)) == 0
 
 
 def test_trials_without_a_batch_are_refused_before_anything_is_done(tmp_path):
@@ -138,26 +141,11 @@ def test_trials_without_a_batch_are_refused_before_anything_is_done(tmp_path):
         opened(settings, tmp_path)
 
 
-def test_the_error_is_that_of_the_last_tokens(tmp_path):
-    run_of = opened(config(), tmp_path)
-    dense = context.load_dense(run_of)
-    indices = np.arange(20)  # the second batch is not full
-    judges = context.calibrate(run_of, indices)
-    assert shortlist.last_error(dense, dense, judges) == 0
-    other = context.load_dense(run_of)
-    other.blocks[-1].ffn.fc2.bias[...] += 0.5
-    images = np.stack([run_of.train[i]["image"].full() for i in indices])
-    target = np.asarray(dense.stream(judges.normalise(images))[-1], float)
-    variance = ((target - target.mean((0, 1))) ** 2).sum()
-    expected = 0.25 * target.size / variance
-    assert shortlist.last_error(other, dense, judges) == pytest.approx(expected, rel=1e-4)
-
-
 def test_a_search_that_starts_from_scores_is_tried_too(tmp_path):
     settings = config(search__epochs=1.0)
     run(settings, tmp_path)
     tried = [Trial(**values) for values in read(tmp_path / "shortlist.json")["trials"]]
-    assert [t.name for t in tried[:2]] == ["project", "scored"]
+    assert [t.name for t in tried[:2]] == ["project", "scored, merged"]
     assert (tmp_path / "architecture_threshold.json").exists()
     assert Result.from_json((tmp_path / "result.json").read_text()).budgets[0].threshold
     first = read_metrics(tmp_path / "search")[0]
@@ -168,7 +156,7 @@ def test_without_a_shortlist_the_scored_choice_stands(tmp_path):
     settings = config(shortlist__candidates=0, finetune__epochs=0.1)
     run(settings, tmp_path)
     assert not (tmp_path / "shortlist").exists()
-    assert Result.from_json((tmp_path / "result.json").read_text()).decision == "scored"
+    assert Result.from_json((tmp_path / "result.json").read_text()).decision == "scored, merged"
 
 
 @pytest.mark.parametrize(

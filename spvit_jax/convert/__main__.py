@@ -76,13 +76,14 @@ def describe(model: Any) -> str:
         lines.append(f"ops         {' '.join(architecture.ops)}")
         if architecture.heads:
             lines.append(f"heads       {' '.join(map(str, architecture.head_counts(spec)))}")
+        if architecture.merges:
+            lines.append(f"merges      {' '.join(map(str, architecture.merges))}")
         lines.append(f"FFN units   {' '.join(map(str, architecture.widths))}")
-    for priced in (
-        (prices.macs(spec), prices.published_macs(spec)) if hasattr(spec, "blocks") else ()
-    ):
+    for pricing in (prices.macs, prices.published_macs) if hasattr(spec, "blocks") else ():
+        priced = pricing(spec)
         macs = f"{priced.dense:,} dense"
         if architecture is not None:
-            macs = f"{architecture.price(priced, spec):,} of {macs}"
+            macs = f"{architecture.price(pricing, spec):,} of {macs}"
         name, _, rest = priced.unit.partition(" ")
         lines.append(f"{name:11} {macs} {rest}".rstrip())
     if form(model) == "supernet":

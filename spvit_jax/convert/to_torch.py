@@ -29,7 +29,7 @@ def state_for_torch(model: Any) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointError: the released code has no such model: a supernet without its gate logits,
-        attention with fewer heads, an operation of ours.
+        attention with fewer heads, merged tokens, an operation of ours.
     """
     if form(model) == "supernet":
         raise CheckpointError("a supernet is not written for PyTorch: prune it first")
@@ -45,6 +45,11 @@ def _pruned(model: Any) -> State:
         zip(family.block_names(model.spec), architecture.ops, model.spec.blocks, strict=True)
     )
     counts = architecture.head_counts(model.spec)
+    if any(architecture.merges):
+        raise CheckpointError(
+            "the model merges tokens, which the released PyTorch code does not; keep it as"
+            " .safetensors of this package"
+        )
     for i, (count, (_, op, geometry)) in enumerate(zip(counts, named, strict=True)):
         if op == "msa" and count < geometry.heads:
             raise CheckpointError(

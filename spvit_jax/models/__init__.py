@@ -4,6 +4,7 @@ from spvit_jax.models import regnet, swin, vit
 from spvit_jax.models.layers import Geometry
 from spvit_jax.models.regnet import RegNet, RegNetSpec
 from spvit_jax.models.swin import Swin, SwinSpec
+from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Classifier, mean_logits
 from spvit_jax.models.vit import ViT, ViTSpec
 
@@ -21,6 +22,7 @@ __all__ = [
     "Spec",
     "Swin",
     "SwinSpec",
+    "Tokens",
     "ViT",
     "ViTSpec",
     "mean_logits",

@@ -7,6 +7,7 @@ original ViT: Xavier's uniform distribution, zero biases.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spvit_jax.models.tokens import Tokens, merge
+
 Array = jax.Array
+Keys = Sequence[Array | None]  # for dropout and stochastic depth; None: off
 
 INIT = nnx.initializers.xavier_uniform()
 
@@ -31,6 +35,8 @@ class Geometry:
     window: int = 0  # attention runs in windows of so many tokens a side; 0: over all tokens
     shift: int = 0  # the windows' offset, in tokens down and to the right
     class_only: bool = False  # nobody reads the patches that leave the block: only class tokens do
+    merged: int = 0  # patches that are merged away before the block
+    merges: int = 0  # and those that it merges away between attention and FFN
 
     @property
     def head_dim(self) -> int:
@@ -38,7 +44,8 @@ class Geometry:
 
     @property
     def patches(self) -> int:
-        return self.grid**2
+        """Patches that enter attention."""
+        return self.grid**2 - self.merged
 
     @property
     def tokens(self) -> int:
@@ -46,9 +53,14 @@ class Geometry:
         return self.prefix + self.patches
 
     @property
-    def ffn_tokens(self) -> int:
-        """Tokens that leave attention and enter the FFN, the first of ``tokens``."""
+    def read(self) -> int:
+        """Tokens that leave attention, the first of ``tokens``."""
         return self.prefix if self.class_only else self.tokens
+
+    @property
+    def ffn_tokens(self) -> int:
+        """Tokens that enter the FFN and leave the block."""
+        return self.read - self.merges
 
     @property
     def windows(self) -> int:
@@ -160,10 +172,10 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     Written out in float64, where ``jax.nn``'s would still take the softmax in float32.
 
     Args:
-      bias: ``[heads, tokens, tokens]``, added to the logits.
+      bias: added to the logits, broadcast to ``[batch, heads, queries, keys]``.
     """
     if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, None if bias is None else bias[None])
+        return jax.nn.dot_product_attention(q, k, v, bias)
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     if bias is not None:
         logits = logits + bias
@@ -171,7 +183,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention: ``[batch, tokens, width]`` to ``[batch, ffn_tokens, width]``.
+    """Multi-head self-attention: ``[batch, tokens, width]`` to ``[batch, read, width]``.
 
     Queries and keys are one projection, values another: the values are what convolutions share.
     Heads may have been taken out, so that ``heads * head_dim`` is not the width.
@@ -180,25 +192,32 @@ class Attention(nnx.Module):
     def __init__(self, geometry: Geometry, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
         width = geometry.width
         self.heads = geometry.heads
-        self.queries = geometry.ffn_tokens
+        self.read = geometry.read
         self.qk = Dense(width, 2 * width, dtype=dtype, rngs=rngs)
         self.v = Dense(width, width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
 
-    def attend(self, x: Array, values: Array) -> Array:
-        """Averages values ``[batch, tokens, heads * head_dim]`` to those of the queries."""
-        q, k = self.queries_and_keys(x)
+    def attend(self, q: Array, k: Array, values: Array, sizes: Array | None = None) -> Array:
+        """Averages values ``[batch, tokens, heads * head_dim]`` to those of the queries.
+
+        A token of ``sizes [batch, tokens]`` counts as so many; None: all as one.
+        """
+        bias = None if sizes is None else jnp.log(sizes)[:, None, None]
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, values))
-        return attention(q, k, v).reshape(*q.shape[:2], values.shape[-1])
+        return attention(q, k, v, bias).reshape(*q.shape[:2], values.shape[-1])
 
     def queries_and_keys(self, x: Array) -> tuple[Array, Array]:
         """Projects queries of the tokens that are read, and keys of all."""
-        if self.queries == x.shape[1]:
+        if self.read >= x.shape[1]:
             q, k = jnp.split(self.qk(x), 2, axis=-1)
             return q, k
         x, (kernel, bias) = cast(x, self.qk.dtype), self.qk.weights()
         (q_kernel, k_kernel), (q_bias, k_bias) = (jnp.split(a, 2, -1) for a in (kernel, bias))
-        return dense(x[:, : self.queries], q_kernel, q_bias), dense(x, k_kernel, k_bias)
+        return dense(x[:, : self.read], q_kernel, q_bias), dense(x, k_kernel, k_bias)
+
+    def mean_keys(self, k: Array) -> Array:
+        """The heads' average key of each token, ``[batch, tokens, head_dim]``."""
+        return k.reshape(*k.shape[:2], self.heads, -1).mean(2)
 
     def keep_heads(self, kept: tuple[int, ...]) -> None:
         """Takes out all heads but those ``kept``."""
@@ -211,8 +230,12 @@ class Attention(nnx.Module):
         self.out.kernel = nnx.Param(self.out.kernel[...][rows])
         self.heads = len(kept)
 
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        return self.out(self.attend(x, self.v(x)))
+    def __call__(
+        self, x: Array, train: bool = False, sizes: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The branch, and the keys of all tokens."""
+        q, k = self.queries_and_keys(x)
+        return self.out(self.attend(q, k, self.v(x), sizes)), k
 
 
 class Identity(nnx.Module):
@@ -241,10 +264,11 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """``x + mixer(norm1(x))``, then ``x + ffn(norm2(x))``, on ``[batch, tokens, width]``.
+    """``x + mixer(norm1(x))``, then ``x + ffn(norm2(x))``, on ``Tokens``.
 
     A mixer is called as ``mixer(x, train)``; None, with no norm1 either, is the skip. Of the tokens
-    the first ``ffn_tokens`` are read, and so go on.
+    the first ``read`` are read, and so go on. Between the two, ``merges`` of the patches are merged
+    away: those with like keys, or where nothing attends, of like input to the FFN.
     """
 
     def __init__(
@@ -254,7 +278,7 @@ class Block(nnx.Module):
         norm2: nnx.LayerNorm,
         ffn: Mlp,
         *,
-        ffn_tokens: int,
+        geometry: Geometry,
         dropout: float,
         drop_path: float,
     ):
@@ -262,18 +286,36 @@ class Block(nnx.Module):
         self.mixer = mixer
         self.norm2 = norm2
         self.ffn = ffn
-        self.ffn_tokens = ffn_tokens
+        self.read = geometry.read
+        self.prefix = geometry.prefix
+        self.merges = geometry.merges
         self.dropout = dropout
         self.drop_path = drop_path
 
-    def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
-        keys, read = split_key(key, 5), x[:, : self.ffn_tokens]
-        if self.mixer is not None:
-            branch = self.mixer(self.norm1(x), train)[:, : self.ffn_tokens]
-            read = read + self.residual(branch, keys[:2])
-        return read + self.residual(self.ffn(self.norm2(read), keys[2]), keys[3:])
+    def __call__(self, tokens: Tokens, *, key: Array | None = None, train: bool = False) -> Tokens:
+        keys = split_key(key, 5)
+        return self.feed(self.mix(tokens, keys[:2], train), keys[2:])
 
-    def residual(self, branch: Array, keys: list[Array | None]) -> Array:
+    def mix(self, tokens: Tokens, keys: Keys = (None, None), train: bool = False) -> Tokens:
+        """The first half: mixes tokens, and merges some."""
+        alike, x = None, tokens.x[:, : self.read]
+        if isinstance(self.mixer, Attention):
+            branch, k = self.mixer(self.norm1(tokens.x), train, tokens.sizes)
+            alike, x = self.mixer.mean_keys(k), x + self.residual(branch, keys)
+        elif self.mixer is not None:
+            branch = self.mixer(self.norm1(tokens.x), train)[:, : self.read]
+            x = x + self.residual(branch, keys)
+        tokens = tokens._replace(x=x) if x.shape[1] == tokens.x.shape[1] else Tokens(x)
+        if not self.merges:
+            return tokens
+        return merge(tokens, self.norm2(x) if alike is None else alike, self.merges, self.prefix)
+
+    def feed(self, tokens: Tokens, keys: Keys = (None, None, None)) -> Tokens:
+        """The second half: the FFN."""
+        branch = self.ffn(self.norm2(tokens.x), keys[0])
+        return tokens._replace(x=tokens.x + self.residual(branch, keys[1:]))
+
+    def residual(self, branch: Array, keys: Keys) -> Array:
         """A branch after dropout and stochastic depth."""
         return drop_path(dropout(branch, self.dropout, keys[0]), self.drop_path, keys[1])
 

@@ -22,7 +22,8 @@ from spvit_jax.models.layers import (
     cast,
     dense,
 )
-from spvit_jax.models.transformer import Transformer, wide
+from spvit_jax.models.tokens import Tokens
+from spvit_jax.models.transformer import Transformer
 
 MASKED = -100.0  # added to logits between tokens that only the cyclic shift made neighbours
 POSITION_INIT = nnx.initializers.truncated_normal(0.02)
@@ -125,10 +126,10 @@ class WindowAttention(Attention):
         table = ((2 * geometry.window - 1) ** 2, geometry.heads)
         self.position_bias = nnx.Param(POSITION_INIT(rngs.params(), table))
 
-    def attend(self, x: Array, values: Array) -> Array:
-        q, k = self.queries_and_keys(x)
+    def attend(self, q: Array, k: Array, values: Array, sizes: Array | None = None) -> Array:
+        """Averages values within windows, where nothing is merged: ``sizes`` is None."""
         q, k, v = (to_windows(a, self.geometry, self.heads) for a in (q, k, values))
-        out = jax.vmap(attention)(q, k, v, self.bias())
+        out = jax.vmap(attention)(q, k, v, self.bias()[:, None])
         return from_windows(out, self.geometry)
 
     def keep_heads(self, kept: tuple[int, ...]) -> None:
@@ -233,6 +234,6 @@ class Swin(Transformer):
         ends = np.cumsum(self.spec.depths)[:-1].tolist()
         return self.merges[ends.index(i)](x) if i in ends else x
 
-    def classify(self, x: Array) -> tuple[Array, ...]:
-        """The logits of the one head, on the average of the last map."""
-        return (wide(self.head(self.norm(x).mean(1))),)
+    def features(self, tokens: Tokens) -> Array:
+        """What the one head sees, the average of the last map: ``[batch, 1, width]``."""
+        return self.norm(tokens.x).mean(1, keepdims=True)

@@ -15,6 +15,7 @@ from spvit_jax.models.layers import (
     dropout,
     split_key,
 )
+from spvit_jax.models.tokens import Tokens
 
 
 class Classifier(nnx.Module):
@@ -62,6 +63,7 @@ class Transformer(Classifier):
     """Patches, then residual blocks. The search and pruning replace ``blocks`` one by one."""
 
     MIXER: type[Attention] = Attention
+    head: Dense
     EPSILON = 1e-6  # of the layer norms
 
     def __init__(
@@ -112,7 +114,7 @@ class Transformer(Classifier):
             self.MIXER(geometry, dtype=self.dtype, rngs=rngs),
             self.layer_norm(width, rngs),
             Mlp(width, hidden, dropout=self.dropout, dtype=self.dtype, rngs=rngs),
-            ffn_tokens=geometry.ffn_tokens,
+            geometry=geometry,
             dropout=self.dropout,
             drop_path=drop_path,
         )
@@ -142,9 +144,13 @@ class Transformer(Classifier):
         """What enters block ``i``, of what left the one before it, or the embedding."""
         return x
 
-    def classify(self, x: Array) -> tuple[Array, ...]:
-        """The logits of each head, of the tokens that left the last block."""
+    def features(self, tokens: Tokens) -> Array:
+        """What each head sees, ``[batch, heads, width]``, of what left the last block."""
         raise NotImplementedError
+
+    def classify(self, tokens: Tokens) -> tuple[Array, ...]:
+        """The logits of each head, of what left the last block."""
+        return (wide(self.head(self.features(tokens)[:, 0])),)
 
     def stream(
         self,
@@ -153,13 +159,14 @@ class Transformer(Classifier):
         *,
         key: Array | None = None,
         train: bool = False,
-    ) -> list[Array]:
-        """The tokens ``[batch, ffn_tokens, D]`` that leave each block; arguments as for a call."""
+    ) -> list[Tokens]:
+        """What leaves each block; arguments as for a call."""
         keys = split_key(key, len(self.blocks) + 1)
-        x, found = dropout(self.embed(images), self.dropout, keys[-1]), []
+        tokens, found = Tokens(dropout(self.embed(images), self.dropout, keys[-1])), []
         for i in range(len(self.blocks)):
-            x = self.run_block(i, self.enter(i, x), extras, keys[i], train)
-            found.append(x)
+            entering = tokens._replace(x=self.enter(i, tokens.x))
+            tokens = self.run_block(i, entering, extras, keys[i], train)
+            found.append(tokens)
         return found
 
     def heads(
@@ -174,14 +181,14 @@ class Transformer(Classifier):
         return self.classify(self.stream(images, extras, key=key, train=train)[-1])
 
     def run_block(
-        self, i: int, x: Array, extras: tuple | None, key: Array | None, train: bool
-    ) -> Array:
+        self, i: int, tokens: Tokens, extras: tuple | None, key: Array | None, train: bool
+    ) -> Tokens:
         """Block ``i`` on its tokens; recomputed in the backward pass if ``remat``."""
 
-        def call(block: Block, arguments: tuple, key: Array | None) -> Array:
+        def call(block: Block, arguments: tuple, key: Array | None) -> Tokens:
             return block(*arguments, key=key, train=train)
 
-        arguments = (x,) if extras is None else (x, extras[i])
+        arguments = (tokens,) if extras is None else (tokens, extras[i])
         return (nnx.remat(call) if self.remat else call)(self.blocks[i], arguments, key)
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.layers import Array, Dense, Geometry, cast
+from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Transformer, wide
 
 TOKEN_INIT = nnx.initializers.normal(0.02)
@@ -106,18 +107,27 @@ class ViT(Transformer):
             x = jnp.concatenate([jnp.broadcast_to(cast(self.tokens[...], x.dtype), shape), x], 1)
         return x + cast(self.pos_embed[...], x.dtype)
 
-    def classify(self, x: Array) -> tuple[Array, ...]:
+    def classify(self, tokens: Tokens) -> tuple[Array, ...]:
         """The logits of the class token's head and, in a distilled DeiT, of the second one's."""
-        x = self._pooled(x)
-        if self.spec.distilled:
-            return wide(self.head(x[:, 0])), wide(self.head_dist(x[:, 1]))
-        return (wide(self.head(x[:, 0])),)
+        if not self.spec.distilled:
+            return super().classify(tokens)
+        x = self.features(tokens)
+        return wide(self.head(x[:, 0])), wide(self.head_dist(x[:, 1]))
 
-    def _pooled(self, x: Array) -> Array:
-        """What each head sees, ``[batch, heads, width]``."""
+    def features(self, tokens: Tokens) -> Array:
+        """What each head sees, ``[batch, heads, width]``; averages are those of all patches."""
         if self.spec.pool == "token":
-            return self.norm(x[:, : self.spec.prefix])
-        x = x[:, self.spec.prefix :]
+            return self.norm(tokens.x[:, : self.spec.prefix])
+        x, sizes = tokens.x[:, self.spec.prefix :], tokens.sizes
+        sizes = None if sizes is None else sizes[:, self.spec.prefix :]
         if self.spec.pool == "norm_average":
-            return self.norm(x).mean(1, keepdims=True)
-        return self.norm(x.mean(1, keepdims=True))
+            return _average(self.norm(x), sizes)
+        return self.norm(_average(x, sizes))
+
+
+def _average(x: Array, sizes: Array | None) -> Array:
+    """Averages tokens ``[batch, n, D]`` that stand for so many: ``[batch, 1, D]``."""
+    if sizes is None:
+        return x.mean(1, keepdims=True)
+    shares = sizes / sizes.sum(1, keepdims=True)
+    return (x * shares[..., None].astype(x.dtype)).sum(1, keepdims=True)

@@ -18,10 +18,10 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax.convert import forms
-from spvit_jax.models import MODELS, Geometry
+from spvit_jax.models import MODELS, Geometry, Tokens
 from spvit_jax.progress import Bar, Console
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.axes import AXES, Subset
 from spvit_jax.single_path.latency import Table, TableError, Times, described
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.supernet import supernet
@@ -43,6 +43,7 @@ class Part(NamedTuple):
     geometry: Geometry
     op: str
     heads: int = 0
+    tokens: int = 0
     ffn: int = 0
 
 
@@ -198,7 +199,7 @@ def _stack_call(geometry: Geometry, block: Any, batch: int, dtype: Any) -> Call:
 
     def run(states: list[Any], x: Array) -> Array:
         for state in states:
-            read = nnx.merge(graph, state)(x)
+            read = nnx.merge(graph, state)(Tokens(x)).x
             x = jnp.concatenate([read, x[:, read.shape[1] :]], axis=1)  # a block may read but a few
         return x
 
@@ -226,7 +227,8 @@ def _cut(gated: Any, kept: Part) -> Any:
     block = nnx.clone(gated).plain()
     for name, axis in AXES.items():
         entry = getattr(kept, name)
-        axis.prune(block, tuple(range(entry)) if isinstance(entry, int) else entry)
+        counts = isinstance(axis, Subset)
+        axis.prune(block, tuple(range(entry)) if counts else entry)
     block.mixer = OPS[kept.op].folded(block.mixer, True)
     return block
 

@@ -2,23 +2,27 @@
 
 It is all that choosing hands to pruning. It lives as JSON, and a person can write one by hand:
 ``{"model": "deit_tiny_patch16_224", "ops": ["conv1x1", "msa", ...], "heads": [0, [0, 2], ...],
-"ffn": [744, [0, 5, 9], ...]}`` where a number keeps that many of the block's heads or units, those
-of the largest pretrained magnitude. Without ``heads`` every attention keeps all of them.
+"merges": [16, 12, ...], "ffn": [744, [0, 5, 9], ...]}`` where a number keeps that many of the
+block's heads or units, those of the largest pretrained magnitude. Without ``heads`` every attention
+keeps all of them; ``merges`` are the tokens that each block merges away, without it none.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from spvit_jax.models import Geometry
 from spvit_jax.remote import reading
 from spvit_jax.single_path import prices
-from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.axes import AXES, GATED
 from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.merging import Merges, merged
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import Prices, cost
 
@@ -40,12 +44,14 @@ class Architecture:
       model: the dense model it was found for, a row of ``spvit_jax.models.VARIANTS``; or "".
       heads: the kept heads of each block, ascending, or only their number; none where the op is
         not attention. (): all, wherever it is.
+      merges: the tokens that each block merges away between attention and FFN; (): none.
     """
 
     ops: tuple[str, ...]
     ffn: tuple[Kept, ...]
     model: str = ""
     heads: tuple[Kept, ...] = ()
+    merges: Merges = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -65,11 +71,20 @@ class Architecture:
                 raise ArchitectureError(
                     f"{key} must name {len(blocks)} blocks, as the model has; it names {len(kept)}"
                 )
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(self._geometries(spec)):
             for axis in AXES.values():
                 problem = axis.problem(entries[axis.key][i], self.ops[i], block)
                 if problem:
                     raise ArchitectureError(f"block {i}: {problem}")
+
+    def geometries(self, spec: Any) -> tuple[Geometry, ...]:
+        """What its blocks work on, tokens merged; ``spec`` is the dense model's."""
+        self.check(spec)
+        return self._geometries(spec)
+
+    def _geometries(self, spec: Any) -> tuple[Geometry, ...]:
+        """``geometries`` of one that is being checked: what is no number merges nothing."""
+        return merged(spec, [n if type(n) is int else 0 for n in self.merges])
 
     def of_block(self, i: int, spec: Any) -> dict[str, Any]:
         """What block ``i`` keeps, by axis; ``spec`` is the dense model's."""
@@ -77,12 +92,17 @@ class Architecture:
         return {axis.name: entries[axis.key][i] for axis in AXES.values()}
 
     def _per_block(self, spec: Any) -> dict[str, tuple]:
-        """The entries by key, with ``heads`` written out."""
+        """The entries by key, with ``heads`` and ``merges`` written out."""
         whole = tuple(
             tuple(range(block.heads)) if op == "msa" else ()
             for op, block in zip(self.ops, spec.blocks, strict=False)
         )
-        return {"ops": self.ops, "heads": self.heads or whole, "ffn": self.ffn}
+        return {
+            "ops": self.ops,
+            "heads": self.heads or whole,
+            "merges": self.merges or (0,) * len(self.ops),
+            "ffn": self.ffn,
+        }
 
     def gates(self, spec: Any, ops: tuple[str, ...] = ()) -> Gates:
         """Makes the integer gates that compute it; ``ops``: what they span, () for ``OPS``."""
@@ -90,32 +110,30 @@ class Architecture:
         ops = ops or tuple(OPS)
         return tuple(
             {
-                name: AXES[name].opened(kept, self.ops[i], block, ops)
-                for name, kept in self.of_block(i, spec).items()
+                name: axis.opened(self.of_block(i, spec)[name], self.ops[i], block, ops)
+                for name, axis in GATED.items()
             }
             for i, block in enumerate(spec.blocks)
         )
 
-    def price(self, priced: Prices, spec: Any) -> Any:
-        """Its price; ``priced`` is over every op, as ``prices``' functions give it."""
-        return cost(priced, self.gates(spec)).item()
+    def price(self, pricing: Callable[..., Prices], spec: Any) -> Any:
+        """Its price; ``pricing`` is one of ``prices``' functions."""
+        return cost(pricing(spec, merges=self.merges), self.gates(spec)).item()
 
     def macs(self, spec: Any) -> int:
         """Counts the multiply-accumulates per image of its folded program, exactly."""
-        return self.price(prices.macs(spec), spec)
+        return self.price(prices.macs, spec)
 
     def published_macs(self, spec: Any) -> int:
         """Counts them by the paper's formula."""
-        return self.price(prices.published_macs(spec), spec)
+        return self.price(prices.published_macs, spec)
 
     def to_json(self) -> str:
         """Writes the JSON text, one line a block of units."""
         rows = ",\n  ".join(json.dumps(units) for units in self.ffn)
-        heads = f' "heads": {json.dumps(self.heads)},\n' if self.heads else ""
-        return (
-            f'{{\n "model": {json.dumps(self.model)},\n "ops": {json.dumps(self.ops)},\n'
-            f'{heads} "ffn": [\n  {rows}\n ]\n}}\n'
-        )
+        said = {"model": self.model, "ops": self.ops, "heads": self.heads, "merges": self.merges}
+        lines = [f' "{k}": {json.dumps(v)},' for k, v in said.items() if v or k in ("model", "ops")]
+        return "\n".join(["{", *lines, ' "ffn": [', f"  {rows}", " ]", "}", ""])
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the JSON file, whole or not at all."""
@@ -137,14 +155,20 @@ def from_json(text: str) -> Architecture:
     try:
         values = json.loads(text)
         ops, ffn, heads = values["ops"], values["ffn"], values.get("heads", [])
-        if not isinstance(ops, list):
-            raise TypeError(f"ops must be a list, got {ops!r}")
+        merges = values.get("merges", [])
+        for name, value in (("ops", ops), ("merges", merges)):
+            if not isinstance(value, list):
+                raise TypeError(f"{name} must be a list, got {value!r}")
         unknown = set(values) - {"model", *KEYS}
         if unknown:
             raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
-        kept = {"ffn": tuple(_kept("ffn", v) for v in ffn)}
-        kept["heads"] = tuple(_kept("heads", v) for v in heads)
-        return Architecture(tuple(map(str, ops)), model=str(values.get("model", "")), **kept)
+        return Architecture(
+            tuple(map(str, ops)),
+            tuple(_kept("ffn", v) for v in ffn),
+            str(values.get("model", "")),
+            tuple(_kept("heads", v) for v in heads),
+            tuple(merges),
+        )
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchitectureError(
             'expected JSON like {"model": "deit_tiny_patch16_224", "ops": ["msa", ...],'
@@ -180,7 +204,9 @@ def load(path: str | os.PathLike) -> Architecture:
         raise ArchitectureError(f"{path}: {error}") from error
 
 
-def from_gates(gates: Gates, ops: tuple[str, ...], model: str = "") -> Architecture:
+def from_gates(
+    gates: Gates, ops: tuple[str, ...], model: str = "", merges: Merges = ()
+) -> Architecture:
     """Reads the architecture of decided gates (0 or 1, nested) over ``ops``."""
     blocks = [
         {name: AXES[name].kept(np.asarray(gate), ops) for name, gate in block.items()}
@@ -195,12 +221,23 @@ def from_gates(gates: Gates, ops: tuple[str, ...], model: str = "") -> Architect
         tuple(block["ffn"] for block in blocks),
         model,
         () if whole else tuple(block["heads"] for block in blocks),
+        merges,
     )
 
 
 def describe(architecture: Architecture, spec: Any) -> str:
-    """Names the op of each block, attention with its number of heads where it lost some."""
-    counts = zip(architecture.ops, architecture.head_counts(spec), spec.blocks, strict=True)
+    """Names the op of each block, attention with its number of heads where it lost some.
+
+    Behind it stands how many tokens the block merges away, if any: ``msa:4-8``.
+    """
+    rows = zip(
+        architecture.ops,
+        architecture.head_counts(spec),
+        architecture.merges or (0,) * len(architecture.ops),
+        spec.blocks,
+        strict=True,
+    )
     return " ".join(
-        op if count in (0, block.heads) else f"{op}:{count}" for op, count, block in counts
+        op + (f":{count}" if count not in (0, block.heads) else "") + (f"-{away}" if away else "")
+        for op, count, away, block in rows
     )

@@ -1,8 +1,8 @@
-"""What a block may lose, an axis each: its operation, heads of its attention, FFN units.
+"""What a block may lose, an axis each: its operation, heads of its attention, tokens, FFN units.
 
 An axis knows its gates and how they nest, what each adds to a price, its entry in an architecture
 and its slice of the weights. ``AXES`` lists them in the order in which they nest and prune; nothing
-else does.
+else does. Tokens are merged, not gated: what all else costs depends on how many there are.
 """
 
 from typing import Any
@@ -26,10 +26,12 @@ class Axis:
     Attributes:
       name: in ``search.axes`` and among a block's gates.
       key: in an architecture and its JSON.
+      gated: whether a search may put it under gates.
     """
 
     name: str
     key: str
+    gated = True
 
     def gates(self, geometry: Geometry, ops: tuple[str, ...]) -> int:
         """Counts the gates of a block."""
@@ -90,10 +92,11 @@ class OpAxis(Axis):
         return jnp.cumprod(own)
 
     def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
-        return np.diff([OPS[op].macs(geometry) for op in ops])
+        return np.diff([OPS[op].macs(geometry) + OPS[op].merging(geometry) for op in ops])
 
     def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
-        return np.diff([OPS[op].published_macs(geometry) for op in ops])
+        counts = [OPS[op].published_macs(geometry) + OPS[op].merging(geometry) for op in ops]
+        return np.diff(counts)
 
     def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         return np.diff([OPS[op].parameters(geometry) for op in ops])
@@ -105,7 +108,14 @@ class OpAxis(Axis):
         return ops[round(float(gates.sum()))]
 
     def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
-        return "" if kept in OPS else f"op must be one of {', '.join(OPS)}; got {kept!r}"
+        if kept not in OPS:
+            return f"op must be one of {', '.join(OPS)}; got {kept!r}"
+        if OPS[kept].fits(geometry):
+            return ""
+        return (
+            f"{kept} reads a map, of whose {geometry.grid**2} patches {geometry.merged} are merged"
+            " away before it; merge in later blocks, or choose another op"
+        )
 
     def prune(self, block: Any, kept: Kept) -> str:
         block.mixer = OPS[kept].pruned(block.mixer)
@@ -174,7 +184,7 @@ class HeadsAxis(Subset):
 
     def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         """Keys and values of all tokens; queries and outputs of those that are read."""
-        inputs, outputs = (n // geometry.windows for n in (geometry.tokens, geometry.ffn_tokens))
+        inputs, outputs = (n // geometry.windows for n in (geometry.tokens, geometry.read))
         width, head_dim = geometry.width, geometry.head_dim
         one = 2 * (inputs + outputs) * width * head_dim + 2 * inputs * outputs * head_dim
         return np.full(geometry.heads, geometry.windows * one)
@@ -214,6 +224,35 @@ class HeadsAxis(Subset):
         return heads
 
 
+class TokensAxis(Axis):
+    """Tokens that a block merges away between its attention and its FFN, by number."""
+
+    name = "tokens"
+    key = "merges"
+    gated = False
+
+    def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
+        pairs = geometry.patches // 2
+        if type(kept) is int and 0 <= kept <= pairs and not (kept and self.refuses(geometry)):
+            return ""
+        if kept and self.refuses(geometry):
+            return f"merges must be 0, for {self.refuses(geometry)}; got {kept!r}"
+        return (
+            f"merges must be a number from 0 to {pairs}, half of the patches that are left;"
+            f" got {kept!r}"
+        )
+
+    def refuses(self, geometry: Geometry) -> str:
+        """Says why a block cannot merge; "": it can."""
+        if geometry.window:
+            return "windows of a Swin need all of their tokens"
+        return "only class tokens go on from here" if geometry.class_only else ""
+
+    def prune(self, block: Any, kept: Kept) -> int:
+        block.merges = kept
+        return kept
+
+
 class FfnAxis(Subset):
     """FFN units."""
 
@@ -231,7 +270,8 @@ class FfnAxis(Subset):
 
     def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         """The class tokens' share is left out, as the released formula does."""
-        return np.full(geometry.hidden, 2 * geometry.patches * geometry.width)
+        patches = geometry.patches - geometry.merges
+        return np.full(geometry.hidden, 2 * patches * geometry.width)
 
     def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         return np.full(geometry.hidden, 2 * geometry.width + 1)
@@ -254,4 +294,7 @@ class FfnAxis(Subset):
         return kept
 
 
-AXES: dict[str, Axis] = {axis.name: axis for axis in (OpAxis(), HeadsAxis(), FfnAxis())}
+AXES: dict[str, Axis] = {
+    axis.name: axis for axis in (OpAxis(), HeadsAxis(), TokensAxis(), FfnAxis())
+}
+GATED = {name: axis for name, axis in AXES.items() if axis.gated}

@@ -15,6 +15,8 @@ from spvit_jax.single_path import latency, prices
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.choose import Site, choose
 from spvit_jax.single_path.gates import Gates, budget_gates
+from spvit_jax.single_path.merging import Merges
+from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import Prices, cost
 from spvit_jax.single_path.score import BlockScores, Scores
 from spvit_jax.single_path.space import Space
@@ -33,8 +35,8 @@ class Budget:
     field: str = "budget.macs"  # of the configuration, for messages
 
 
-def budgets(given: Any, spec: Any, ops: tuple[str, ...]) -> tuple[Budget, ...]:
-    """The budgets that ``config.Budget`` sets for the dense model of ``spec``.
+def budgets(given: Any, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -> tuple[Budget, ...]:
+    """The budgets that ``config.Budget`` sets for the dense model of ``spec``, tokens merged.
 
     A share of the MACs is of the dense model's as published, whichever way the pruned one's are
     counted: that is what everybody quotes.
@@ -45,16 +47,17 @@ def budgets(given: Any, spec: Any, ops: tuple[str, ...]) -> tuple[Budget, ...]:
     """
     found = []
     if given.macs:
-        published = prices.published_macs(spec, ops)
-        counted = published if given.count == "published" else prices.macs(spec, ops)
-        found.append(Budget(counted, _absolute(given.macs, published.dense), "budget.macs"))
+        counting = prices.published_macs if given.count == "published" else prices.macs
+        target = _absolute(given.macs, prices.published_macs(spec, ops).dense)
+        found.append(Budget(counting(spec, ops, merges), target, "budget.macs"))
     if given.params:
         counted = prices.parameters(spec, ops)
         found.append(Budget(counted, _absolute(given.params, counted.dense), "budget.params"))
     if given.latency:
         path, _, target = given.latency.rpartition(":")
-        timed = latency.prices(latency.load(path), spec, ops)
-        found.append(Budget(timed, float(target) * timed.dense, "budget.latency"))
+        table = latency.load(path)
+        timed = latency.prices(table, spec, ops, merges)
+        found.append(Budget(timed, float(target) * table.dense, "budget.latency"))
     if not found:
         raise BudgetError("no budget is set: give budget.macs, budget.params or budget.latency")
     return tuple(found)
@@ -121,7 +124,8 @@ def _chosen(
     picked = choose(sites, room)
     chosen = [offer.gates(option) for offer, option in zip(offers, picked, strict=True)]
     pairs = zip(chosen[::2], chosen[1::2], strict=True)
-    return from_gates(tuple(mixing | units for mixing, units in pairs), space.ops, model)
+    gates = tuple(mixing | units for mixing, units in pairs)
+    return from_gates(gates, space.ops, model, space.merges)
 
 
 def _levels(logits: Gates) -> list[dict[str, np.ndarray]]:
@@ -199,7 +203,11 @@ def _scored_mixing(space: Space, i: int, scores: BlockScores, held: tuple[Budget
     options = []
     if "op" in space.axes:
         spent = np.vstack([np.zeros(len(held)), np.cumsum(steps[:-1], axis=0)])
-        options = [(-scores.ops[op], spent[n], n, 0) for n, op in enumerate(space.ops[:-1])]
+        options = [
+            (-scores.ops[op], spent[n], n, 0)
+            for n, op in enumerate(space.ops[:-1])
+            if OPS[op].fits(space.blocks[i])
+        ]
     for kept in range(1 if "heads" in space.axes else heads, heads + 1):
         price = steps.sum(0) + by_head[best[:kept]].sum(0)
         options.append((-scores.heads.errors[heads - kept], price, last, kept))

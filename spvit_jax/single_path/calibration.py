@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spvit_jax.models import Tokens
+
 Array = jax.Array
 HELD_OUT = 4  # one batch in so many is not fitted to: it chooses how much fits are damped
 
@@ -72,7 +74,7 @@ class Calibration:
 
         return Placed(graph, jax.tree.map(copy, state))
 
-    def embed(self, model: nnx.Module) -> Iterator[Array]:
+    def embed(self, model: nnx.Module) -> Iterator[Tokens]:
         """Runs a model's embedding: the tokens that enter its first block, batch by batch."""
         placed = self.place(model)
         for images, _ in self.batches:
@@ -97,8 +99,8 @@ def _run(function: Callable, graph: nnx.GraphDef, static: tuple, state: Any, arr
     return function(nnx.merge(graph, state), *arrays, *static)
 
 
-def _embed(model: Any, images: Array, normalise: Callable[[Array], Array]) -> Array:
-    return model.embed(normalise(images))
+def _embed(model: Any, images: Array, normalise: Callable[[Array], Array]) -> Tokens:
+    return Tokens(model.embed(normalise(images)))
 
 
 def starts_stage(spec: Any, i: int) -> bool:
@@ -106,9 +108,9 @@ def starts_stage(spec: Any, i: int) -> bool:
     return i > 0 and spec.blocks[i].width != spec.blocks[i - 1].width
 
 
-def enter(model: Any, x: Array, i: int) -> Array:
+def enter(model: Any, tokens: Tokens, i: int) -> Tokens:
     """What enters block ``i``, for ``Placed`` to call."""
-    return model.enter(i, x)
+    return tokens._replace(x=model.enter(i, tokens.x))
 
 
 def bare(model: Any) -> Any:

@@ -84,7 +84,7 @@ def _uniform(
         ]
         if fitting:
             gates = min(fitting, key=lambda option: option[0])[1]
-            found[name] = from_gates(gates, space.ops, model)
+            found[name] = from_gates(gates, space.ops, model, space.merges)
     return found
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.axes import AXES, GATED
 from spvit_jax.single_path.space import Space
 
 Array = jax.Array
@@ -27,7 +27,7 @@ def initial_logits(space: Space) -> Gates:
         return jnp.full(size, INITIAL_LOGIT, float)
 
     return tuple(
-        {axis: full(space.gates(axis, i)) for axis in space.axes} for i in range(len(space.blocks))
+        {axis: full(space.gates(axis, i)) for axis in space.gated} for i in range(len(space.blocks))
     )
 
 
@@ -83,7 +83,7 @@ def nested(space: Space, own: Gates) -> Gates:
     for i, (block, geometry) in enumerate(zip(own, space.blocks, strict=True)):
         found: dict[str, Array] = {}
         dtype = jnp.result_type(*block.values())
-        for name, axis in AXES.items():
+        for name, axis in GATED.items():
             if name in block:
                 mine = space.spread(name, i, block[name])
             else:

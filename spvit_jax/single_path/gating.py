@@ -10,6 +10,7 @@ from spvit_jax.single_path import budget, gates
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.budget import Budget
 from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.merging import Merges, merged
 from spvit_jax.single_path.prices import cost
 from spvit_jax.single_path.space import Space, SpaceError, group_units
 
@@ -25,20 +26,23 @@ class Gating:
     start: Gates | None = None  # logits a search starts from; None: as released
 
     @classmethod
-    def of(cls, search: Any, budgets: Any, spec: Any, dense: Any = None) -> "Gating":
+    def of(
+        cls, search: Any, budgets: Any, spec: Any, dense: Any = None, merges: Merges = ()
+    ) -> "Gating":
         """Reads ``config.Search`` and ``config.Budget`` for the dense model of ``spec``.
 
-        Without the model itself, groups of FFN units are arbitrary.
+        Without the model itself, groups of FFN units are arbitrary. With ``merges``, tokens are
+        merged away and the rest is priced accordingly.
 
         Raises:
           SpaceError, BudgetError: the model cannot have such a space or budget.
         """
         members = group_units(spec, search.unit_group, dense)
         try:
-            space = Space(spec.blocks, search.ops, search.axes, members)
+            space = Space(merged(spec, merges), search.ops, search.axes, members)
         except SpaceError as error:
             raise SpaceError(f"search.{error}") from None
-        held = budget.budgets(budgets, spec, search.ops)
+        held = budget.budgets(budgets, spec, search.ops, merges)
         return cls(space, held, search.budget_lambda, search.gate_learning_rate)
 
     def initial(self) -> Gates:

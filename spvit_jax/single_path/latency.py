@@ -18,6 +18,7 @@ from etils import epath
 
 from spvit_jax.models import Geometry
 from spvit_jax.remote import reading
+from spvit_jax.single_path.merging import Merges
 from spvit_jax.single_path.prices import Prices
 
 VERSION = 1
@@ -116,7 +117,7 @@ def described(spec: Any) -> dict[str, Any]:
     return json.loads(json.dumps(said))
 
 
-def prices(table: Table, spec: Any, ops: tuple[str, ...]) -> Prices:
+def prices(table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -> Prices:
     """Milliseconds per call, by the gates over ``ops``.
 
     Raises:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from spvit_jax.models import MODELS, SwinSpec
-from spvit_jax.single_path.axes import AXES, Axis
+from spvit_jax.models import MODELS, Geometry, SwinSpec
+from spvit_jax.single_path.axes import GATED, Axis
 from spvit_jax.single_path.gates import Gates
+from spvit_jax.single_path.merging import Merges, merged
 from spvit_jax.single_path.ops import OPS
 
 
@@ -52,44 +53,48 @@ def _for(gate: Any, price: np.ndarray) -> np.ndarray:
     return price if gate.dtype.kind == "i" else price.astype(gate.dtype)
 
 
-def macs(spec: Any, ops: tuple[str, ...] = ()) -> Prices:
+def macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
     """Multiply-accumulates per image, as the folded program runs them.
 
     Args:
       spec: the dense model's.
       ops: what the gates choose from; (): all of ``OPS``.
+      merges: the tokens that each block merges away; (): none.
     """
-    ops = ops or tuple(OPS)
-    base = _embedding_and_head(spec) + sum(OPS[ops[0]].macs(block) for block in spec.blocks)
-    return Prices("MACs", base, _blocks(spec, ops, lambda axis, *of: axis.macs(*of)))
+    ops, blocks = ops or tuple(OPS), merged(spec, merges)
+    base = _embedding_and_head(spec) + sum(
+        OPS[ops[0]].macs(b) + OPS[ops[0]].merging(b) for b in blocks
+    )
+    return Prices("MACs", base, _blocks(blocks, ops, lambda axis, *of: axis.macs(*of)))
 
 
-def published_macs(spec: Any, ops: tuple[str, ...] = ()) -> Prices:
+def published_macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
     """Multiply-accumulates by the paper's formula, for its tables and its searches.
 
     Norms count as a multiplication per feature and the class tokens' share of FFNs is left out;
     what nobody reads is counted.
     """
+    ops, blocks = ops or tuple(OPS), merged(spec, merges)
+    base = _embedding_and_head(spec) + _published_norms(spec, blocks)
+    base += sum(OPS[ops[0]].published_macs(b) + OPS[ops[0]].merging(b) for b in blocks)
+    found = _blocks(blocks, ops, lambda axis, *of: axis.published_macs(*of))
+    return Prices("MACs (as published)", base, found)
+
+
+def parameters(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
+    """Parameters of the folded model, batch norms folded too; merging has none."""
     ops = ops or tuple(OPS)
-    base = _embedding_and_head(spec) + _published_norms(spec)
-    base += sum(OPS[ops[0]].published_macs(block) for block in spec.blocks)
-    blocks = _blocks(spec, ops, lambda axis, *of: axis.published_macs(*of))
-    return Prices("MACs (as published)", base, blocks)
-
-
-def parameters(spec: Any, ops: tuple[str, ...] = ()) -> Prices:
-    """Parameters of the folded model, batch norms folded too."""
-    blocks = _blocks(spec, ops or tuple(OPS), lambda axis, *of: axis.parameters(*of))
+    blocks = _blocks(spec.blocks, ops, lambda axis, *of: axis.parameters(*of))
     prices = Prices("parameters", 0, blocks)
     return dataclasses.replace(prices, base=_dense_parameters(spec) - prices.dense)
 
 
 def _blocks(
-    spec: Any, ops: tuple[str, ...], price: Callable[[Axis, Any, tuple], np.ndarray]
+    blocks: tuple[Geometry, ...],
+    ops: tuple[str, ...],
+    price: Callable[[Axis, Any, tuple], np.ndarray],
 ) -> tuple[dict[str, np.ndarray], ...]:
-    return tuple(
-        {name: price(axis, block, ops) for name, axis in AXES.items()} for block in spec.blocks
-    )
+    return tuple({name: price(axis, b, ops) for name, axis in GATED.items()} for b in blocks)
 
 
 def _embedding_and_head(spec: Any) -> int:
@@ -103,9 +108,9 @@ def _embedding_and_head(spec: Any) -> int:
     return total + spec.distilled * last.width * spec.classes
 
 
-def _published_norms(spec: Any) -> int:
+def _published_norms(spec: Any, blocks: tuple[Geometry, ...]) -> int:
     """What the paper's formula counts for norms, as released."""
-    total = sum(2 * block.width * block.tokens for block in spec.blocks)
+    total = sum(block.width * (2 * block.tokens - block.merges) for block in blocks)
     if not isinstance(spec, SwinSpec):
         return total
     stages = len(spec.depths)

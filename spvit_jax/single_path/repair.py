@@ -5,7 +5,8 @@ attention, of a convolution, of the FFN) is fitted so that the stream becomes th
 again, which also corrects what earlier blocks did wrong. Fits are shrunk towards the kept weights,
 so that a layer that lost nothing hardly moves; how much, held-out images decide.
 
-Where a layer is gone altogether, the one before it aims at the dense stream behind it.
+Where a layer is gone altogether, the one before it aims at the dense stream behind it; where tokens
+are merged, at the mean of the dense model's over the same.
 """
 
 import dataclasses
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spvit_jax.models import Geometry
+from spvit_jax.models import Geometry, Tokens
 from spvit_jax.models.layers import Attention, Dense
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.axes import FfnAxis, HeadsAxis
 from spvit_jax.single_path.calibration import Calibration, Placed, bare, enter, starts_stage
+from spvit_jax.single_path.features import error
 from spvit_jax.single_path.moments import Fit, Moments, joined, moments, reduced_rank, ridge
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prune import fold, form, prune
@@ -65,6 +67,36 @@ def repair(
     return _cut(plan, model)
 
 
+def repaired_error(
+    dense: Any,
+    calibration: Calibration,
+    judges: Calibration,
+    architecture: Architecture,
+    patches: float = 0.0,
+    after_block: Callable[[], None] = lambda: None,
+) -> float:
+    """Measures the ``feature_error`` on other images that a repaired model would have.
+
+    Args:
+      dense: the model.
+      calibration: images to repair on.
+      judges: the others, in batches of the same size.
+      architecture: for the model.
+      patches: as for ``feature_error``.
+      after_block: as for ``repair``.
+    """
+    plan = _plan(dense, architecture)
+    worker = _Repair(plan.model, bare(dense), plan, calibration, judges)
+    for i in range(len(plan.model.blocks)):
+        worker.block(i)
+        after_block()
+    worker.dense_to(2 * i + 1)
+    count = len(calibration.batches)
+    mine = judges.place(worker.model), worker.pruned[count:]
+    theirs = judges.place(worker.dense), worker.target[count:]
+    return error(mine, theirs, judges, patches)
+
+
 class _Plan(NamedTuple):
     """A model to be worked on, in shapes that do not depend on what is kept of it.
 
@@ -73,6 +105,7 @@ class _Plan(NamedTuple):
 
     model: Any
     architecture: Architecture
+    geometries: tuple[Geometry, ...]  # of its blocks, tokens merged
     rows: list[dict[str, np.ndarray]]  # of each block: of its output projection and fc2, the kept
     free: tuple[bool, ...]  # blocks whose convolution is fitted from nothing
     kept: tuple[tuple[int, ...], ...] | None  # heads of each block; None: it is cut already
@@ -84,11 +117,14 @@ def _plan(model: Any, architecture: Architecture | None) -> _Plan:
     if architecture is None:
         work = bare(fold(model, batch_norm=True))
         rows = [_all_rows(block) for block in work.blocks]
-        return _Plan(work, work.architecture, rows, (False,) * len(rows), None)
-    architecture.check(model.spec)
+        geometries = work.architecture.geometries(work.spec)
+        for block in work.blocks:
+            block.merges = 0
+        return _Plan(work, work.architecture, geometries, rows, (False,) * len(rows), None)
+    geometries = architecture.geometries(model.spec)
     cut = fold(prune(model, architecture), batch_norm=True)
     work, heads, rows, free = bare(model), [], [], []
-    for i, geometry in enumerate(model.spec.blocks):
+    for i, geometry in enumerate(geometries):
         block, kept = work.blocks[i], architecture.of_block(i, model.spec)
         op, units = kept["op"], FfnAxis().indices(kept["ffn"], block)
         heads.append(HeadsAxis().indices(kept["heads"], block) if op == "msa" else ())
@@ -97,7 +133,18 @@ def _plan(model: Any, architecture: Architecture | None) -> _Plan:
         free.append(OPS[op].size > 0 and not geometry.class_only)
         if op != "msa":
             block.mixer, block.norm1 = cut.blocks[i].mixer, cut.blocks[i].norm1
-    return _Plan(work, cut.architecture, rows, tuple(free), tuple(heads))
+        elif geometry.merges:
+            _without_keys(block.mixer.qk, rows[i]["mixer"])
+    return _Plan(work, cut.architecture, geometries, rows, tuple(free), tuple(heads))
+
+
+def _without_keys(qk: Dense, kept: np.ndarray) -> None:
+    """Takes the keys away by which tokens are merged, but for those of the heads that are kept."""
+    width = len(qk.bias[...]) // 2
+    stays = np.zeros(2 * width, bool)
+    stays[:width] = stays[width + kept] = True
+    qk.kernel[...] = jnp.where(stays, qk.kernel[...], 0)
+    qk.bias[...] = jnp.where(stays, qk.bias[...], 0)
 
 
 def _all_rows(block: Any) -> dict[str, np.ndarray]:
@@ -108,30 +155,34 @@ def _all_rows(block: Any) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass
 class _Repair:
-    """Where the repair is: the streams of both models in front of a block."""
+    """Where the repair is: the streams of both models in front of a block.
+
+    Batches of ``calibration`` come first, and are fitted to; those that judge go along.
+    """
 
     model: Any
     dense: Any
     plan: _Plan
     calibration: Calibration
+    judges: Calibration | None = None
 
     def __post_init__(self) -> None:
-        self.pruned = list(self.calibration.embed(self.model))
-        self.target = list(self.calibration.embed(self.dense))
+        images = [self.calibration] + ([] if self.judges is None else [self.judges])
+        self.pruned = [x for some in images for x in some.embed(self.model)]
+        self.target = [x for some in images for x in some.embed(self.dense)]
         self.station = -1  # of the dense stream: 2i is behind block i's mixer, 2i + 1 its FFN
 
     def block(self, i: int) -> None:
         """Repairs a block and runs it."""
-        spec, geometry = self.model.spec, self.model.spec.blocks[i]
-        block = self.model.blocks[i]
-        if starts_stage(spec, i):
+        block, geometry = self.model.blocks[i], self.plan.geometries[i]
+        if starts_stage(self.model.spec, i):
             self.pruned = self._each(self.calibration.place(self.model), enter, self.pruned, i)
         op = self.plan.architecture.ops[i]
         if block.mixer is not None:
-            self._dense_to(self._aim(2 * i))
+            self.dense_to(self._aim(2 * i))
             self._mixer(i, op, geometry)
-        self._advance(i, _mix)
-        self._dense_to(self._aim(2 * i + 1))
+        self._advance(i, _mix, geometry.merges)
+        self.dense_to(self._aim(2 * i + 1))
         self._ffn(i)
         self._advance(i, _feed)
 
@@ -149,24 +200,25 @@ class _Repair:
     def _widths(self) -> list[int]:
         return [len(rows["ffn"]) for rows in self.plan.rows]
 
-    def _dense_to(self, station: int) -> None:
+    def dense_to(self, station: int) -> None:
+        """Runs the dense model's streams to a station."""
         while self.station < station:
             self.station += 1
             i, ffn = divmod(self.station, 2)
             if not ffn and starts_stage(self.dense.spec, i):
                 self.target = self._each(self.calibration.place(self.dense), enter, self.target, i)
             placed = self.calibration.place(self.dense.blocks[i])
-            self.target = self._each(placed, _feed if ffn else _mix, self.target)
+            function, static = (_feed, ()) if ffn else (_mix, (0,))
+            self.target = self._each(placed, function, self.target, *static)
 
     def _each(
-        self, placed: Placed, function: Callable, stream: list[Array], *static: Any
-    ) -> list[Array]:
-        return [placed(function, x, static=static) for x in stream]
+        self, placed: Placed, function: Callable, stream: list[Tokens], *static: Any
+    ) -> list[Tokens]:
+        return [placed(function, tokens, static=static) for tokens in stream]
 
-    def _advance(self, i: int, function: Callable) -> None:
-        self.pruned = self._each(
-            self.calibration.place(self.model.blocks[i]), function, self.pruned
-        )
+    def _advance(self, i: int, function: Callable, *static: Any) -> None:
+        placed = self.calibration.place(self.model.blocks[i])
+        self.pruned = self._each(placed, function, self.pruned, *static)
 
     def _mixer(self, i: int, op: str, geometry: Geometry) -> None:
         block, rows = self.model.blocks[i], self.plan.rows[i]["mixer"]
@@ -190,7 +242,7 @@ class _Repair:
         """Of a layer's inputs and what it should add to the stream; held-out ones apart."""
         placed = self.calibration.place(self.model.blocks[i])
         found: dict[bool, Moments] = {}
-        pairs = zip(self.calibration.batches, self.pruned, self.target, strict=True)
+        pairs = zip(self.calibration.batches, self.pruned, self.target, strict=self.judges is None)
         for number, ((_, mask), x, target) in enumerate(pairs):
             new = placed(function, x, target, mask, static=static)
             apart = self.calibration.held_out(number)
@@ -266,53 +318,57 @@ def _layer(kernel: np.ndarray, bias: np.ndarray, dtype: Any) -> Any:
     return layer
 
 
-def _mix(block: Any, x: Array) -> Array:
-    """The stream behind a block's mixer."""
-    read = x[:, : block.ffn_tokens]
-    return read if block.mixer is None else read + _branch(block, x)
+def _mix(block: Any, tokens: Tokens, merges: int) -> Tokens:
+    """The stream behind a block's mixer, and behind its merging.
+
+    How much is merged is not the block's yet: blocks that are alike are compiled once.
+    """
+    block.merges = merges
+    return block.mix(tokens)
 
 
-def _branch(block: Any, x: Array) -> Array:
-    return block.mixer(block.norm1(x))[:, : block.ffn_tokens]
-
-
-def _feed(block: Any, middle: Array) -> Array:
+def _feed(block: Any, middle: Tokens) -> Tokens:
     """The stream behind its FFN."""
-    return middle + block.ffn(block.norm2(middle))
+    return block.feed(middle)
 
 
-def _rows(inputs: Array, x: Array, target: Array, mask: Array) -> Moments:
+def _rows(inputs: Array, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
     """Of a layer's inputs and what it should add, at the tokens that are aimed at."""
-    read = min(target.shape[1], inputs.shape[1])
-    missing = target[:, :read] - x[:, :read]
+    aim = tokens.means(target.x)
+    read = min(aim.shape[1], inputs.shape[1])
+    missing = aim[:, :read] - tokens.x[:, :read]
     return moments(jnp.concatenate([inputs[:, :read], missing], -1), mask)
 
 
-def _attended(block: Any, x: Array, target: Array, mask: Array) -> Moments:
-    y = block.norm1(x)
-    return _rows(block.mixer.attend(y, block.mixer.v(y)), x, target, mask)
+def _attended(block: Any, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
+    y = block.norm1(tokens.x)
+    attended = block.mixer.attend(*block.mixer.queries_and_keys(y), block.mixer.v(y), tokens.sizes)
+    return _rows(attended, tokens, target, mask)
 
 
-def _convolved(block: Any, x: Array, target: Array, mask: Array) -> Moments:
+def _convolved(block: Any, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
     prefix = block.mixer.geometry.prefix
-    hidden = block.mixer.hidden(block.norm1(x)[:, prefix:])
-    return _rows(hidden, x[:, prefix:], target[:, prefix:], mask)
+    hidden = block.mixer.hidden(block.norm1(tokens.x)[:, prefix:])
+    missing = tokens.means(target.x)[:, prefix:] - tokens.x[:, prefix:]
+    return moments(jnp.concatenate([hidden, missing], -1), mask)
 
 
 def _tapped(
-    block: Any, x: Array, target: Array, mask: Array, geometry: Geometry, size: int
+    block: Any, tokens: Tokens, target: Tokens, mask: Array, geometry: Geometry, size: int
 ) -> Moments:
-    return moments(tap_rows(block.norm1(x), target - x, geometry, size), mask)
+    missing = tokens.means(target.x) - tokens.x
+    return moments(tap_rows(block.norm1(tokens.x), missing, geometry, size), mask)
 
 
-def _fed(block: Any, middle: Array, target: Array, mask: Array) -> Moments:
-    return _rows(block.ffn.units(block.norm2(middle)), middle, target, mask)
+def _fed(block: Any, middle: Tokens, target: Tokens, mask: Array) -> Moments:
+    return _rows(block.ffn.units(block.norm2(middle.x)), middle, target, mask)
 
 
 def _cut(plan: _Plan, model: Any) -> Any:
     """Cuts what was worked on down to what is kept, and gives back what regularises training."""
     work, found = plan.model, plan.architecture
     for i, block in enumerate(work.blocks):
+        block.merges = plan.geometries[i].merges
         if isinstance(block.mixer, Attention) and plan.kept is not None:
             block.mixer.keep_heads(plan.kept[i])
         if plan.kept is not None:

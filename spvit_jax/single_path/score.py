@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from spvit_jax.models import Geometry
+from spvit_jax.models import Geometry, Tokens
 from spvit_jax.single_path.calibration import Calibration, bare, enter, mean_square, starts_stage
 from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
 from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
@@ -134,21 +134,24 @@ def _pass(
     whole = calibration.place(model)
     convolutions = tuple((op, OPS[op].size) for op in ops if OPS[op].size)
     seen: list[Any] = [None] * len(placed)
-    for (_, mask), x in zip(calibration.batches, calibration.embed(model), strict=True):
+    for (_, mask), entering in zip(calibration.batches, calibration.embed(model), strict=True):
+        tokens = entering
         for i, geometry in enumerate(model.spec.blocks):
-            x = whole(enter, x, static=(i,)) if starts_stage(model.spec, i) else x
-            new, x = placed[i](_look, x, mask, static=(geometry, convolutions))
+            if starts_stage(model.spec, i):
+                tokens = whole(enter, tokens, static=(i,))
+            new, tokens = placed[i](_look, tokens, mask, static=(geometry, convolutions))
             seen[i] = new if seen[i] is None else _add(seen[i], new)
         after_batch()
     return seen
 
 
 def _look(
-    block: Any, x: Array, mask: Array, geometry: Geometry, convolutions: tuple
-) -> tuple[Seen, Array]:
+    block: Any, tokens: Tokens, mask: Array, geometry: Geometry, convolutions: tuple
+) -> tuple[Seen, Tokens]:
     """Runs a dense block; what its layers see, and its output."""
-    read, y = geometry.ffn_tokens, block.norm1(x)
-    mixed = block.mixer.attend(y, block.mixer.v(y))
+    x, read = tokens.x, geometry.read
+    y = block.norm1(x)
+    mixed = block.mixer.attend(*block.mixer.queries_and_keys(y), block.mixer.v(y))
     branch = block.mixer.out(mixed)
     middle = x[:, :read] + branch
     units = block.ffn.units(block.norm2(middle))
@@ -159,16 +162,16 @@ def _look(
             rows = tap_rows(y, branch, geometry, size)
             taps[name] = moments(rows, mask)
     passed = branch[:, : geometry.prefix] - y[:, : geometry.prefix]
-    tokens = mean_square(passed, mask) if geometry.prefix else jnp.zeros(())
+    apart = mean_square(passed, mask) if geometry.prefix else jnp.zeros(())
     found = Seen(
         moments(mixed, mask),
         moments(units, mask),
         moments(output, mask),
         taps,
-        tokens,
+        apart,
         mask.sum().astype(jnp.float32),
     )
-    return found, output
+    return found, Tokens(output)
 
 
 def tap_rows(y: Array, branch: Array, geometry: Geometry, size: int) -> Array:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from spvit_jax.models import Geometry
-from spvit_jax.single_path.axes import AXES, FfnAxis
+from spvit_jax.single_path.axes import AXES, FfnAxis, TokensAxis
+from spvit_jax.single_path.merging import Merges
 from spvit_jax.single_path.ops import OPS, PAPER
 
 
@@ -19,9 +20,9 @@ class Space:
     """The axes under gates, the operations, and which gate each FFN unit hangs on.
 
     Attributes:
-      blocks: what each block of the dense model works on.
+      blocks: what each block of the dense model works on, less the tokens merged away.
       ops: the operations, from the cheapest to attention; a part of ``OPS`` in its order.
-      axes: those under gates; the others stay as they are in the dense model.
+      axes: those that may be touched; the others stay as they are in the dense model.
       members: the gate of each FFN unit, one array per block; (): each unit has its own.
 
     Raises:
@@ -34,8 +35,13 @@ class Space:
     members: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.axes or set(self.axes) - set(AXES) or len(set(self.axes)) < len(self.axes):
+        if not self.gated or set(self.axes) - set(AXES) or len(set(self.axes)) < len(self.axes):
             raise SpaceError(f"axes must be different ones of {', '.join(AXES)}; got {self.axes!r}")
+        merging, refused = TokensAxis(), ""
+        if merging.name in self.axes:
+            refused = min((merging.refuses(block) for block in self.blocks), key=len)
+        if refused:
+            raise SpaceError(f"axes: no tokens can be merged in this model: {refused}")
         offered = [name for name, op in OPS.items() if op.searched]
         ordered = tuple(op for op in offered if op in self.ops)
         if self.ops != ordered or self.ops[-1:] != ("msa",) or len(self.ops) < 2:
@@ -43,6 +49,17 @@ class Space:
                 f"ops must be two or more of {', '.join(offered)}, in this order and with msa,"
                 f" which the dense model has; got {self.ops!r}"
             )
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The axes under gates."""
+        return tuple(name for name in self.axes if AXES[name].gated)
+
+    @property
+    def merges(self) -> Merges:
+        """How many tokens each block merges away; () where none does."""
+        counts = tuple(block.merges for block in self.blocks)
+        return counts if any(counts) else ()
 
     def gates(self, axis: str, i: int) -> int:
         """Counts the gate logits of an axis in block ``i``."""

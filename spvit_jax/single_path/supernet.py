@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.layers import Array, Attention, Block, Geometry, cast, dense, split_key
+from spvit_jax.models.tokens import Tokens
 from spvit_jax.single_path.ops import OPS, PAPER, Branch, Shared
 from spvit_jax.single_path.sharing import TAPS, TEMPERATURES, head_mixture
 
@@ -32,7 +33,7 @@ class SinglePathAttention(nnx.Module):
         self.temperature = temperature
 
     def __call__(self, x: Array, gates: dict[str, Array], train: bool) -> Array:
-        """Mixes normalised tokens ``[batch, tokens, D]`` to ``[batch, ffn_tokens, D]``.
+        """Mixes normalised tokens ``[batch, tokens, D]`` to ``[batch, read, D]``.
 
         Args:
           gates: of this block: ``op``, nested, and ``heads``, nested in attention's.
@@ -88,20 +89,27 @@ class SinglePathBlock(Block):
             mixer,
             block.norm2,
             block.ffn,
-            ffn_tokens=block.ffn_tokens,
+            geometry=geometry,
             dropout=block.dropout,
             drop_path=block.drop_path,
         )
+        self.geometry = geometry
 
     def __call__(  # type: ignore[override]  # a gated block cannot stand where a plain one is
-        self, x: Array, gates: dict[str, Array], *, key: Array | None = None, train: bool = False
-    ) -> Array:
-        keys, read = split_key(key, 5), x[:, : self.ffn_tokens]
-        read = read + self.residual(self.mixer(self.norm1(x), gates, train), keys[:2])
+        self,
+        tokens: Tokens,
+        gates: dict[str, Array],
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        keys, x = split_key(key, 5), tokens.x
+        branch = self.mixer(self.norm1(x), gates, train)
+        read = x[:, : self.read] + self.residual(branch, keys[:2])
         units = self.ffn.units(self.norm2(read), keys[2])
         kernel, bias = self.ffn.fc2.weights()
         branch = dense(units, gates["ffn"][:, None].astype(kernel.dtype) * kernel, bias)
-        return read + self.residual(branch, keys[3:])
+        return Tokens(read + self.residual(branch, keys[3:]))
 
     def plain(self) -> Block:
         """The same norms and FFN, ungated, around the mixer: what pruning cuts down."""
@@ -110,7 +118,7 @@ class SinglePathBlock(Block):
             self.mixer,
             self.norm2,
             self.ffn,
-            ffn_tokens=self.ffn_tokens,
+            geometry=self.geometry,
             dropout=self.dropout,
             drop_path=self.drop_path,
         )

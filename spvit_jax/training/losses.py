@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spvit_jax.models import mean_logits
+from spvit_jax.models import Tokens, mean_logits
 
 Array = jax.Array
 Batch = dict[str, Any]
@@ -53,13 +53,14 @@ def distillation(
 def feature_distillation(
     model: Any, batch: Batch, key: Array, *, weight: float
 ) -> tuple[Array, Metrics]:
-    """``weight`` of ``relative_error`` to the teacher, averaged over the outputs of all blocks.
+    """``weight`` of ``stream_error`` to the teacher, averaged over the outputs of all blocks.
 
-    The labels' cross-entropy has the rest; with a ``weight`` of 1 they are not looked at.
+    Where the student has merged tokens, it learns the mean of what the teacher says of them. The
+    labels' cross-entropy has the rest; with a ``weight`` of 1 they are not looked at.
     """
     stream = model.stream(batch["images"], key=key, train=True)
     pairs = zip(stream, batch["taught"], strict=True)
-    distilled = jnp.stack([relative_error(mine, taught) for mine, taught in pairs]).mean()
+    distilled = jnp.stack([stream_error(mine, taught) for mine, taught in pairs]).mean()
     if weight == 1:
         return distilled, {"distillation": distilled}
     logits = mean_logits(model.classify(stream[-1]))
@@ -100,15 +101,16 @@ def soft_distance(student: Array, teacher: Array, temperature: float) -> Array:
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(found, expected).mean()
 
 
-def relative_error(student: Array, teacher: Array) -> Array:
-    """The squared error of tokens ``[b, n, D]`` over the variance of the teacher's.
+def stream_error(student: Tokens, teacher: Array) -> Array:
+    """The squared error of tokens over the variance of the teacher's ``[b, embedded, D]``.
 
     Both are means over images, tokens and features; the variance is about each feature's mean. A
     student that always says this mean is at 1. In float32 at least, whatever the tokens are in.
     """
-    wide = jnp.promote_types(jnp.result_type(student, teacher), jnp.float32)
-    student, teacher = student.astype(wide), teacher.astype(wide)
-    return jnp.square(student - teacher).mean() / teacher.var((0, 1)).mean()
+    wide = jnp.promote_types(jnp.result_type(student.x, teacher), jnp.float32)
+    teacher = teacher.astype(wide)
+    missing = student.x.astype(wide) - student.means(teacher)
+    return jnp.square(missing).mean() / teacher.var((0, 1)).mean()
 
 
 def accuracy(logits: Array, targets: Array) -> Array:

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from spvit_jax.models import Tokens
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.training.sharding import batch_sharded, gathered, replicated, sharded
@@ -56,13 +57,13 @@ class Gated:
         """The logits ``[batch, classes]`` of each head; options are ``key`` and ``train``."""
         return self.model.heads(images, self.gates, **options)
 
-    def stream(self, images: Array, **options: Any) -> list[Array]:
-        """The tokens that leave each block; see ``Transformer.stream``."""
+    def stream(self, images: Array, **options: Any) -> list[Tokens]:
+        """What leaves each block; see ``Transformer.stream``."""
         return self.model.stream(images, self.gates, **options)
 
-    def classify(self, x: Array) -> tuple[Array, ...]:
-        """The logits of each head, of the tokens that left the last block."""
-        return self.model.classify(x)
+    def classify(self, tokens: Tokens) -> tuple[Array, ...]:
+        """The logits of each head, of what left the last block."""
+        return self.model.classify(tokens)
 
 
 def unprepared(batch: Batch, key: Array, frozen: Any) -> Batch:

@@ -30,8 +30,9 @@ class Teacher:
         return self._model(state)(self.normalise.convert(images, normalise))
 
     def stream(self, state: nnx.State, images: Array, normalise: Normalise) -> list[Array]:
-        """The tokens that leave each block; arguments as for ``logits``."""
-        return self._model(state).stream(self.normalise.convert(images, normalise))
+        """The tokens that leave each block, unmerged; arguments as for ``logits``."""
+        stream = self._model(state).stream(self.normalise.convert(images, normalise))
+        return [tokens.unmerged() for tokens in stream]
 
     def _model(self, state: nnx.State) -> Any:
         return nnx.merge(self.graph, state, copy=True)

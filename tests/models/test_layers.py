@@ -121,7 +121,29 @@ def test_attention_is_the_softmax_of_scaled_products():
     weights = jax.nn.softmax(q @ k.transpose(0, 1, 3, 2) / 2, axis=-1)
     mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 5, 12)
     expected = mixed @ layer.out.kernel[...] + layer.out.bias[...]
-    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
+    found, keys = layer(jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(keys, qk[..., 12:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_token_of_a_size_counts_as_so_many(wide):
+    """In float64 attention is written out, in float32 it is JAX's."""
+    with jax.enable_x64(wide):
+        geometry = Geometry(width=12, heads=3, hidden=0, grid=2, prefix=1)
+        layer = Attention(geometry, dtype=None, rngs=nnx.Rngs(0))
+        rng = np.random.default_rng(0)
+        x, sizes = jnp.asarray(rng.standard_normal((2, 5, 12)), float), np.array([1, 3, 1, 2, 1])
+        found, keys = layer(x, sizes=jnp.asarray(np.stack([sizes, 0 * sizes + 1]), float))
+        alone, _ = layer(x)
+        layer.read = sizes.sum()
+        repeated, _ = layer(x.repeat(sizes, axis=1, total_repeat_length=8))
+        found, alone, repeated = map(np.asarray, (found, alone, repeated))
+    first = sizes.cumsum() - sizes
+    rtol = 1e-12 if wide else 1e-5
+    np.testing.assert_allclose(found[0], repeated[0, first], rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(found[1], alone[1], rtol=rtol, atol=rtol)
+    assert np.abs(found[0] - alone[0]).max() > 1e-2 and keys.shape == x.shape
 
 
 def test_an_ffn_is_two_projections_around_gelu():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.models import Tokens, ViT, ViTSpec
 from spvit_jax.models.vit import POOLS, VARIANTS
 from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prices import count_parameters, macs, published_macs
@@ -197,7 +197,7 @@ def test_the_head_sees_what_the_pool_says(pool):
     model.head.bias[...] = jnp.arange(7.0)
     x = images()
     expected = pooled_by_hand(pool, np.asarray(model.embed(x))) @ np.asarray(model.head.kernel[...])
-    (found,) = model.classify(model.embed(x))  # tokens straight to the head
+    (found,) = model.classify(Tokens(model.embed(x)))  # tokens straight to the head
     np.testing.assert_allclose(found, expected + np.arange(7), rtol=1e-4, atol=1e-4)
     others = [pooled_by_hand(other, np.asarray(model.embed(x))) for other in POOLS]
     assert all(np.abs(a - b).max() > 0.1 for a, b in itertools.pairwise(others))
@@ -222,10 +222,10 @@ def test_without_class_token_there_are_only_patches(pool, run, traced_macs):
 def test_heads_are_the_logits_of_each_head(run):
     model = build(dataclasses.replace(SPEC, distilled=True))
     model.head.bias[...], model.head_dist.bias[...] = jnp.full(7, 1.0), jnp.full(7, 5.0)
-    x = model.embed(images())
+    tokens = Tokens(model.embed(images()))
     for block in model.blocks:
-        x = block(x)
-    tokens = model.norm(x[:, :2])
+        tokens = block(tokens)
+    tokens = model.norm(tokens.x[:, :2])
     first, second = model.heads(images())
     np.testing.assert_allclose(first, model.head(tokens[:, 0]), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second, model.head_dist(tokens[:, 1]), rtol=1e-5, atol=1e-6)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -93,9 +92,3 @@ def random_architecture(spec):
         return Architecture(ops, ffn, heads=heads)
 
     return draw
-
-
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield

@@ -198,7 +198,7 @@ def test_a_decision_that_just_meets_its_budget_is_left_alone(spec, count):
     for seed in range(4):
         logits = draw(space, seed)
         decided = from_gates(decide(space, jax.tree.map(jnp.asarray, logits)), space.ops)
-        target = decided.price(count(spec), spec)
+        target = decided.price(count, spec)
         assert project(space, logits, (Budget(count(spec, space.ops), target),)) == decided
 
 

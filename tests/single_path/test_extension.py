@@ -123,7 +123,7 @@ def searched(spec, model):
     assert np.isfinite(float(metrics["loss"]))
     trained = nnx.merge(nnx.graphdef(network), state.params, state.stats, copy=True)
     found = gating.project(state.gates)
-    assert found.price(macs(spec), spec) <= gating.budgets[0].target
+    assert found.price(macs, spec) <= gating.budgets[0].target
     return trained, found
 
 
@@ -147,7 +147,7 @@ def test_an_operation_is_an_object_and_a_line_in_the_table(
 
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     assert traced_macs(folded, image) == found.macs(spec)
-    assert count_parameters(folded) == found.price(parameters(spec), spec)
+    assert count_parameters(folded) == found.price(parameters, spec)
 
     save(folded, tmp_path / "small.safetensors")
     loaded = load(str(tmp_path / "small.safetensors"))

@@ -83,11 +83,11 @@ def test_gates_cost_what_their_architecture_costs(seed, spec):
     counts = zip(found.head_counts(spec), spec.blocks, strict=True)
     assert any(0 < count < block.heads for count, block in counts)
     for price in (prices.macs, prices.published_macs, prices.parameters):
-        exact = found.price(price(spec), spec)
+        exact = found.price(price, spec)
         assert isinstance(exact, int)
         assert int(cost(price(spec, space.ops), gates)) == exact  # float32 is exact below 2**24
-    assert found.macs(spec) == found.price(prices.macs(spec), spec)
-    assert found.published_macs(spec) == found.price(prices.published_macs(spec), spec)
+    assert found.macs(spec) == found.price(prices.macs, spec)
+    assert found.published_macs(spec) == found.price(prices.published_macs, spec)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -120,7 +120,7 @@ def test_fewer_operations_cost_what_they_do_among_all(ops, spec):
         assert price(spec, ops).dense == price(spec).dense
         few, many = (
             cost(price(spec, ops), cheapest.gates(spec, ops)),
-            cheapest.price(price(spec), spec),
+            cheapest.price(price, spec),
         )
         assert few == many
 
@@ -131,7 +131,7 @@ def test_all_gates_open_cost_the_dense_model():
     assert everything.macs(spec) == prices.macs(spec).dense
     published = prices.published_macs(spec)
     assert everything.published_macs(spec) == published.dense == 17_510_836_224
-    assert everything.price(prices.parameters(spec), spec) == 86_567_656
+    assert everything.price(prices.parameters, spec) == 86_567_656
     norm_skip, skip = (Architecture((op,) * 12, (3072,) * 12) for op in ("norm_skip", "skip"))
     assert norm_skip.macs(spec) == skip.macs(spec)
     assert norm_skip.published_macs(spec) == skip.published_macs(spec)
@@ -151,4 +151,4 @@ def test_prices_are_those_of_the_program(seed, spec, random_architecture, macs_p
     models = nnx.eval_shape(pruned)
     assert [form(model) for model in models] == ["shared", "folded", "deploy"]
     assert [macs_per_image(model) for model in models] == [found.macs(spec)] * 3
-    assert count_parameters(models[2]) == found.price(prices.parameters(spec), spec)
+    assert count_parameters(models[2]) == found.price(prices.parameters, spec)

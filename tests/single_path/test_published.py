@@ -65,7 +65,7 @@ def test_published_sizes(name, macs_per_image):
     assert norms == NORMS_OF_SKIPS.get(name, 0)
     assert [count_parameters(m) for m in ours[:2]] == [shared - norms, folded - norms]
     for one, (*_, deployed) in ((released, theirs), (found, ours)):
-        assert one.price(prices.parameters(spec), spec) == count_parameters(deployed)
+        assert one.price(prices.parameters, spec) == count_parameters(deployed)
 
     assert released.macs(spec) == found.macs(spec)
     assert [macs_per_image(m) for m in ours] == [found.macs(spec)] * 3

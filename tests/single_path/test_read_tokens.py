@@ -56,12 +56,12 @@ def reading_all(model):
     """The same model with a last block that computes every token."""
     model = nnx.clone(model)
     block, whole = model.blocks[-1], dataclasses.replace(model.spec.blocks[-1], class_only=False)
-    block.ffn_tokens = whole.tokens
+    block.read = whole.tokens
     for part in (block.mixer, getattr(block.mixer, "attention", None)):
         if hasattr(part, "geometry"):
             part.geometry = whole
-        if hasattr(part, "queries"):
-            part.queries = whole.tokens
+        if hasattr(part, "read"):
+            part.read = whole.tokens
     return model
 
 
@@ -85,7 +85,7 @@ def test_only_class_tokens_are_read_where_they_alone_are_pooled():
         if isinstance(spec, SwinSpec):
             assert not any(block.class_only for block in spec.blocks)
     last = SPECS["distilled"].blocks[-1]
-    assert (last.tokens, last.ffn_tokens) == (18, 2)
+    assert (last.tokens, last.read, last.ffn_tokens) == (18, 2, 2)
 
 
 @pytest.mark.parametrize(("name", "train"), CASES)

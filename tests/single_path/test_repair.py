@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from spvit_jax.config import Budget
-from spvit_jax.models import MODELS, SwinSpec, ViTSpec
+from spvit_jax.models import MODELS, SwinSpec, Tokens, ViTSpec
 from spvit_jax.single_path import repair as repairing
 from spvit_jax.single_path import score as scoring
 from spvit_jax.single_path.architecture import Architecture
@@ -72,7 +73,7 @@ def halved(spec):
 def lost(model, dense):
     """The squared error of the features that leave the last block, on other images."""
     x = centred(images(64, seed=1))
-    expected, found = dense.stream(x)[-1], model.stream(x)[-1]
+    expected, found = (m.stream(x)[-1].unmerged() for m in (dense, model))
     return float(jnp.square(found - expected).mean() / expected.var())
 
 
@@ -108,6 +109,51 @@ def test_convolutions_and_skips_are_repaired():
     assert lost(repair(supernet(dense), dense, calibration(), architecture), dense) < lost(
         searched, dense
     )
+
+
+@pytest.mark.parametrize("merges", [(), (3, 2, 0)])
+def test_a_convolution_whose_patches_nobody_reads_stays(merges):
+    """It aims behind the last skip, where there are class tokens alone."""
+    dense = build(VIT)
+    architecture = Architecture(("msa", "conv1x1", "skip"), (40, 0, 20), merges=merges)
+    searched = supernet(dense)
+    found = repair(searched, dense, calibration(), architecture)
+    assert lost(found, dense) < 0.5 * lost(prune(searched, architecture), dense)
+    assert all(jnp.isfinite(weights).all() for weights in jax.tree.leaves(nnx.state(found)))
+
+
+@pytest.mark.parametrize("merges", [(5, 0, 0), (3, 4, 0)])
+@pytest.mark.parametrize("name", ["vit", "pooled"])
+def test_a_model_that_merges_is_repaired(name, merges):
+    dense = build(SPECS[name])
+    architecture = dataclasses.replace(halved(SPECS[name]), merges=merges)
+    pruned = prune(dense, architecture)
+    found = repair(dense, dense, calibration(), architecture)
+    assert lost(found, dense) < 0.6 * lost(pruned, dense)
+    assert found.architecture == pruned.architecture and found.architecture.merges == merges
+    again = repair(pruned, dense, calibration())
+    x = centred(images(seed=1))
+    np.testing.assert_allclose(again(x), found(x), rtol=1e-3, atol=1e-3)
+
+
+def test_what_follows_merged_tokens_is_repaired():
+    """Convolutions and skips, and what aims behind them."""
+    dense = build(POOLED)
+    architecture = Architecture(("conv3x3", "skip", "conv1x1"), (40, 0, 20), merges=(3, 2, 1))
+    found = repair(dense, dense, calibration(), architecture)
+    assert lost(found, dense) < 0.8 * lost(prune(dense, architecture), dense)
+    searched = prune(supernet(dense), architecture)
+    again = repair(supernet(dense), dense, calibration(), architecture)
+    assert lost(again, dense) < lost(searched, dense)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_a_repair_that_merges_nothing_is_the_one_without(name):
+    dense, spec = build(SPECS[name]), SPECS[name]
+    none = dataclasses.replace(halved(spec), merges=(0,) * len(spec.blocks))
+    x = centred(images(seed=1))
+    logits = [repair(dense, dense, calibration(), one)(x) for one in (halved(spec), none)]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_a_layer_aims_behind_what_is_gone(monkeypatch):
@@ -165,7 +211,7 @@ def test_scores_are_errors_relative_to_the_output(name):
     found = score(dense, seen, PAPER)
     assert found.images == 48 and len(found.blocks) == len(spec.blocks)
     x = centred(images())
-    before = [dense.embed(x), *dense.stream(x)[:-1]]
+    before = [dense.embed(x), *(tokens.x for tokens in dense.stream(x)[:-1])]
     for i, block in enumerate(found.blocks):
         ops, heads, ffn = block
         assert heads.errors[0] == ffn.errors[0] == 0
@@ -173,8 +219,8 @@ def test_scores_are_errors_relative_to_the_output(name):
         layer, geometry = dense.blocks[i], spec.blocks[i]
         entered = dense.enter(i, before[i])
         read = entered[:, : geometry.ffn_tokens]
-        branch = layer.mixer(layer.norm1(entered))
-        output = layer(entered).reshape(-1, geometry.width)
+        branch, _ = layer.mixer(layer.norm1(entered))
+        output = layer(Tokens(entered)).x.reshape(-1, geometry.width)
         by_hand = branch.reshape(-1, geometry.width).var(0).sum() / output.var(0).sum()
         assert ops["skip"] == pytest.approx(float(by_hand), rel=1e-3)
         normed, fc2 = layer.norm2(read + branch), layer.ffn.fc2.kernel[...]

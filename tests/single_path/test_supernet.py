@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.models import MODELS, VARIANTS
+from spvit_jax.models import MODELS, VARIANTS, Tokens
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.gates import nested
 from spvit_jax.single_path.ops import PAPER
@@ -167,7 +167,7 @@ def test_head_gates_and_their_gradient_are_of_rows_of_the_output_projection(
     @quick_jit
     def parts():
         attention = mixer.attention
-        attended = attention.attend(x, attention.v(x))
+        attended = attention.attend(*attention.queries_and_keys(x), attention.v(x))
         split = attended.reshape(*attended.shape[:2], geometry.heads, -1)
         rows = attention.out.kernel[...].reshape(geometry.heads, -1, geometry.width)
         return jnp.einsum("bthd,hdo,bto->h", split, rows, weights)
@@ -217,7 +217,8 @@ def test_closed_blocks_leave_the_tokens_alone(spec, dense, run):
         x = x.astype(np.float32)
         for block, gates in ((searched.blocks[i], (shut[i],)), (pruned.blocks[i], ())):
             block.ffn.fc2.bias[...] = jnp.zeros(geometry.width)
-            np.testing.assert_array_equal(run(block, x, *gates), x[:, : geometry.ffn_tokens])
+            found = run(block, Tokens(x), *gates).x
+            np.testing.assert_array_equal(found, x[:, : geometry.ffn_tokens])
 
 
 @pytest.mark.parametrize("spec", ["swin"], indirect=True)

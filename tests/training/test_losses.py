@@ -2,13 +2,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spvit_jax.models import Tokens
 from spvit_jax.training.losses import (
     correct,
     cross_entropy,
     hard_distance,
-    relative_error,
     smooth_targets,
     soft_distance,
+    stream_error,
 )
 
 LOGITS = np.random.default_rng(0).standard_normal((5, 4), dtype=np.float32) * 3
@@ -56,11 +57,26 @@ def test_an_error_is_relative_to_the_variance_about_each_features_mean():
     variance = np.mean([taught[..., i].var() for i in range(4)])
     expected = ((student - taught) ** 2).mean() / variance
     wide, narrow = (
-        relative_error(jnp.asarray(student, dtype), jnp.asarray(taught, dtype))
+        stream_error(Tokens(jnp.asarray(student, dtype)), jnp.asarray(taught, dtype))
         for dtype in (jnp.float32, jnp.bfloat16)
     )
     np.testing.assert_allclose(wide, expected, rtol=1e-4)
     assert wide.dtype == narrow.dtype == jnp.float32
     mean = jnp.broadcast_to(jnp.asarray(taught, jnp.float32).mean((0, 1)), taught.shape)
-    np.testing.assert_allclose(relative_error(mean, jnp.asarray(taught)), 1, rtol=1e-5)
-    assert relative_error(jnp.asarray(taught), jnp.asarray(taught)) == 0
+    np.testing.assert_allclose(stream_error(Tokens(mean), jnp.asarray(taught)), 1, rtol=1e-5)
+    assert stream_error(Tokens(jnp.asarray(taught)), jnp.asarray(taught)) == 0
+
+
+def test_an_error_of_merged_tokens_is_to_the_mean_of_what_is_taught():
+    taught = np.random.default_rng(2).standard_normal((2, 4, 3), dtype=np.float32)
+    student = np.random.default_rng(3).standard_normal((2, 2, 3), dtype=np.float32)
+    sources = np.array([[0, 1, 1, 1], [0, 0, 1, 0]])  # where each of the four is now
+    sizes = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
+    groups = [[0, [0], [1, 2, 3]], [1, [0, 1, 3], [2]]]
+    means = np.array([[taught[i, group].mean(0) for group in both] for i, *both in groups])
+    variance = np.mean([taught[..., i].var() for i in range(3)])
+    tokens = Tokens(*map(jnp.asarray, (student, sizes, sources)))
+    expected = ((student - means) ** 2).mean() / variance
+    np.testing.assert_allclose(stream_error(tokens, jnp.asarray(taught)), expected, rtol=1e-5)
+    exact = tokens._replace(x=jnp.asarray(means))
+    assert stream_error(exact, jnp.asarray(taught)) < 1e-12

@@ -140,12 +140,13 @@ def test_a_teacher_is_no_part_of_the_state_and_stays_as_it_is():
 def streams(student, teacher):
     """The error of each block's output, and the student's logits."""
     images = SAME(BATCH["image"])
-    mine, taught = student.stream(images, train=True), teacher.stream(images)
+    stream = student.stream(images, train=True)
+    pairs = zip(stream, teacher.stream(images), strict=True)
     errors = [
         np.square(x - y).mean() / np.square(y - y.mean((0, 1))).mean()
-        for x, y in ((np.float32(x), np.float32(y)) for x, y in zip(mine, taught, strict=True))
+        for x, y in ((np.float32(mine.x), np.float32(taught.x)) for mine, taught in pairs)
     ]
-    return errors, student.classify(mine[-1])[0]
+    return errors, student.classify(stream[-1])[0]
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
@@ -153,7 +154,8 @@ def streams(student, teacher):
 def test_features_are_those_of_every_block(weight, dtype):
     dtype = dtype and jnp.dtype(dtype)
     student, teacher = (ViT(SPEC, dtype=dtype, rngs=nnx.Rngs(seed)) for seed in (1, 0))
-    assert [x.shape for x in student.stream(SAME(BATCH["image"]))] == [(8, 5, 16), (8, 1, 16)]
+    stream = student.stream(SAME(BATCH["image"]))
+    assert [mine.x.shape for mine in stream] == [(8, 5, 16), (8, 1, 16)]
     errors, logits = streams(student, teacher)
     labels = optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["label"]).mean()
     expected = weight * np.mean(errors) + (1 - weight) * labels

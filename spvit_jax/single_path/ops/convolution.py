@@ -28,6 +28,9 @@ class Convolution(Op):
         self.label = f"{size}×{size} convolution"
         self.colour = colour
 
+    def fits(self, geometry: Geometry) -> bool:
+        return self.size == 1 or not geometry.merged
+
     def macs(self, geometry: Geometry) -> int:
         return 0 if geometry.class_only else self.published_macs(geometry)
 

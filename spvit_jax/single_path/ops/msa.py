@@ -16,6 +16,7 @@ class Msa(Op):
     name = "msa"
     label = "attention"
     colour = "#1f5fa8"
+    keyed = True
 
     def parameters(self, geometry: Geometry) -> int:
         return geometry.width + 2 * geometry.width  # the output's bias and norm1
@@ -23,7 +24,8 @@ class Msa(Op):
     def branch(self, mixer: Any, shared: Shared, gate: Array, heads: Array, train: bool) -> Branch:
         attention, prefix = mixer.attention, mixer.geometry.prefix
         bias = cast(attention.v.bias[...], shared.x.dtype)
-        attended = attention.attend(shared.x, shared.values + bias)
+        q, k = attention.queries_and_keys(shared.x)
+        attended = attention.attend(q, k, shared.values + bias)
         rows = jnp.repeat(heads, mixer.geometry.head_dim)[:, None]
         kernel = rows * attention.out.kernel[...]
         patches = None if mixer.geometry.class_only else attended[:, prefix:]

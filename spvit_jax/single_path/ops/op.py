@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spvit_jax.models import tokens
 from spvit_jax.models.layers import Array, Geometry
 
 Names = tuple[tuple[str, str, str], ...]  # ours and theirs, below the mixer and the block, and how
@@ -36,6 +37,7 @@ class Op:
       colour: there; told apart by colour-blind eyes too.
       norm1: whether it looks at the tokens through the block's first norm.
       searched: whether a search may offer it.
+      keyed: whether it has keys, by which tokens are merged; else they are by the FFN's input.
       size: taps a side, where it is a convolution that least squares may fit; else 0.
     """
 
@@ -44,7 +46,12 @@ class Op:
     colour: str
     norm1 = True
     searched = True
+    keyed = False
     size = 0
+
+    def fits(self, geometry: Geometry) -> bool:
+        """Whether it can stand there: a map of which tokens are merged is none any more."""
+        return True
 
     def macs(self, geometry: Geometry) -> int:
         """Counts multiply-accumulates per image as the folded model runs, heads left out."""
@@ -53,6 +60,12 @@ class Op:
     def published_macs(self, geometry: Geometry) -> int:
         """Counts them as the paper does, norms and heads left out."""
         return 0
+
+    def merging(self, geometry: Geometry) -> int:
+        """Counts the multiply-accumulates of the tokens' merging behind it."""
+        width = geometry.head_dim if self.keyed else geometry.width
+        prefix, merges = geometry.prefix, geometry.merges
+        return tokens.macs(geometry.patches, prefix, merges, geometry.width, width)
 
     def parameters(self, geometry: Geometry) -> int:
         """Counts the parameters of the folded form, its ``norm1`` among them, heads left out."""

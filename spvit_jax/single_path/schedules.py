@@ -1,0 +1,97 @@
+"""Schedules of merges: a small family, and which of it suits a budget.
+
+A schedule has a shape, how the blocks share the merges, and a strength. More of them in front saves
+more; further back, tokens that are merged are more alike. What is best depends on what else is cut,
+so a few are tried.
+"""
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spvit_jax.single_path.axes import TokensAxis
+from spvit_jax.single_path.budget import Budget
+from spvit_jax.single_path.merging import Merges
+
+SHAPES: dict[str, Callable[[int, int], int]] = {  # of block i of so many: its share of the merges
+    "constant": lambda i, blocks: 1,
+    "rising": lambda i, blocks: i,
+    "falling": lambda i, blocks: blocks - i,
+}
+PARTS = {"a third": 1 / 3, "two thirds": 2 / 3, "all": 1.0}  # of what a budget saves, by merging
+
+
+def schedule(spec: Any, shape: str, total: int) -> Merges:
+    """Divides ``total`` merges among the blocks that can merge; as many of them as fit.
+
+    No block merges more than half of the patches it has; what it cannot take the next ones do. The
+    last block has nothing behind it that would be saved.
+    """
+    places = [i for i, block in enumerate(spec.blocks[:-1]) if not TokensAxis().refuses(block)]
+    weights = [SHAPES[shape](n, len(places)) for n in range(len(places))]
+    merges, left, due = [0] * len(spec.blocks), spec.blocks[0].patches, 0.0
+    for i, weight in zip(places, weights, strict=True):
+        due += total * weight / max(sum(weights), 1)
+        merges[i] = min(round(due) - sum(merges), left // 2)
+        left -= merges[i]
+    return tuple(merges)
+
+
+def saving(
+    spec: Any, shape: str, part: float, pricing: Callable[[Merges], Sequence[Budget]]
+) -> Merges | None:
+    """Finds the schedule that saves a part of what the budgets ask for, and little more.
+
+    Merging saves no parameters: a budget of those is left to the rest.
+
+    Args:
+      spec: the dense model's.
+      shape: one of ``SHAPES``.
+      part: of what the dense model is above its budgets, for each of them.
+      pricing: the budgets with tokens merged.
+
+    Returns:
+      None, where no schedule of this shape does, or nothing needs to be saved.
+    """
+    plain = pricing(())
+
+    def saves(total: int) -> bool:
+        less = pricing(schedule(spec, shape, total))
+        return all(
+            old.prices.dense - new.prices.dense >= part * (old.prices.dense - old.target)
+            for old, new in zip(plain, less, strict=True)
+            if old.field != "budget.params"
+        )
+
+    totals = range(spec.blocks[0].patches)
+    least = bisect.bisect_left(totals, True, key=saves)
+    return schedule(spec, shape, least) if 0 < least < len(totals) else None
+
+
+def tried(
+    trial: Callable[[str, Merges], float], find: Callable[[str, float], Merges | None]
+) -> dict[Merges, float]:
+    """Tries schedules for one budget: the errors of those that were, () among them.
+
+    The first shape saves more and more while that is better; then come the others, once.
+
+    Args:
+      trial: measures the error with a schedule, by name and by merges.
+      find: the schedule of a shape that saves a part; None: there is none.
+    """
+    errors: dict[Merges, float] = {(): trial("nothing merged", ())}
+    best = ""
+    first, *others = SHAPES
+    for part, share in PARTS.items():
+        merges = find(first, share)
+        if merges is None or merges in errors:
+            continue
+        least, errors[merges] = min(errors.values()), trial(f"{first}, {part}", merges)
+        if errors[merges] > least:
+            break
+        best = part
+    for shape in others if best else ():
+        merges = find(shape, PARTS[best])
+        if merges is not None and merges not in errors:
+            errors[merges] = trial(f"{shape}, {best}", merges)
+    return errors
