@@ -310,6 +310,8 @@ def compress(
         dense_heads=tuple(block.heads for block in spec.blocks),
         ffn_widths=found.widths,
         dense_ffn_widths=tuple(block.hidden for block in spec.blocks),
+        tokens=tuple(block.ffn_tokens for block in found.geometries(spec)),
+        dense_tokens=tuple(block.ffn_tokens for block in spec.blocks),
         budgets=decision.budgets,
         candidates=decision.candidates,
         decision=decision.by,

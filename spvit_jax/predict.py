@@ -1,10 +1,12 @@
 """``python -m spvit_jax.predict CHECKPOINT IMAGE…``: what a model sees in images."""
 
 import argparse
+import itertools
 import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,16 +32,22 @@ give --names, and what the model was trained with where that is not ImageNet's u
   JSON, a list of names
   JSON, {"0": "tench", …} or, as ImageNet's class index often is, {"0": ["n01440764", "tench"], …}
 
+--merged FOLDER writes a picture of each image, NAME-merged.png: the image as the model sees it, and
+beside it the same with patches that the model has merged in one colour, their average.
+
 An image that cannot be read is named on stderr, the others are predicted, and the exit code is 2.
 
 examples:
   python -m spvit_jax.predict /tmp/spvit/pruned.safetensors photo.jpg
   python -m spvit_jax.predict hf-hub:timm/deit_tiny_patch16_224.fb_in1k photos/ --names names.txt
   python -m spvit_jax.predict pruned.safetensors photos/ --top 1 --json > found.jsonl
+  python -m spvit_jax.predict pruned.safetensors photos/ --merged pictures/
 With --json each image is a line:
-  {"image": "photo.jpg", "top": [{"class": 0, "name": "tench", "probability": 0.98}, …]}"""
+  {"image": "photo.jpg", "top": [{"class": 0, "name": "tench", "probability": 0.98}, …]}
+and with --merged also has the picture: "merged": "pictures/photo-merged.png"."""
 MEAN, STD, CROP_RATIO = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875  # ImageNet's
 BATCH = 32  # images at once
+SIDE = 448  # pixels a side that a picture of merged patches has at least
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +82,8 @@ def _predict(options: argparse.Namespace) -> int:
     )
     size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or CROP_RATIO
     batch = min(BATCH, len(files))
-    classify = _classifier(model, normalise, min(options.top, model.spec.classes))
+    pictures = {} if options.merged is None else _pictures(options.merged, files, model)
+    classify = _classifier(model, normalise, min(options.top, model.spec.classes), bool(pictures))
     show = _as_json if options.json else _as_text
     bad = 0
     for found, images, errors in _batches(files, batch, size, round(size / ratio)):
@@ -82,9 +91,12 @@ def _predict(options: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
         bad += len(errors)
         if found:
-            for file, labels, shares in zip(found, *classify(images), strict=False):
+            results = zip(found, images, *classify(images), strict=False)
+            for file, pixels, labels, shares, *sources in results:
                 top = [(int(i), names[i], float(p)) for i, p in zip(labels, shares, strict=True)]
-                print(show(file, top), flush=True)
+                if pictures:
+                    _draw(pictures[file], pixels, *sources)
+                print(show(file, top, pictures.get(file)), flush=True)
     if bad:
         print(f"error: {bad:,} of {len(files):,} images could not be read", file=sys.stderr)
     return bad
@@ -104,20 +116,35 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     return model, about_of(where)
 
 
-def _classifier(model: Any, normalise: "Normalise", top: int) -> Callable[["np.ndarray"], tuple]:
-    """A compiled function of uint8 ``[b, h, w, 3]``: labels and probabilities, ``[b, top]``."""
+def _classifier(
+    model: Any, normalise: "Normalise", top: int, merged: bool
+) -> Callable[["np.ndarray"], tuple]:
+    """A compiled function of uint8 ``[b, h, w, 3]``: labels and probabilities, ``[b, top]``.
+
+    Then, if ``merged``, the token that each patch is in at the end, ``[b, patches]``.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
     from flax import nnx
 
+    from spvit_jax.models.transformer import mean_logits
+
     graph, state = nnx.split(model)
 
     @jax.jit
-    def classify(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = nnx.merge(graph, state, copy=True)(normalise(images))
+    def classify(state: nnx.State, images: jax.Array) -> tuple[jax.Array, ...]:
+        network = nnx.merge(graph, state, copy=True)
+        sources: tuple[jax.Array, ...] = ()
+        if merged:
+            stream = network.stream(normalise(images))
+            logits = mean_logits(network.classify(stream[-1]))
+            known = [tokens.sources for tokens in stream if tokens.sources is not None]
+            sources = (known[-1][:, network.spec.prefix :],)
+        else:
+            logits = network(normalise(images))
         shares, labels = jax.lax.top_k(jax.nn.softmax(logits), top)
-        return labels, shares
+        return labels, shares, *sources
 
     return lambda images: tuple(map(np.asarray, classify(state, jnp.asarray(images))))
 
@@ -153,13 +180,76 @@ def _batches(
             yield [f for f, _ in good], images, [one for _, one in read_ones if type(one) is str]
 
 
-def _as_text(file: str, top: list[tuple[int, str, float]]) -> str:
-    return "\n".join([file, *(f"  {100 * share:6.2f} %  {name}" for _, name, share in top)])
+def _pictures(folder: str, files: Sequence[str], model: Any) -> dict[str, Path]:
+    """Where the picture of each file goes, in a folder that is there from now on.
+
+    Raises:
+      DataError: the model merges nothing, or the folder takes no files.
+    """
+    import tempfile
+
+    from spvit_jax.data.errors import DataError
+
+    if model.architecture is None or not any(model.architecture.merges):
+        raise DataError(
+            "--merged: this model merges no tokens; leave it out, or take one that does"
+        )
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(f"--merged {folder}: no files can be written there: {error}") from error
+    names = picture_names(list(dict.fromkeys(map(os.path.abspath, files))))
+    return {file: Path(folder, names[os.path.abspath(file)]) for file in files}
 
 
-def _as_json(file: str, top: list[tuple[int, str, float]]) -> str:
+def picture_names(files: Sequence[str]) -> dict[str, str]:
+    """A name for the picture of each file, all different; ``files`` are whole paths.
+
+    Files of the same name in different folders are told apart by the folder, others by a number.
+    """
+    stems = Counter(Path(file).stem.lower() for file in files)
+    names: dict[str, str] = {}
+    taken = {Path(file).name.lower() for file in files}  # lest one is written over
+    for file in map(Path, files):
+        stem = file.stem if stems[file.stem.lower()] == 1 else f"{file.parent.name}-{file.stem}"
+        ends = itertools.chain(("",), (f"-{i}" for i in itertools.count(2)))
+        tries = (f"{stem}-merged{end}.png" for end in ends)
+        names[str(file)] = next(name for name in tries if name.lower() not in taken)
+        taken.add(names[str(file)].lower())
+    return names
+
+
+def _draw(path: Path, pixels: "np.ndarray", sources: "np.ndarray") -> None:
+    """Writes the picture of one image, whole or not at all, enlarged where it is small."""
+    import io
+    import math
+
+    from PIL import Image
+
+    from spvit_jax.convert.files import write_whole
+    from spvit_jax.data.errors import DataError
+    from spvit_jax.mosaic import mosaic
+
+    times = math.ceil(SIDE / len(pixels))
+    large = pixels.repeat(times, 0).repeat(times, 1)
+    data = io.BytesIO()
+    Image.fromarray(mosaic(large, sources, math.isqrt(len(sources)))).save(data, "PNG")
+    try:
+        write_whole(path, data.getvalue())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}") from error
+
+
+def _as_text(file: str, top: list[tuple[int, str, float]], picture: Path | None) -> str:
+    lines = [file, *(f"  {100 * share:6.2f} %  {name}" for _, name, share in top)]
+    return "\n".join(lines if picture is None else [*lines, f"  merged: {picture}"])
+
+
+def _as_json(file: str, top: list[tuple[int, str, float]], picture: Path | None) -> str:
     classes = [{"class": i, "name": name, "probability": share} for i, name, share in top]
-    return json.dumps({"image": file, "top": classes})
+    drawn = {} if picture is None else {"merged": str(picture)}
+    return json.dumps({"image": file, "top": classes, **drawn})
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
@@ -261,6 +351,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="attention heads of a ViT, where nothing in it tells (default: 64 features each)",
     )
+    add("--merged", metavar="FOLDER", help="draw which patches the model merges, a PNG an image")
     add("--json", action="store_true", help="print a JSON object a line")
     return parser
 

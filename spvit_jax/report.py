@@ -24,8 +24,12 @@ from spvit_jax.trials import Trial, draw
 _AXES = {name: axis.noun for name, axis in AXES.items() if isinstance(axis, Subset)}
 _LINES = ("#1f5fa8", "#8e44ad", "#e08214")
 _DENSE, _PRUNED, _BEFORE, _INK = "#8a8f98", "#2a7f62", "#b5d3c7", "#333333"
+_BARS = {"dense": "#e1e4e9", "enter": _BEFORE, "leave": _PRUNED, "kept": _PRUNED}
 _MISSING = "–"
-_PER_BLOCK = ("ops", "heads", "dense_heads", "ffn_widths", "dense_ffn_widths")
+_PER_BLOCK = (
+    "ops",
+    *(f"{when}{n}" for n in ("heads", "ffn_widths", "tokens") for when in ("", "dense_")),
+)
 _Row = tuple[str, ...]  # name, dense, pruned, ratio
 
 
@@ -50,6 +54,8 @@ class Result:
     dense_heads: tuple[int, ...]
     ffn_widths: tuple[int, ...]  # kept units of each block
     dense_ffn_widths: tuple[int, ...]
+    tokens: tuple[int, ...]  # patches and class tokens that enter the FFN of each block
+    dense_tokens: tuple[int, ...]
     candidates: tuple[str, ...]  # what the search chose from; (): no search
     budgets: tuple[Held, ...]  # (): no search, the architecture was given
     dense_macs: int  # per image, as the program runs
@@ -75,6 +81,17 @@ class Result:
             raise ValueError(f"a result needs {', '.join(_PER_BLOCK)} of every block, got {counts}")
         if unknown := set(self.ops) - set(OPS):
             raise ValueError(f"ops must be among {', '.join(OPS)}; got {sorted(unknown)}")
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are merged."""
+        return self.tokens != self.dense_tokens
+
+    @property
+    def entering(self) -> list[tuple[int, ...]]:
+        """Tokens that enter each block of a ViT, dense and pruned; all go into the first."""
+        first = self.dense_tokens[:1]
+        return [first + tokens[:-1] for tokens in (self.dense_tokens, self.tokens)]
 
     def to_json(self) -> str:
         """The result as indented JSON; ``from_json`` reads it."""
@@ -112,6 +129,7 @@ def table(result: Result) -> str:
         _count_row("MACs, as published", result.dense_published_macs, result.pruned_published_macs),
         _count_row("parameters, shared form", result.dense_params, result.shared_params),
         _count_row("parameters, folded", result.dense_params, result.folded_params),
+        *_token_rows(result),
         *_timing_rows(result.timings, result.measure_batch),
     ]
     measured = [f"Speed measured on {result.device}."] if result.timings else []
@@ -146,6 +164,14 @@ def _count_row(name: str, dense: int, pruned: int) -> _Row:
     unit, scale, digits = _unit(dense)
     cells = [f"{x / scale:.{digits}f}" for x in (dense, pruned)]
     return f"{name} ({unit.strip() or 1})", cells[0], cells[1], f"{pruned / dense:.2f}×"
+
+
+def _token_rows(result: Result) -> list[_Row]:
+    """Tokens that enter the last block, where the most are merged."""
+    if not result.merges:
+        return []
+    dense, pruned = (tokens[-1] for tokens in result.entering)
+    return [("tokens into the last block", f"{dense}", f"{pruned}", f"{pruned / dense:.2f}×")]
 
 
 def _timing_rows(timings: Mapping[str, Timing] | None, batch: int) -> list[_Row]:
@@ -197,7 +223,7 @@ def figure(
       trials: of the shortlist, shown where there was no search.
     """
     gates = [row for row in search_metrics if _maps(row)]
-    heights = [1.15, 1, 1] if gates else [1.15, 1]
+    heights = [1.65 if result.merges else 1.15, 1, *([1] if gates else [])]
     page = Figure(figsize=(12, 3.5 * sum(heights)), dpi=130)
     page.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     page.suptitle(_title(result), fontsize=13, fontweight="bold", color=_INK)
@@ -236,8 +262,12 @@ def _style(axes: Axes, title: str, size: int = 11) -> None:
 
 
 def _blocks(part: SubFigure, result: Result) -> None:
-    """The op of every block, with its heads, as a coloured cell above the bar of its FFN width."""
-    ops, widths = part.subplots(2, 1, sharex=True, height_ratios=[1, 4])
+    """The op of every block, with its heads, as a coloured cell above the bar of its FFN width.
+
+    Between the two, where tokens are merged, bars of those.
+    """
+    ratios = [1, 3, 4] if result.merges else [1, 4]
+    ops, *bars = part.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     blocks = range(len(result.ops))
     ops.bar(blocks, 1, width=0.9, color=[OPS[op].colour for op in result.ops])
     for block, (heads, dense) in enumerate(zip(result.heads, result.dense_heads, strict=True)):
@@ -251,25 +281,39 @@ def _blocks(part: SubFigure, result: Result) -> None:
     ops.spines[["left", "bottom"]].set_visible(False)
     ops.tick_params(bottom=False)
     used = [OPS[op] for op in reversed(OPS) if op in result.ops]
-    ops.legend(
-        handles=[Patch(color=op.colour, label=op.label) for op in used],
-        ncols=len(used), loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9,
-    )  # fmt: skip
-    widths.bar(blocks, result.dense_ffn_widths, width=0.9, color="#e1e4e9", label="dense")
-    widths.bar(blocks, result.ffn_widths, width=0.9, color=_PRUNED, label="kept")
-    size = 9 if len(result.ops) <= 16 else 7
-    for block, (width, dense) in enumerate(
-        zip(result.ffn_widths, result.dense_ffn_widths, strict=True)
-    ):
-        inside = width > 0.8 * dense
-        widths.annotate(
-            str(width), (block, width), xytext=(0, -3 if inside else 3), fontsize=size,
-            textcoords="offset points", ha="center", va="top" if inside else "bottom",
-            color="white" if inside else _INK,
+    _legend(ops, [Patch(color=op.colour, label=op.label) for op in used])
+    if result.merges:
+        before, entering = result.entering
+        tokens = {"dense": before, "enter": entering, "leave": result.tokens}
+        _bars(bars[0], "Tokens that enter and leave every block", tokens, inside=0.3)
+    widths = {"dense": result.dense_ffn_widths, "kept": result.ffn_widths}
+    _bars(bars[-1], "FFN width (units)", widths, inside=0.8)
+    bars[-1].set(xticks=blocks, xlabel="block", xlim=(-0.6, len(result.ops) - 0.4))
+
+
+def _bars(axes: Axes, title: str, values: dict[str, tuple[int, ...]], inside: float) -> None:
+    """Bars of kinds of ``_BARS``; numbers of the last ones, from that share of dense on inside."""
+    drawn = [
+        axes.bar(range(len(heights)), heights, width=0.9, color=_BARS[kind], label=kind)
+        for kind, heights in values.items()
+    ]
+    dense, *_, last = values.values()
+    for block, (value, whole) in enumerate(zip(last, dense, strict=True)):
+        high = value > inside * whole
+        axes.annotate(
+            str(value), (block, value), xytext=(0, -3 if high else 3), ha="center",
+            fontsize=9 if len(last) <= 16 else 7, textcoords="offset points",
+            va="top" if high else "bottom", color="white" if high else _INK,
         )  # fmt: skip
-    _style(widths, "FFN width (units)")
-    widths.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    widths.set(xticks=blocks, xlabel="block", xlim=(-0.6, len(result.ops) - 0.4))
+    _style(axes, title)
+    _legend(axes, drawn)
+
+
+def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+    axes.legend(
+        handles=handles, ncols=len(handles), loc="lower right", bbox_to_anchor=(1, 1),
+        frameon=False, fontsize=9,
+    )  # fmt: skip
 
 
 def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:

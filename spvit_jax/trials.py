@@ -39,7 +39,7 @@ def table(trials: Sequence[Trial]) -> str:
         )
         for t in ranked(trials)
     ]
-    return aligned([head, *rows])
+    return aligned([head, *rows], left=(0, len(head) - 1))
 
 
 def draw(axes: Axes, trials: Sequence[Trial]) -> None:

@@ -1,6 +1,8 @@
 """``python -m spvit_jax.predict``: classes of images, from any checkpoint, with any names."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -15,12 +17,14 @@ from spvit_jax.convert.native import About
 from spvit_jax.data.decode import open_image
 from spvit_jax.data.errors import DataError
 from spvit_jax.models import RegNet, RegNetSpec, ViT, ViTSpec
+from spvit_jax.mosaic import mosaic
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.training.normalise import Normalise
 
 SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=8, image_size=16, classes=3)
 FOUND = Architecture(("conv3x3", "msa"), ((0, 3), (1,)))
+MERGED = dataclasses.replace(FOUND, merges=(1, 0))
 NAMES = ("cat", "dog", "owl")
 OWN = About(NAMES, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), 0.5)
 
@@ -93,7 +97,7 @@ def test_help_is_quick_and_has_examples():
     code = f"{modules}\nassert not {{'jax', 'numpy'}} & set(sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    for part in ("CHECKPOINT", "IMAGE", "--names", "n01440764", "examples:"):
+    for part in ("CHECKPOINT", "IMAGE", "--names", "n01440764", "--merged", "examples:"):
         assert part in found.stdout
 
 
@@ -229,3 +233,114 @@ def test_flags_that_make_no_sense(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["model", "image", *arguments])
     assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+def picture(model, file, ratio=0.5):
+    """What ``--merged`` draws of an image, of 28 times its pixels a side."""
+    image = np.asarray(open_image(str(file), "").centre(round(16 / ratio), 16))
+    stream = model.stream(Normalise(OWN.mean, OWN.std)(image[None]))
+    sources = [tokens.sources for tokens in stream if tokens.sources is not None][-1][0]
+    patches = np.asarray(sources)[model.spec.prefix :]
+    assert len(set(patches.tolist())) < len(patches) == 4
+    return mosaic(np.kron(image, np.ones((28, 28, 1), np.uint8)), patches, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "merges"),
+    [
+        ({}, (1, 0)),
+        ({}, (2, 0)),
+        ({"distilled": True}, (2, 0)),
+        ({"class_token": False, "pool": "norm_average"}, (1, 1)),
+    ],
+    ids=["one", "two", "distilled", "in the last block too"],
+)
+def test_pictures_of_merged_patches(folder, tmp_path, capsys, monkeypatch, changes, merges):
+    dense = ViT(dataclasses.replace(SPEC, **changes), rngs=nnx.Rngs(1))
+    model = fold(prune(dense, dataclasses.replace(FOUND, merges=merges)), batch_norm=True)
+    path, out = tmp_path / "m.safetensors", tmp_path / "new" / "pictures"
+    save(model, path, about=OWN)
+    monkeypatch.setattr(predict, "BATCH", 2)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    code, lines, err = run(capsys, path, bad, folder, "--merged", out)
+    assert code == 2 and "1 of 4 images" in err
+    files = [folder / name for name in ("a.JPG", "b.png", "more/c.webp")]
+    assert [line["image"] for line in lines] == list(map(str, files))
+    names = [out / f"{name}-merged.png" for name in "abc"]
+    assert [line["merged"] for line in lines] == list(map(str, names))
+    assert sorted(out.iterdir()) == names
+    for line, file, name in zip(lines, files, names, strict=True):
+        check(line, expected(model, file))
+        with Image.open(name) as image:
+            assert image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), picture(model, file))
+
+
+def test_text_says_where_a_picture_is(model, folder, tmp_path, capsys):
+    path, out = tmp_path / "m.safetensors", tmp_path / "pictures"
+    save(fold(prune(model, MERGED)), path, about=OWN)
+    for _ in range(2):  # the second time in its place
+        assert predict.main([str(path), str(folder / "b.png"), "--merged", str(out)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 5 and lines[-1] == f"  merged: {out / 'b-merged.png'}"
+        assert os.listdir(out) == ["b-merged.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ("/a/x.jpg /a/y.png", "x-merged.png y-merged.png"),
+        ("/a/x.jpg /b/x.jpg /c/y.jpg", "a-x-merged.png b-x-merged.png y-merged.png"),
+        ("/a/x.jpg /a/x.png /a/X.webp", "a-x-merged.png a-x-merged-2.png a-X-merged-3.png"),
+        ("/a/q/x.jpg /b/q/x.jpg", "q-x-merged.png q-x-merged-2.png"),
+        ("/a/x.jpg /b/x.jpg /c/a-x.jpg", "a-x-merged.png b-x-merged.png a-x-merged-2.png"),
+        ("/a/x.png /a/x-merged.png", "x-merged-2.png x-merged-merged.png"),
+    ],
+)
+def test_no_picture_is_written_over_another_or_an_image(files, found):
+    names = predict.picture_names(files.split())
+    assert list(names) == files.split() and list(names.values()) == found.split()
+
+
+def test_the_same_image_twice_has_one_picture(model, folder, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save(fold(prune(model, MERGED)), path, about=OWN)
+    monkeypatch.chdir(folder)
+    _, lines, _ = run(capsys, path, "b.png", folder / "b.png", "--merged", tmp_path)
+    assert [line["merged"] for line in lines] == 2 * [str(tmp_path / "b-merged.png")]
+
+
+@pytest.mark.parametrize("form", ["dense", "pruned", "regnet"])
+def test_a_model_that_merges_nothing_is_refused(model, folder, tmp_path, capsys, form):
+    path, out = tmp_path / "m.safetensors", tmp_path / "pictures"
+    if form == "regnet":
+        model = RegNet(RegNetSpec((8, 16), (1, 1), 8, classes=3), rngs=nnx.Rngs(0))
+    elif form == "pruned":
+        model = fold(prune(model, dataclasses.replace(FOUND, merges=(0, 0))))
+    save(model, path, about=OWN)
+    code, lines, err = run(capsys, path, folder / "b.png", "--merged", out)
+    assert (code, lines) == (2, []) and not out.exists()
+    assert err == (
+        "error: --merged: this model merges no tokens; leave it out, or take one that does\n"
+    )
+
+
+def test_pictures_that_cannot_be_written(model, folder, tmp_path, capsys, monkeypatch):
+    path, file, out = tmp_path / "m.safetensors", tmp_path / "file", tmp_path / "pictures"
+    save(fold(prune(model, MERGED)), path, about=OWN)
+    file.write_text("a file")
+    for where in (file, file / "under", ""):
+        code, lines, err = run(capsys, path, folder / "b.png", "--merged", where)
+        assert (code, lines) == (2, []) and err.count("\n") == 1
+        assert err.startswith(f"error: --merged {where}: no files can be written there: ")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    code, lines, err = run(capsys, path, folder / "b.png", "--merged", out)
+    assert (code, lines, os.listdir(out)) == (2, [], [])
+    assert (
+        err == f"error: cannot write {out / 'b-merged.png'}: [Errno 28] No space left on device\n"
+    )

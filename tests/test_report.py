@@ -14,6 +14,7 @@ from PIL import Image
 from spvit_jax.measure import Timing
 from spvit_jax.report import Held, Result, figure, table
 from spvit_jax.trials import Trial
+from spvit_jax.trials import table as trials_table
 
 RESULT = Result(
     model="deit_mini",
@@ -22,6 +23,8 @@ RESULT = Result(
     dense_heads=(4, 4, 4, 4),
     ffn_widths=(200, 120, 256, 0),
     dense_ffn_widths=(256, 256, 256, 256),
+    tokens=(65, 65, 65, 1),
+    dense_tokens=(65, 65, 65, 1),
     candidates=("skip", "conv1x1", "conv3x3", "msa"),
     budgets=(
         Held("MACs", 30_600_000, 61_200_000, 30_508_200, 32_436_000),
@@ -55,6 +58,7 @@ GIVEN = dataclasses.replace(
     decided_top1=None,
     timings=None,
 )
+MERGED = dataclasses.replace(RESULT, tokens=(53, 53, 40, 1))
 
 
 def search_metrics(steps=8):
@@ -109,6 +113,12 @@ Budget: none, the architecture was given."""
     )
 
 
+def test_table_counts_tokens_where_some_were_merged():
+    rows = table(RESULT).splitlines()
+    row = "tokens into the last block          65      40           0.62×"
+    assert table(MERGED).splitlines() == [*rows[:7], row, *rows[7:]]
+
+
 def test_table_chooses_units_and_says_what_was_not_projected():
     big = dataclasses.replace(
         RESULT,
@@ -130,16 +140,16 @@ def test_table_chooses_units_and_says_what_was_not_projected():
     assert "Budget: 2.500 ms; projected –, plain 0.5 threshold 2.625 (+5.00%)." in text
 
 
-@pytest.mark.parametrize("result", [RESULT, GIVEN])
+@pytest.mark.parametrize("result", [RESULT, GIVEN, MERGED])
 def test_json_round_trip(result):
     assert Result.from_json(result.to_json()) == result
 
 
 def test_json_of_another_version_is_refused():
     values = json.loads(RESULT.to_json())
-    del values["seed"]
+    del values["tokens"]
     values["top5"] = 0.9
-    with pytest.raises(ValueError, match=r"missing \['seed'\], unknown \['top5'\]"):
+    with pytest.raises(ValueError, match=r"missing \['tokens'\], unknown \['top5'\]"):
         Result.from_json(json.dumps(values))
     with pytest.raises(ValueError, match="not a result"):
         Result.from_json("[]")
@@ -147,11 +157,13 @@ def test_json_of_another_version_is_refused():
 
 def test_blocks_have_to_match_and_ops_to_exist():
     with pytest.raises(
-        ValueError, match=r"needs ops, heads, .* of every block, got \[3, 4, 4, 4, 4\]"
+        ValueError, match=r"needs ops, heads, .* of every block, got \[3, 4, 4, 4, 4, 4, 4\]"
     ):
         dataclasses.replace(RESULT, ops=RESULT.ops[:3])
-    with pytest.raises(ValueError, match=r"got \[4, 5, 4, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"got \[4, 5, 4, 4, 4, 4, 4\]"):
         dataclasses.replace(RESULT, heads=(2, 0, 0, 0, 0))
+    with pytest.raises(ValueError, match=r"got \[4, 4, 4, 4, 4, 3, 4\]"):
+        dataclasses.replace(RESULT, tokens=(53, 40, 1))
     with pytest.raises(ValueError, match="ops must be among skip, .*, msa; got .*'pool'"):
         dataclasses.replace(RESULT, ops=("msa", "pool", "skip", "skip"))
 
@@ -233,7 +245,9 @@ def test_figure_of_few_or_no_steps(tmp_path, result, metrics):
     draw(tmp_path / "report.png", result, metrics)
 
 
-def test_heads_budgets_and_both_counts_are_shown_and_no_title_overlaps(tmp_path, monkeypatch):
+@pytest.fixture
+def pages(monkeypatch):
+    """The figures that were saved."""
     pages, save = [], Figure.savefig
 
     def keep(page, *arguments, **options):
@@ -241,8 +255,25 @@ def test_heads_budgets_and_both_counts_are_shown_and_no_title_overlaps(tmp_path,
         save(page, *arguments, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
+    return pages
+
+
+def test_tokens_are_drawn_where_some_were_merged(tmp_path, pages):
+    for result in (RESULT, MERGED):
+        draw(tmp_path / "report.png", result)
+    titles = [[axes.get_title(loc="left") for axes in page.findobj(Axes)] for page in pages]
+    title = "Tokens that enter and leave every block"
+    assert [one for one in titles[1] if one != title] == titles[0]
+    (axes,) = (axes for axes in pages[1].findobj(Axes) if axes.get_title(loc="left") == title)
+    bars = {bar.get_label(): [round(one.get_height()) for one in bar] for bar in axes.containers}
+    assert bars == {"dense": [65] * 4, "enter": [65, 53, 53, 40], "leave": [53, 53, 40, 1]}
+    assert [text.get_text() for text in axes.get_legend().texts] == list(bars)
+    assert [text.get_text() for text in axes.texts] == ["53", "53", "40", "1"]
+
+
+def test_heads_budgets_and_both_counts_are_shown_and_no_title_overlaps(tmp_path, pages):
     alphabetical = [dict(sorted(row.items())) for row in search_metrics()]  # as they are logged
-    draw(tmp_path / "report.png", RESULT, alphabetical)
+    draw(tmp_path / "report.png", MERGED, alphabetical)
     (page,) = pages
     titles = [axes.get_title(loc="left") for axes in page.findobj(Axes)]
     titles = [title for title in titles if title]
@@ -291,3 +322,18 @@ def test_trials_are_drawn_where_nothing_was_searched(tmp_path):
     assert page("a.png", [], tried) != page("b.png", [], ())
     assert page("c.png", [], tried) != page("d.png", [], tried[::-1][:1])
     assert page("e.png", search_metrics(), tried) == page("f.png", search_metrics(), ())
+
+
+def test_trials_as_a_table_exactly():
+    tried = [
+        Trial("scored", "conv1x1 msa:2-8", 9_350_000, 0.5),
+        Trial("scored, merged", "skip msa", 12_000_000, 0.7, 0.2),
+    ]
+    assert (
+        trials_table(tried)
+        == """\
+candidate       MACs (M)  error, repaired  trained  blocks
+───────────────────────────────────────────────────────────────────
+scored, merged     12.00           0.7000   0.2000  skip msa
+scored              9.35           0.5000        –  conv1x1 msa:2-8"""
+    )

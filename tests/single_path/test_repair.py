@@ -136,6 +136,23 @@ def test_a_model_that_merges_is_repaired(name, merges):
     np.testing.assert_allclose(again(x), found(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["vit", "pooled"])
+def test_where_equal_patches_are_merged_there_is_nothing_to_repair(name):
+    """Every odd patch is the one before it, and attention counts those that are merged."""
+    dense = build(SPECS[name])
+    dense.pos_embed[...] = jnp.zeros_like(dense.pos_embed[...])
+
+    def doubled(seed):
+        x = images(seed=seed).reshape(48, 16, 2, 2, 4, 3)
+        return x[:, :, :, [0, 0]].reshape(48, 16, 16, 3)
+
+    architecture = dataclasses.replace(whole(SPECS[name]), merges=(3, 2, 0))
+    found = repair(dense, dense, Calibration.of(doubled(0), centred, 8), architecture)
+    x = centred(doubled(1))
+    assert [tokens.x.shape[1] for tokens in found.stream(x)[:2]] == [14, 12]
+    np.testing.assert_allclose(found(x), dense(x), rtol=1e-4, atol=2e-5)
+
+
 def test_what_follows_merged_tokens_is_repaired():
     """Convolutions and skips, and what aims behind them."""
     dense = build(POOLED)
