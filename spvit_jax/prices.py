@@ -6,7 +6,8 @@
 
 Blocks that keep one thing, folded as they are deployed, take turns with the whole dense model: each
 operation of search.ops, attention with some numbers of its heads, FFNs with some of their units.
-The table is scaled once, so that together they explain the dense model's time. No weight and no
+Where search.axes has tokens, all that can follow a merge also with a half and a quarter of the
+patches, and merging itself: three times as many programs, which want more --seconds. The table is scaled once, so that together they explain the dense model's time. No weight and no
 image is needed.
 
   --config=FILE.py[:VARIANT]  the run; --config.GROUP.FIELD=... as for spvit_jax.main
@@ -60,15 +61,18 @@ def _measure(config: Config) -> int:
     from spvit_jax.models import VARIANTS
     from spvit_jax.planning.parts import measured
     from spvit_jax.progress import Console
+    from spvit_jax.single_path.axes import TokensAxis
     from spvit_jax.single_path.space import Space
 
     variant: Any = VARIANTS.get(config.model.variant)
     config = dataclasses.replace(config, stage="search")  # whose dense model it is to be
     spec: Any = pretrained.dense_spec(config, variant.classes if variant else _CLASSES)
-    ops = Space(spec.blocks, config.search.ops).ops
+    ops, merging = Space(spec.blocks, config.search.ops).ops, TokensAxis.name in config.search.axes
+    if merging:
+        Space(spec.blocks, ops, config.search.axes)  # which refuses where no tokens can be merged
     path, console = _path(config), Console()
     dtype = pretrained.options(config, spec)["dtype"]
-    table = measured(spec, ops, int(_BATCH.value or 1), _SECONDS.value, dtype, console)
+    table = measured(spec, ops, int(_BATCH.value or 1), _SECONDS.value, dtype, console, merging)
     table.save(path)
     console.say(f"\n{_text(table, spec, ops)}\n\n--config.budget.latency={path}:SHARE")
     return 0

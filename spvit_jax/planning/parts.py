@@ -7,7 +7,7 @@ costs besides counts for little, and caches see as many weights as in a whole mo
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from spvit_jax.convert import forms
 from spvit_jax.models import MODELS, Geometry, Tokens
 from spvit_jax.progress import Bar, Console
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.axes import AXES, Subset
+from spvit_jax.single_path.axes import AXES, Subset, TokensAxis
 from spvit_jax.single_path.latency import Table, TableError, Times, described
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.supernet import supernet
@@ -31,7 +31,12 @@ COPIES = 4  # blocks of a program
 STEPS = 4  # numbers of heads that are measured, and of FFN units besides none
 MIN_TURNS = 5  # even where one turn takes longer than the time given
 LEAST = 0.01  # seconds of a program in a turn: shorter ones are called again, each call waited for
+SHORTER = 2, 4  # where tokens may be merged: what all patches are divided by, to measure fewer
+SHORTER_STEPS = 2  # as STEPS, with fewer tokens
+MERGED = 8  # and the same for those that are merged, to time that
 WARM_UP = 2  # calls that are not counted
+
+NOTHING = 1e-6  # milliseconds, of merging that noise makes faster than none
 
 Call = Callable[[], Any]  # of a compiled program
 Array = jax.Array
@@ -47,18 +52,27 @@ class Part(NamedTuple):
     ffn: int = 0
 
 
-def part(geometry: Geometry, op: str, heads: int = 0, ffn: int = 0) -> Part:
+def part(geometry: Geometry, op: str, heads: int = 0, tokens: int = 0, ffn: int = 0) -> Part:
     """Makes a part. Only attention sees windows, so that others do not differ by them."""
     plain = dataclasses.replace(geometry, window=0, shift=0)
-    return Part(geometry if op == "msa" else plain, op, heads, ffn)
+    return Part(geometry if op == "msa" else plain, op, heads, tokens, ffn)
 
 
 class Parts(NamedTuple):
-    """The parts of one block that are measured, as in ``Times``."""
+    """The parts of one block that are measured, as in ``Times``; those of ``merge`` merge some."""
 
     ops: dict[str, Part]
     heads: dict[int, Part]
     ffn: dict[int, Part]
+    merge: dict[str, Part]
+    shorter: dict[int, "Parts"]
+
+    def every(self) -> Iterator[Part]:
+        """Lists them."""
+        for kind in (self.ops, self.heads, self.ffn, self.merge):
+            yield from kind.values()
+        for fewer in self.shorter.values():
+            yield from fewer.every()
 
     def times(self, found: dict[Part, float], scale: float) -> Times:
         """The milliseconds of each."""
@@ -66,7 +80,13 @@ class Parts(NamedTuple):
         def of_kind(parts: dict[Any, Part]) -> dict[Any, float]:
             return {key: _digits(scale * found[part]) for key, part in parts.items()}
 
-        return Times(of_kind(self.ops), of_kind(self.heads), of_kind(self.ffn))
+        merge = {}
+        for op, merging in self.merge.items():
+            adds = found[merging] - found[merging._replace(tokens=0)]
+            merge[op] = _digits(max(scale * adds, NOTHING))
+        shorter = {n: fewer.times(found, scale) for n, fewer in self.shorter.items()}
+        kinds = map(of_kind, (self.ops, self.heads, self.ffn))
+        return Times(*kinds, merge=merge, shorter=shorter)
 
 
 def _digits(value: float) -> float:
@@ -74,19 +94,57 @@ def _digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def parts_of(geometry: Geometry, ops: tuple[str, ...]) -> Parts:
-    """Makes the parts of a block: each of ``ops``, some numbers of heads and of FFN units."""
-    units = np.linspace(0, geometry.hidden, STEPS + 1).round()
-    heads = np.linspace(1, geometry.heads, STEPS).round()
+def parts_of(geometry: Geometry, ops: tuple[str, ...], merging: bool = False) -> Parts:
+    """Makes the parts of a block: each of ``ops``, some numbers of heads and of FFN units.
+
+    Args:
+      geometry: what the block works on.
+      ops: what a search chooses from.
+      merging: tokens may be merged, here or before: what can be there with fewer of them, too.
+    """
+    if not merging or geometry.window:
+        return _parts_of(geometry, ops, STEPS, {})
+    every, fewer = geometry.patches, {}
+    for left in (every // divisor for divisor in SHORTER):
+        if left:
+            short = dataclasses.replace(geometry, merged=every - left)
+            fewer[short.tokens] = _parts_of(short, ops, SHORTER_STEPS, _merging(short))
+    return _parts_of(geometry, ops, STEPS, _merging(geometry))._replace(shorter=fewer)
+
+
+def _parts_of(
+    geometry: Geometry, ops: tuple[str, ...], steps: int, merge: dict[str, Part]
+) -> Parts:
+    units = np.linspace(0, geometry.hidden, steps + 1).round()
+    heads = np.linspace(1, geometry.heads, steps).round()
     return Parts(
-        {op: part(geometry, op) for op in ops if op != "msa"},
+        {op: part(geometry, op) for op in ops if op != "msa" and OPS[op].fits(geometry)},
         {n: part(geometry, "msa", heads=n) for n in map(int, heads)},
         {n: part(geometry, "skip", ffn=n) for n in map(int, units)},
+        merge,
+        {},
     )
 
 
+def _merging(geometry: Geometry) -> dict[str, Part]:
+    """Parts that merge some tokens, behind what has keys and what has none."""
+    if TokensAxis().refuses(geometry) or geometry.patches < 2:
+        return {}
+    count = max(geometry.patches // MERGED, 1)
+    return {
+        "skip": part(geometry, "skip", tokens=count),
+        "msa": part(geometry, "msa", heads=1, tokens=count),
+    }
+
+
 def measured(
-    spec: Any, ops: tuple[str, ...], batch: int, seconds: float, dtype: Any, console: Console
+    spec: Any,
+    ops: tuple[str, ...],
+    batch: int,
+    seconds: float,
+    dtype: Any,
+    console: Console,
+    merging: bool = False,
 ) -> Table:
     """Measures the table of a dense model on this process's first device.
 
@@ -100,26 +158,33 @@ def measured(
       seconds: time given to all calls; at least five turns are taken however long they last.
       dtype: of the computation; None: float32.
       console: shows how far it is.
+      merging: tokens may be merged: times of merging and of fewer tokens, too.
 
     Raises:
       TableError: as ``table``.
     """
-    found = distinct(spec, ops)
+    found = distinct(spec, ops, merging)
     calls = _calls(spec, found, batch, dtype, console)
     times = 1e3 * alternate(calls, seconds, lambda turns: console.bar(turns, 0, "measure"))
-    return table(spec, ops, times, _about(batch, dtype))
+    return table(spec, ops, times, _about(batch, dtype), merging)
 
 
-def distinct(spec: Any, ops: tuple[str, ...]) -> dict[Part, int]:
+def distinct(spec: Any, ops: tuple[str, ...], merging: bool = False) -> dict[Part, int]:
     """Lists the parts of all blocks, each with the first block that has it."""
     found: dict[Part, int] = {}
     for i, geometry in enumerate(spec.blocks):
-        for one in (one for kind in parts_of(geometry, ops) for one in kind.values()):
+        for one in parts_of(geometry, ops, merging).every():
             found.setdefault(one, i)
     return found
 
 
-def table(spec: Any, ops: tuple[str, ...], times: np.ndarray, about: dict[str, Any]) -> Table:
+def table(
+    spec: Any,
+    ops: tuple[str, ...],
+    times: np.ndarray,
+    about: dict[str, Any],
+    merging: bool = False,
+) -> Table:
     """Makes a table of the times of programs that took turns.
 
     Args:
@@ -128,14 +193,16 @@ def table(spec: Any, ops: tuple[str, ...], times: np.ndarray, about: dict[str, A
       times: milliseconds ``[turns, 2 + parts]``: of the dense model, of one of empty blocks, and of
         ``COPIES`` of each part, in the order of ``distinct``.
       about: what the times depend on.
+      merging: as for ``distinct``.
 
     Raises:
       TableError: the dense model is not slower than the empty one: something else slows both.
     """
     dense = float(np.median(times[:, 0]))
     empty, *each = (dense * np.median(times / times[:, :1], axis=0)[1:]).tolist()
-    found = {one: ms / COPIES for one, ms in zip(distinct(spec, ops), each, strict=True)}
-    blocks = [parts_of(geometry, ops) for geometry in spec.blocks]
+    parts = distinct(spec, ops, merging)
+    found = {one: ms / COPIES for one, ms in zip(parts, each, strict=True)}
+    blocks = [parts_of(geometry, ops, merging) for geometry in spec.blocks]
     together = sum(block.times(found, 1.0).whole for block in blocks)
     if min(dense - empty, together) <= 0:
         raise TableError(
@@ -194,20 +261,26 @@ def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: 
 
 
 def _stack_call(geometry: Geometry, block: Any, batch: int, dtype: Any) -> Call:
-    """Compiles ``COPIES`` of a block of shapes in sequence, each with weights of its own."""
+    """Compiles ``COPIES`` of a block of shapes in sequence, each with weights of its own.
+
+    Where tokens were merged before it, they have sizes.
+    """
     graph, shapes = nnx.split(block)
 
-    def run(states: list[Any], x: Array) -> Array:
+    def run(states: list[Any], tokens: Tokens) -> Array:
+        x = tokens.x
         for state in states:
-            read = nnx.merge(graph, state)(Tokens(x)).x
-            x = jnp.concatenate([read, x[:, read.shape[1] :]], axis=1)  # a block may read but a few
+            read = nnx.merge(graph, state)(tokens._replace(x=x)).x
+            x = jnp.concatenate([read, x[:, read.shape[1] :]], axis=1)  # fewer may leave than enter
         return x
 
     x = _random((batch, geometry.tokens, geometry.width), 1.0, 0).astype(dtype or jnp.float32)
-    return _compiled(run, [_filled(shapes, copy) for copy in range(COPIES)], x)
+    sizes = jnp.ones(x.shape[:2]) if geometry.merged else None
+    states = [_filled(shapes, copy) for copy in range(COPIES)]
+    return _compiled(run, states, Tokens(x, sizes))
 
 
-def _compiled(function: Callable[[Any, Array], Any], weights: Any, x: Array) -> Call:
+def _compiled(function: Callable[[Any, Any], Any], weights: Any, x: Any) -> Call:
     weights, x = jax.device_put((weights, x), jax.local_devices()[0])
     return partial(jax.jit(function).lower(weights, x).compile(), weights, x)
 

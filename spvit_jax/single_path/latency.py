@@ -2,14 +2,15 @@
 
 ``python -m spvit_jax.prices`` makes the table, on the device that counts. A block's attention takes
 a time that grows by the head, its FFN by the unit: lines through a few measured points. What those
-lines do not explain of the dense model's time is the base: embedding, heads, norms, launches.
+lines do not explain of the dense model's time is the base: embedding, heads, norms, launches. Where
+tokens are merged, all of it is that between the lengths that were measured.
 """
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from etils import epath
 
 from spvit_jax.models import Geometry
 from spvit_jax.remote import reading
-from spvit_jax.single_path.merging import Merges
+from spvit_jax.single_path.merging import Merges, merged
 from spvit_jax.single_path.prices import Prices
 
 VERSION = 1
 _AGAIN = "measure it: python -m spvit_jax.prices --config=…"
+_TOKENS = """measure it with tokens in search.axes: python -m spvit_jax.prices --config=…\
+ --config.search.axes="('op','heads','tokens','ffn')\""""
 FREE = {"classes"}  # of a spec; what a head of other classes takes is nothing beside the blocks
 
 
@@ -38,11 +41,15 @@ class Times:
       ops: by operation; attention is not among them.
       heads: attention, by its number of heads.
       ffn: by the number of FFN units, 0 and others.
+      merge: what merging tokens adds, behind "msa" and behind "skip", as all others; {}: unknown.
+      shorter: the same of fewer tokens, by their number; {}: unknown.
     """
 
     ops: dict[str, float]
     heads: dict[int, float]
     ffn: dict[int, float]
+    merge: dict[str, float] = dataclasses.field(default_factory=dict)
+    shorter: dict[int, "Times"] = dataclasses.field(default_factory=dict)
 
     @property
     def no_head(self) -> float:
@@ -63,8 +70,18 @@ class Times:
     @property
     def whole(self) -> float:
         """What attention and FFN add to an empty block, with all heads and units."""
-        empty = self.ffn[0]
-        return self.heads[max(self.heads)] - empty + self.ffn[max(self.ffn)] - empty
+        return self.attention + self.ffn[max(self.ffn)] - self.ffn[0]
+
+    @property
+    def attention(self) -> float:
+        """What attention adds to an empty block, with all heads."""
+        return self.heads[max(self.heads)] - self.ffn[0]
+
+    def row(self) -> dict[str, Any]:
+        """What JSON says of it; no word of merging where that is unknown."""
+        said = {"ops": self.ops, "heads": self.heads, "ffn": self.ffn}
+        merging = {"merge": self.merge, "shorter": {n: t.row() for n, t in self.shorter.items()}}
+        return said | {key: value for key, value in merging.items() if value}
 
 
 def _line(times: Mapping[int, float]) -> tuple[float, float]:
@@ -100,7 +117,7 @@ class Table:
             "model": self.model,
             "dense": self.dense,
         }
-        rows = ",\n  ".join(json.dumps(dataclasses.asdict(times)) for times in self.blocks)
+        rows = ",\n  ".join(json.dumps(times.row()) for times in self.blocks)
         lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
         return "{\n" + ",\n".join(lines) + f',\n "blocks": [\n  {rows}\n ]\n}}\n'
 
@@ -120,8 +137,15 @@ def described(spec: Any) -> dict[str, Any]:
 def prices(table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -> Prices:
     """Milliseconds per call, by the gates over ``ops``.
 
+    Args:
+      table: of the dense model.
+      spec: the dense model's.
+      ops: what the gates choose from; the last is attention.
+      merges: the tokens that each block merges away; (): none.
+
     Raises:
-      TableError: the table is of another model or image size, or lacks an operation.
+      TableError: the table is of another model or image size, lacks an operation, or the times of
+        fewer tokens where some are merged.
     """
     _check_model(table.model, described(spec))
     if len(table.blocks) != len(spec.blocks):
@@ -136,22 +160,63 @@ def prices(table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -
             f"the table of times has {', '.join(sorted(measured))} besides attention; search.ops"
             f" asks for {', '.join(others)}; {_AGAIN}"
         )
-    blocks = tuple(
-        _block(times, geometry, others)
-        for times, geometry in zip(table.blocks, spec.blocks, strict=True)
-    )
+    pairs = list(zip(table.blocks, merged(spec, merges), strict=True))
+    if any(merges) and not all(t.shorter and (t.merge or not g.merges) for t, g in pairs):
+        raise TableError(f"the table of times has none of merged tokens; {_TOKENS}")
+    blocks, more = zip(*(_block(times, geometry, others) for times, geometry in pairs), strict=True)
     gates = Prices("ms", 0.0, blocks)
-    return dataclasses.replace(gates, base=table.dense - gates.dense)
+    return dataclasses.replace(gates, base=table.dense + sum(more) - gates.dense)
 
 
-def _block(times: Times, geometry: Geometry, others: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """What each gate of a block adds; of the operations but attention, a dearer one never less."""
-    rising = np.maximum.accumulate([times.ops[op] for op in others])
-    return {
-        "op": np.diff([*rising, times.no_head]),
-        "heads": np.full(geometry.heads, times.head),
-        "ffn": np.full(geometry.hidden, times.unit),
+def _block(
+    times: Times, geometry: Geometry, others: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], float]:
+    """What each gate of a block adds, and how much longer than unmerged it takes with all of them.
+
+    Of the operations but attention, a dearer one never adds less. One that was not measured with
+    fewer tokens cannot stand there, and is as dear as with all.
+    """
+    every = geometry.prefix + geometry.grid**2
+    lengths = {n: dataclasses.replace(t, ops=times.ops | t.ops) for n, t in times.shorter.items()}
+    lengths[every] = times
+    leaving = every if geometry.class_only else geometry.ffn_tokens  # class tokens are always all
+
+    def mixing(t: Times) -> list[float]:
+        rising = np.maximum.accumulate([t.ops[op] for op in others])
+        return [t.attention, t.head, *rising, t.no_head]
+
+    def feeding(t: Times) -> list[float]:
+        return [t.ffn[max(t.ffn)], t.unit]
+
+    mix, feed = _at(lengths, geometry.tokens, mixing), _at(lengths, leaving, feeding)
+    more = float(mix[0] - times.attention + feed[0] - feeding(times)[0])
+    steps = np.diff(mix[2:])
+    if geometry.merges:
+        merging = {n: t for n, t in lengths.items() if t.merge}
+        keyed, other = _at(merging, geometry.tokens, lambda t: [t.merge["msa"], t.merge["skip"]])
+        more, steps[-1] = more + float(keyed), steps[-1] + keyed - other
+    gates = {
+        "op": steps,
+        "heads": np.full(geometry.heads, max(mix[1], 0.0)),
+        "ffn": np.full(geometry.hidden, max(feed[1], 0.0)),
     }
+    return gates, more
+
+
+def _at(
+    lengths: dict[int, Times], tokens: int, read: Callable[[Times], Sequence[float]]
+) -> np.ndarray:
+    """Reads what was measured at some lengths at another: on the line through the two next to it.
+
+    Below the shortest, through the two shortest.
+    """
+    if tokens in lengths or len(lengths) == 1:
+        return np.array(read(lengths.get(tokens) or next(iter(lengths.values()))))
+    counts = sorted(lengths)
+    i = min(max(int(np.searchsorted(counts, tokens)), 1), len(counts) - 1)
+    low, high = counts[i - 1 : i + 1]
+    share = (tokens - low) / (high - low)
+    return (1 - share) * np.array(read(lengths[low])) + share * np.array(read(lengths[high]))
 
 
 def _check_model(measured: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -200,20 +265,27 @@ def _from_json(text: str) -> Table:
     model, dense, rows = (values.pop(name) for name in ("model", "dense", "blocks"))
     if not isinstance(model, dict):
         raise TypeError(f"model must be an object, got {str(model)[:80]}")
-    blocks = tuple(_times(i, dict(row)) for i, row in enumerate(rows))
+    blocks = tuple(_times(f"block {i}", dict(row)) for i, row in enumerate(rows))
     if not blocks:
         raise ValueError("no block")
     return Table(model, values, _time("dense", dense), blocks)
 
 
-def _times(i: int, row: dict[str, Any]) -> Times:
+def _times(block: str, row: dict[str, Any]) -> Times:
     def times(key: str) -> dict[str, float]:
-        return {name: _time(f"block {i}: {key} {name}", value) for name, value in row[key].items()}
+        return {name: _time(f"{block}: {key} {name}", value) for name, value in row[key].items()}
 
     heads, ffn = ({int(n): time for n, time in times(key).items()} for key in ("heads", "ffn"))
     if not heads or 0 not in ffn or len(ffn) < 2:
-        raise ValueError(f"block {i}: needs times of attention, of no FFN unit and of some units")
-    return Times(times("ops"), heads, ffn)
+        raise ValueError(f"{block}: needs times of attention, of no FFN unit and of some units")
+    merge = times("merge") if "merge" in row else {}
+    if merge and not {"skip", "msa"} <= set(merge):
+        raise ValueError(f"{block}: needs times of merging behind skip and behind msa, or none")
+    shorter = {
+        int(n): _times(f"{block}, {n} tokens", dict(fewer))
+        for n, fewer in row.get("shorter", {}).items()
+    }
+    return Times(times("ops"), heads, ffn, merge, shorter)
 
 
 def _time(name: str, value: Any) -> float:

@@ -18,7 +18,7 @@ SHAPES: dict[str, Callable[[int, int], int]] = {  # of block i of so many: its s
     "rising": lambda i, blocks: i,
     "falling": lambda i, blocks: blocks - i,
 }
-PARTS = {"a third": 1 / 3, "two thirds": 2 / 3, "all": 1.0}  # of what a budget saves, by merging
+PARTS = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "all": 1.0}  # of what is saved
 
 
 def schedule(spec: Any, shape: str, total: int) -> Merges:
@@ -73,7 +73,8 @@ def tried(
 ) -> dict[Merges, float]:
     """Tries schedules for one budget: the errors of those that were, () among them.
 
-    The first shape saves more and more while that is better; then come the others, once.
+    More and more is saved while that is better, by the first shape that can; then the other shapes
+    save what was best.
 
     Args:
       trial: measures the error with a schedule, by name and by merges.
@@ -81,17 +82,18 @@ def tried(
     """
     errors: dict[Merges, float] = {(): trial("nothing merged", ())}
     best = ""
-    first, *others = SHAPES
-    for part, share in PARTS.items():
-        merges = find(first, share)
-        if merges is None or merges in errors:
+    for part in PARTS:
+        found = {shape: find(shape, PARTS[part]) for shape in SHAPES}
+        shape = next((shape for shape in SHAPES if found[shape]), "")
+        merges = found.get(shape) or ()
+        if merges in errors:
             continue
-        least, errors[merges] = min(errors.values()), trial(f"{first}, {part}", merges)
+        least, errors[merges] = min(errors.values()), trial(f"{shape}, {part}", merges)
         if errors[merges] > least:
             break
         best = part
-    for shape in others if best else ():
-        merges = find(shape, PARTS[best])
-        if merges is not None and merges not in errors:
+    for shape in SHAPES if best else ():
+        merges = find(shape, PARTS[best]) or ()
+        if merges not in errors:
             errors[merges] = trial(f"{shape}, {best}", merges)
     return errors

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from spvit_jax.models import SwinSpec, ViTSpec
+from spvit_jax.models import SwinSpec, Tokens, ViTSpec
 from spvit_jax.planning.parts import (
     LEAST,
     MIN_TURNS,
@@ -38,7 +38,7 @@ def test_a_part_computes_what_its_gates_are_priced_for(spec, traced_macs):
         expected += AXES["heads"].macs(geometry, PAPER)[: part.heads].sum()
         expected += AXES["ffn"].macs(geometry, PAPER)[: part.ffn].sum()
         x = jax.ShapeDtypeStruct((1, geometry.tokens, geometry.width), np.float32)
-        assert traced_macs(block, x) == expected, part
+        assert traced_macs(block, Tokens(x)) == expected, part
 
 
 def test_parts_are_shared_by_what_does_not_differ():

@@ -11,14 +11,14 @@ from flax import nnx
 from spvit_jax.models import MODELS, VARIANTS, Geometry
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture, from_gates
-from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.axes import AXES, GATED
 from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import Prices, cost, count_parameters
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.space import Space
 
-EVERY_AXIS = tuple(AXES)
+EVERY_AXIS = tuple(GATED)
 EVERY_SPEC = pytest.mark.parametrize("spec", ["vit", "distilled", "average", "swin"], indirect=True)
 VIT = Geometry(width=192, heads=3, hidden=768, grid=14, prefix=1)
 LAST = dataclasses.replace(VIT, prefix=2, class_only=True)

@@ -10,7 +10,7 @@ from spvit_jax.models import VARIANTS, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.budget import budgets
 from spvit_jax.single_path.ops import PAPER
-from spvit_jax.single_path.schedules import SHAPES, saving, schedule, tried
+from spvit_jax.single_path.schedules import PARTS, SHAPES, saving, schedule, tried
 
 SMALL = VARIANTS["deit_small_patch16_224"]
 POOLED = dataclasses.replace(SMALL, class_token=False, pool="norm_average")
@@ -84,7 +84,7 @@ def trials(errors):
         return errors[name]
 
     def find(shape, part):
-        return (list(SHAPES).index(shape), round(3 * part))
+        return (1 + list(SHAPES).index(shape), round(4 * part))
 
     found = tried(trial, find)
     assert found == {merges[name]: errors[name] for name in names}
@@ -92,24 +92,31 @@ def trials(errors):
 
 
 def test_more_is_merged_while_that_is_better_and_then_in_other_shapes():
-    errors = {"nothing merged": 5.0, "constant, a third": 4.0, "constant, two thirds": 4.5}
-    errors |= {"rising, a third": 3.0, "falling, a third": 6.0}
+    errors = {"nothing merged": 5.0, "constant, a quarter": 4.0, "constant, half": 4.5}
+    errors |= {"rising, a quarter": 3.0, "falling, a quarter": 6.0}
     assert trials(errors) == list(errors)
-    errors |= {"constant, two thirds": 3.5, "constant, all": 3.0}
-    errors |= {"rising, all": 4.0, "falling, all": 3.1}
-    names = ("nothing merged", *(f"constant, {part}" for part in ("a third", "two thirds", "all")))
-    assert trials(errors) == [*names, "rising, all", "falling, all"]
+    errors = {"nothing merged": 5.0}
+    errors |= {f"constant, {part}": 4.0 - n for n, part in enumerate(PARTS)}
+    errors |= {"rising, all": 2.0, "falling, all": 2.0}
+    assert trials(errors) == list(errors)
 
 
 def test_where_a_little_merging_does_not_help_no_more_is_tried():
-    errors = {"nothing merged": 1.0, "constant, a third": 2.0}
+    errors = {"nothing merged": 1.0, "constant, a quarter": 2.0}
     assert trials(errors) == list(errors)
 
 
-def test_a_shape_that_cannot_save_so_much_is_passed():
+def test_a_shape_that_cannot_save_so_much_makes_room_for_one_that_can():
+    limits = {"constant": 0.3, "rising": 0.1, "falling": 0.8}
     seen = []
     found = tried(
         lambda name, merges: seen.append(name) or 1.0 / (1 + sum(merges)),
-        lambda shape, part: (1,) if shape == "constant" and part < 0.5 else None,
+        lambda shape, part: (round(4 * part), len(shape)) if part < limits[shape] else None,
     )
-    assert seen == ["nothing merged", "constant, a third"] and found == {(): 1.0, (1,): 0.5}
+    assert seen == [
+        "nothing merged",
+        "constant, a quarter",
+        "falling, half",
+        "falling, three quarters",
+    ]
+    assert list(found) == [(), (1, 8), (2, 7), (3, 7)]
