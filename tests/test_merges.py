@@ -71,7 +71,7 @@ def test_the_schedule_of_the_least_error_is_taken_within_the_budget(whole):
     tried = trials(whole)
     best = min(tried.values(), key=lambda trial: trial["repaired"])
     found = architectures.load(whole / "architecture.json")
-    assert "nothing_merged" in tried and 3 <= len(tried) <= 6
+    assert "nothing_merged" in tried and 3 <= len(tried) <= 7
     assert best["blocks"] == architectures.describe(found, SPEC) and any(found.merges)
     target = BUDGET * prices.published_macs(SPEC).dense
     assert best["macs"] == found.macs(SPEC) <= target

@@ -118,7 +118,8 @@ class Architecture:
 
     def price(self, pricing: Callable[..., Prices], spec: Any) -> Any:
         """Its price; ``pricing`` is one of ``prices``' functions."""
-        return cost(pricing(spec, merges=self.merges), self.gates(spec)).item()
+        gates = self.gates(spec)  # which checks it
+        return cost(pricing(spec, merges=self.merges), gates).item()
 
     def macs(self, spec: Any) -> int:
         """Counts the multiply-accumulates per image of its folded program, exactly."""

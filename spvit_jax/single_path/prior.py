@@ -33,7 +33,7 @@ def scored_logits(space: Space, scores: Scores, held: tuple[Budget, ...]) -> Gat
             "heads": _saved(block.heads) / share(i, "heads"),
             "ffn": _grouped(space, i, _saved(block.ffn)) / _grouped(space, i, share(i, "ffn")),
         }
-        worth.append({axis: np.maximum(found[axis], 0) for axis in space.axes})
+        worth.append({axis: np.maximum(found[axis], 0) for axis in space.gated})
     every = np.concatenate([x for block in worth for x in block.values()])
     least = every[every > 0].min(initial=1.0)
     logs = [{axis: np.log(np.maximum(x, least)) for axis, x in b.items()} for b in worth]

@@ -227,7 +227,7 @@ class _Repair:
             fitted, held = self._moments(i, _tapped, (geometry, size))
             block.mixer = _fitted_convolution(fitted, held, geometry, block.ffn.fc1.dtype)
         elif isinstance(block.mixer, FoldedConv):
-            if not geometry.class_only:
+            if self.target[0].x.shape[1] > geometry.prefix:  # the patches are aimed somewhere
                 self._fit(block.mixer.out, rows, self._moments(i, _convolved))
         elif isinstance(block.mixer, Attention):
             self._fit(block.mixer.out, rows, self._moments(i, _attended))

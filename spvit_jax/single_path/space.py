@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from spvit_jax.models import Geometry
-from spvit_jax.single_path.axes import AXES, FfnAxis, TokensAxis
+from spvit_jax.single_path.axes import AXES, GATED, FfnAxis, TokensAxis
 from spvit_jax.single_path.merging import Merges
 from spvit_jax.single_path.ops import OPS, PAPER
 
@@ -53,7 +53,7 @@ class Space:
     @property
     def gated(self) -> tuple[str, ...]:
         """The axes under gates."""
-        return tuple(name for name in self.axes if AXES[name].gated)
+        return tuple(name for name in self.axes if name in GATED)
 
     @property
     def merges(self) -> Merges:
