@@ -5,7 +5,8 @@
 
 For every model: the table of ``python -m spvit_jax.prices``, over the paper's operations;
 architectures of random operations, heads and FFN widths that it says take 0.4 to 0.9 of the dense
-model's time; each pruned and folded, with random weights, and timed in turns with the dense model.
+model's time, of a ViT every second one with a random schedule of merged tokens; each pruned and
+folded, with random weights, and timed in turns with the dense model.
 What is compared is the share of the dense model's time: its median over the turns.
 """
 
@@ -22,35 +23,53 @@ from spvit_jax.models import VARIANTS
 from spvit_jax.planning.parts import alternate, measured, model_call
 from spvit_jax.progress import Console
 from spvit_jax.single_path.architecture import Architecture, describe
-from spvit_jax.single_path.latency import prices
-from spvit_jax.single_path.ops import PAPER
-from spvit_jax.single_path.prices import Prices, cost
+from spvit_jax.single_path.axes import TokensAxis
+from spvit_jax.single_path.latency import Table, prices
+from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.ops import OPS, PAPER
+from spvit_jax.single_path.prices import cost
+from spvit_jax.single_path.schedules import SHAPES, schedule
 
 SHARES = 0.4, 0.9
 
 
-def architecture(spec: Any, timed: Prices, share: float, seed: int) -> Architecture:
-    """Draws operations and heads, and FFN widths with which they should take about ``share``."""
+def can_merge(spec: Any) -> bool:
+    """Whether a model has blocks that can merge tokens."""
+    return not all(TokensAxis().refuses(block) for block in spec.blocks)
+
+
+def architecture(spec: Any, table: Table, share: float, seed: int, merging: bool) -> Architecture:
+    """Draws operations and heads, and FFN widths with which they should take about ``share``.
+
+    If ``merging``, tokens are merged by a random schedule, and no map is read behind the first.
+    """
     rng, blocks = np.random.default_rng(seed), spec.blocks
     while True:
         likely, least = rng.dirichlet(np.ones(len(PAPER))), rng.uniform()
         ops = tuple(rng.choice(PAPER, p=likely).item() for _ in blocks)
+        merges: Merges = ()
+        if merging:
+            shape, total = str(rng.choice(list(SHAPES))), rng.uniform(0.2, 0.9) * blocks[0].patches
+            merges = schedule(spec, shape, int(total))
+            fit = [OPS[op].fits(b) for op, b in zip(ops, merged(spec, merges), strict=True)]
+            ops = tuple(op if fits else "conv1x1" for op, fits in zip(ops, fit, strict=True))
         drawn = [math.ceil(rng.uniform(least, 1) * block.heads) for block in blocks]
         heads = tuple(n if op == "msa" else 0 for n, op in zip(drawn, ops, strict=True))
         none, every = (
-            predicted(spec, timed, Architecture(ops, widths, heads=heads))
+            predicted(spec, table, Architecture(ops, widths, heads=heads, merges=merges))
             for widths in ((0,) * len(blocks), tuple(block.hidden for block in blocks))
         )
         mean = (share - none) / (every - none)
         if 0.2 < mean < 0.95:
             kept = mean + min(mean, 1 - mean) * rng.uniform(-1, 1, len(blocks))
             widths = tuple(int(n * b.hidden) for n, b in zip(kept, blocks, strict=True))
-            return Architecture(ops, widths, heads=heads)
+            return Architecture(ops, widths, heads=heads, merges=merges)
 
 
-def predicted(spec: Any, timed: Prices, found: Architecture) -> float:
+def predicted(spec: Any, table: Table, found: Architecture) -> float:
     """The share of the dense model's time that a table gives an architecture."""
-    return float(cost(timed, found.gates(spec, PAPER))) / timed.dense
+    timed = prices(table, spec, PAPER, found.merges)
+    return float(cost(timed, found.gates(spec, PAPER))) / table.dense
 
 
 def compare(
@@ -60,10 +79,10 @@ def compare(
 
     ``seconds`` are those of the table, and again those of the models.
     """
-    table = measured(spec, PAPER, batch, seconds, dtype, console)
-    timed = prices(table, spec, PAPER)
+    merging = can_merge(spec)
+    table = measured(spec, PAPER, batch, seconds, dtype, console, merging)
     chosen = [
-        architecture(spec, timed, float(share), seed)
+        architecture(spec, table, float(share), seed, merging and seed % 2 == 1)
         for seed, share in enumerate(np.linspace(*SHARES, count))
     ]
     calls = [model_call(spec, found, batch, dtype) for found in (None, *chosen)]
@@ -75,7 +94,7 @@ def compare(
     print(f"{'predicted':>10}{'measured':>10}{'quartiles':>14}{'error':>8}  blocks")
     rows = []
     for found, (low, middle, high) in zip(chosen, ratios.T, strict=True):
-        share = predicted(spec, timed, found)
+        share = predicted(spec, table, found)
         error = share / middle - 1
         print(f"{share:10.3f}{middle:10.3f}{f'{low:.3f}–{high:.3f}':>14}{error:+8.1%}", end="  ")
         print(describe(found, spec), *found.widths)

@@ -2,11 +2,11 @@
 
     python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
 
-scores every choice in a DeiT trained on Fashion-MNIST on 2,048 unlabelled images, picks what to
-keep, repairs the rest by least squares, tries that against simpler architectures, matches what its
-blocks put out to the dense model's for 4 epochs, and measures what came out. Weights and images
-come with the project, and labels only say how good it is; ``--config.search.epochs=3`` lets a
-search that starts from the scores decide instead.
+scores every choice in a DeiT trained on Fashion-MNIST on 2,048 unlabelled images, finds how many
+tokens to merge and what to keep, repairs the rest by least squares, tries that against simpler
+architectures, matches what its blocks put out to the dense model's for 4 epochs, and measures it.
+Weights and images come with the project, and labels only say how good it is;
+``--config.search.epochs=3`` lets a search that starts from the scores decide instead.
 
 ``:paper`` is the paper's way: 3 epochs of search by gates, then 8 of fine-tuning with labels and
 the dense model's logits. ``:tiny`` does everything in about a minute. ``:stage=evaluate`` measures

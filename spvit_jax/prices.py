@@ -7,8 +7,9 @@
 Blocks that keep one thing, folded as they are deployed, take turns with the whole dense model: each
 operation of search.ops, attention with some numbers of its heads, FFNs with some of their units.
 Where search.axes has tokens, all that can follow a merge also with a half and a quarter of the
-patches, and merging itself: three times as many programs, which want more --seconds. The table is scaled once, so that together they explain the dense model's time. No weight and no
-image is needed.
+patches, and merging itself: more than twice as many programs, which want more --seconds. The table
+is scaled once, so that together they explain the dense model's time. No weight and no image is
+needed.
 
   --config=FILE.py[:VARIANT]  the run; --config.GROUP.FIELD=... as for spvit_jax.main
   --batch=1                   images per call
@@ -34,7 +35,7 @@ from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import Config, ConfigError, from_config_dict
 
 if TYPE_CHECKING:
-    from spvit_jax.single_path.latency import Table
+    from spvit_jax.single_path.latency import Table, Times
 
 _BATCH = flags.DEFINE_integer("batch", 1, "Images per call", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "Where the table goes, a .json file")
@@ -101,14 +102,22 @@ def _text(table: "Table", spec: Any, ops: tuple[str, ...]) -> str:
     from spvit_jax.text import aligned
 
     others, kinds = ops[:-1], list(map(str, table.blocks))
-    rows = [("blocks", *others, "attention", "per head", "FFN", "per 100 units")]
+    merging = ("merging",) if any(times.merge for times in table.blocks) else ()
+    rows = [("blocks", *others, "attention", "per head", "FFN", "per 100 units", *merging)]
+
+    def add(name: str, times: "Times") -> None:
+        values = [times.ops.get(op) for op in others]
+        values += [times.heads[max(times.heads)], times.head]
+        values += [times.ffn[max(times.ffn)], 100 * times.unit]
+        values += [times.merge.get("msa") for _ in merging]
+        rows.append((name, *("–" if value is None else f"{value:.3f}" for value in values)))
+
     for kind in dict.fromkeys(kinds):
         alike = [i for i, other in enumerate(kinds) if other == kind]
         times = table.blocks[alike[0]]
-        values = [times.ops[op] for op in others]
-        values += [times.heads[max(times.heads)], times.head]
-        values += [times.ffn[max(times.ffn)], 100 * times.unit]
-        rows.append((" ".join(map(str, alike)), *(f"{value:.3f}" for value in values)))
+        add(" ".join(map(str, alike)), times)
+        for tokens, fewer in times.shorter.items():
+            add(f"with {tokens} tokens", fewer)
     base, dense = prices(table, spec, ops).base, table.dense
     return (
         f"{aligned(rows)}\n\nMilliseconds per call. The dense model takes"

@@ -12,10 +12,10 @@ reading them needs the ``torch`` extra.
 RegNetY-16GF that taught DeiT, by hard distillation; ``:stage=evaluate`` measures the weights, or
 any ``--config.model.checkpoint``.
 
-``:beyond`` is this project's own way: half of the MACs, scored on 512 images, repaired, tried and
-matched to the dense model's blocks for 30 epochs without labels; of a DeiT it takes the distilled
-one, with both of its heads. Its rates and epochs follow from small models and from what others
-report; nobody has run it on ImageNet yet.
+``:beyond`` is this project's own way: half of the MACs, scored on 512 images, tokens merged (but a
+Swin's), repaired, tried and matched to the dense model's blocks for 30 epochs without labels; of a
+DeiT it takes the distilled one, with both of its heads. Its rates and epochs follow from small
+models and from what others report; nobody has run it on ImageNet yet.
 
 They differ from the released runs on purpose: the decision is projected to the target
 (``--config.search.decision=threshold`` decides as released, above it); the search takes all of its

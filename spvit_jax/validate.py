@@ -126,11 +126,6 @@ def _validate_stage(config: Any) -> None:
             " or budget.latency, TABLE.json:SHARE",
         )
         _check_share("budget.latency", budget.latency)
-        check(
-            not (budget.latency and config.merges),
-            "budget.latency cannot price merged tokens yet: leave tokens out of search.axes, or"
-            " budget macs or params",
-        )
     if config.stage == "all":
         check(
             config.finetune.start != "searched" or config.search.epochs > 0,

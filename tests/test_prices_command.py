@@ -39,7 +39,9 @@ def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
     assert "compile" in shown.stderr and "measure" in shown.stderr
     lines = shown.stdout.splitlines()
     assert lines[1].split()[:5] == ["blocks", "skip", "conv1x1", "conv3x3", "attention"]
-    assert lines[3].startswith("0 1 2 3 4 ") and lines[4].startswith("5 ")
+    assert lines[1].endswith("merging")  # the quickstart lets tokens be merged
+    begins = ["0 1 2 3 4 ", "with 25 tokens ", "with 13 tokens ", "5 ", "with 25 ", "with 13 "]
+    assert all(line.startswith(begin) for line, begin in zip(lines[3:9], begins, strict=True))
     assert lines[-1] == f"--config.budget.latency={path.name}:SHARE"
 
     said = json.loads(path.read_text())
@@ -56,6 +58,8 @@ def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
         {axis: rng.normal(size=x.shape) for axis, x in block.items()} for block in gating.initial()
     )
     found = cost(timed, gating.project(logits).gates(spec, search.ops))
+    merged = prices_of(load(path), spec, search.ops, (10, 10, 5, 5, 5, 0))
+    assert 0 < merged.blocks[4]["ffn"].sum() < timed.blocks[4]["ffn"].sum()
     assert 0.75 * timed.dense < found <= 0.8 * timed.dense
 
 
@@ -68,6 +72,14 @@ def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
         (
             [QUICKSTART, "--config.stage=evaluate", "--config.model.variant=regnety_160"],
             "no attention",
+        ),
+        (
+            [
+                QUICKSTART,
+                "--config.model.variant=swin_tiny_patch4_window7_224",
+                "--config.search.axes=('op','tokens')",
+            ],
+            "windows of a Swin",
         ),
     ],
 )

@@ -85,8 +85,8 @@ class Parts(NamedTuple):
             adds = found[merging] - found[merging._replace(tokens=0)]
             merge[op] = _digits(max(scale * adds, NOTHING))
         shorter = {n: fewer.times(found, scale) for n, fewer in self.shorter.items()}
-        kinds = map(of_kind, (self.ops, self.heads, self.ffn))
-        return Times(*kinds, merge=merge, shorter=shorter)
+        ops, heads, ffn = of_kind(self.ops), of_kind(self.heads), of_kind(self.ffn)
+        return Times(ops, heads, ffn, merge, shorter)
 
 
 def _digits(value: float) -> float:

@@ -12,6 +12,7 @@ from spvit_jax.models import SwinSpec, Tokens, ViTSpec
 from spvit_jax.planning.parts import (
     LEAST,
     MIN_TURNS,
+    NOTHING,
     WARM_UP,
     alternate,
     built,
@@ -29,16 +30,21 @@ SWIN = SwinSpec(
 )
 
 
+@pytest.mark.parametrize("merging", [False, True])
 @pytest.mark.parametrize("spec", [VIT, SWIN], ids=["vit", "swin"])
-def test_a_part_computes_what_its_gates_are_priced_for(spec, traced_macs):
-    found = distinct(spec, PAPER)
+def test_a_part_computes_what_its_gates_are_priced_for(spec, merging, traced_macs):
+    found = distinct(spec, PAPER, merging)
     for part, block in zip(found, built(spec, found), strict=True):
-        geometry = part.geometry
-        expected = OPS[part.op].macs(geometry)
+        geometry = dataclasses.replace(part.geometry, merges=part.tokens)
+        expected = OPS[part.op].macs(geometry) + OPS[part.op].merging(geometry)
         expected += AXES["heads"].macs(geometry, PAPER)[: part.heads].sum()
         expected += AXES["ffn"].macs(geometry, PAPER)[: part.ffn].sum()
-        x = jax.ShapeDtypeStruct((1, geometry.tokens, geometry.width), np.float32)
-        assert traced_macs(block, Tokens(x)) == expected, part
+        x, sizes = (
+            jax.ShapeDtypeStruct((1, geometry.tokens, *features), np.float32)
+            for features in ((geometry.width,), ())
+        )
+        tokens = Tokens(x, sizes if geometry.merged else None)
+        assert traced_macs(block, tokens) == expected, part
 
 
 def test_parts_are_shared_by_what_does_not_differ():
@@ -48,6 +54,24 @@ def test_parts_are_shared_by_what_does_not_differ():
     shifted = 3 + 4  # heads of the second block of each stage, which shifts its windows
     assert len(swin) == per_block + (3 + 4 + 4) + shifted
     assert max(part.heads for part in swin) == 4 and max(part.ffn for part in swin) == 50
+
+
+def test_where_tokens_may_be_merged_fewer_are_measured_too():
+    first, last = (parts_of(VIT.blocks[i], PAPER, merging=True) for i in (0, -1))
+    for found in (first, last):
+        plain = parts_of(found.heads[1].geometry, PAPER)
+        assert found._replace(merge={}, shorter={}) == plain and not plain.merge
+        assert list(found.shorter) == [9, 5]  # a class token, and a half or a quarter of 16 patches
+        for tokens, fewer in found.shorter.items():
+            assert {part.geometry.tokens for part in fewer.every()} == {tokens}
+            assert list(fewer.ops) == ["skip", "conv1x1"]  # no map for 3x3
+            assert list(fewer.heads) == [1, 3] and list(fewer.ffn) == [0, 24, 48]
+    counts = [{op: part.tokens for op, part in p.merge.items()} for p in (first, last)]
+    assert counts == [{"skip": 2, "msa": 2}, {}]  # only class tokens leave the last block
+    assert [f.merge["msa"].tokens for f in first.shorter.values()] == [1, 1]
+    assert distinct(SWIN, PAPER, merging=True) == distinct(SWIN, PAPER)
+    lone = dataclasses.replace(VIT.blocks[0], grid=1)
+    assert parts_of(lone, PAPER, merging=True) == parts_of(lone, PAPER)
 
 
 def test_calls_take_turns():
@@ -83,6 +107,33 @@ def test_a_table_explains_the_dense_models_time():
         np.testing.assert_allclose(block["op"], [0, 0, 2 * head], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(block["heads"], [head] * 3, rtol=1e-5)
         np.testing.assert_allclose(block["ffn"], [head / 48] * 48, rtol=1e-5)
+
+
+def test_a_table_of_fewer_tokens():
+    """All is linear in the tokens; merging takes 0.2, or behind attention less than nothing."""
+    found = distinct(VIT, PAPER, merging=True)
+    by_part = [
+        4 * p.geometry.tokens * (1 + 2 * (p.op == "msa") + p.heads + p.ffn / 48)
+        + 0.8 * (p.tokens > 0) * (1 if p.op == "skip" else -1)
+        for p in found
+    ]
+    timed = table(VIT, PAPER, np.array([[400.0, 94.0, *by_part]]), {"batch": 1}, merging=True)
+    assert timed.about["scale"] == 1  # 3 blocks of 6 times 17 tokens
+    plain = [ms for p, ms in zip(found, by_part, strict=True) if p in distinct(VIT, PAPER)]
+    alone = table(VIT, PAPER, np.array([[400.0, 94.0, *plain]]), {"batch": 1})
+    without = [dataclasses.replace(t, merge={}, shorter={}) for t in timed.blocks]
+    assert list(alone.blocks) == without
+    first, _, last = timed.blocks
+    assert first.merge["skip"] == pytest.approx(0.2) and first.merge["msa"] == NOTHING
+    assert first.shorter[9].merge["skip"] == pytest.approx(0.2) and not last.merge
+    for times in (first, last):
+        for tokens, fewer in times.shorter.items():
+            assert fewer.ffn == {0: tokens, 24: 1.5 * tokens, 48: 2 * tokens}
+            assert fewer.heads == {1: 4 * tokens, 3: 6 * tokens}
+    fewer = prices(timed, VIT, PAPER, (4, 2, 0))
+    # Attention adds 5 a token to each block, the FFN 1 and an empty block 1, of the last to all 17.
+    saved = 5 * (4 + 6) + 2 * (4 + 6) - 2 * NOTHING
+    assert fewer.dense == pytest.approx(400 - saved, rel=1e-6)
 
 
 def test_a_dense_model_as_fast_as_an_empty_one_is_noise():

@@ -26,6 +26,26 @@ LAST = Times(  # a 3x3 convolution that is faster than a 1x1 one is noise
     {"skip": 1.0, "conv1x1": 1.5, "conv3x3": 1.25}, {1: 2.0, 4: 5.0}, {0: 1.0, 3: 1.5, 6: 1.8}
 )
 TABLE = Table(described(SPEC), {"device": "made up", "batch": 1}, 50.0, (FIRST, LAST))
+HALF = Times(  # with 3 of 5 tokens; a head costs 1, a unit 0.25
+    {"skip": 0.5, "conv1x1": 1.0},
+    {1: 3.0, 4: 6.0},
+    {0: 0.5, 2: 1.5, 6: 2.5},
+    {"skip": 0.5, "msa": 0.25},
+)
+QUARTER = Times(
+    {"skip": 0.25, "conv1x1": 0.75},
+    {1: 2.0, 4: 3.5},
+    {0: 0.25, 2: 1.0, 6: 1.8},
+    {"skip": 0.25, "msa": 0.125},
+)
+LAST_HALF = Times({"skip": 1.0, "conv1x1": 1.5}, {1: 1.5, 4: 3.0}, {0: 1.0, 3: 1.4, 6: 1.7})
+MERGING = dataclasses.replace(
+    TABLE,
+    blocks=(
+        dataclasses.replace(FIRST, merge={"skip": 1.0, "msa": 0.5}, shorter={3: HALF, 2: QUARTER}),
+        dataclasses.replace(LAST, shorter={3: LAST_HALF, 2: LAST_HALF}),
+    ),
+)
 
 
 def changed(tmp_path, **fields):
@@ -34,6 +54,11 @@ def changed(tmp_path, **fields):
     path = tmp_path / "table.json"
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
     return path
+
+
+def merging(**fields):
+    """The first block of a table that merges, with other fields."""
+    return {"blocks": [MERGING.blocks[0].row() | fields]}
 
 
 def test_gates_are_priced_by_lines_through_the_times():
@@ -68,6 +93,80 @@ def test_fewer_operations_are_priced_from_the_same_table():
     assert found.dense == pytest.approx(50)
 
 
+def test_nothing_merged_costs_what_it_did():
+    for table in (TABLE, MERGING):
+        for merges in ((), (0, 0)):
+            found, expected = prices(table, SPEC, PAPER, merges), prices(TABLE, SPEC, PAPER)
+            assert found.base == expected.base
+            for block, other in zip(found.blocks, expected.blocks, strict=True):
+                for axis, price in other.items():
+                    np.testing.assert_array_equal(block[axis], price)
+
+
+@pytest.mark.parametrize(
+    ("away", "unit", "dense_ffn", "head", "attention"),
+    [
+        (1, (0.5 + 0.25) / 2, (6 + 2.5) / 2, (1 + 0.5) / 2, 3),  # between 5 and 3 tokens
+        (2, 0.25, 2.5, 0.5, 2),
+    ],
+)
+def test_with_fewer_tokens_all_costs_less(away, unit, dense_ffn, head, attention):
+    """The first block merges ``away`` of its five tokens, so the last one has fewer."""
+    found = prices(MERGING, SPEC, PAPER, (away, 0))
+    first, last = found.blocks
+    np.testing.assert_allclose(first["ffn"], [unit] * 6)
+    np.testing.assert_allclose(first["heads"], [3] * 4)  # all five tokens enter attention
+    np.testing.assert_allclose(first["op"], [1, 4, 2 - 6 + 0.5 - 1])  # merging by keys is cheaper
+    np.testing.assert_allclose(last["ffn"], [0.1] * 6)  # class tokens are as many as ever
+    np.testing.assert_allclose(last["heads"], [head] * 4)
+    # Merging behind attention takes 0.5, the first FFN is shorter, and so is the last attention.
+    dense = 50 + 0.5 - (6 - dense_ffn) - (4 - attention)
+    assert found.dense == pytest.approx(dense)
+
+
+def deeper(*blocks):
+    """A table of a block more, and its spec."""
+    spec = dataclasses.replace(SPEC, depth=3)
+    return dataclasses.replace(MERGING, model=described(spec), blocks=blocks), spec
+
+
+def test_below_the_shortest_length_the_line_goes_on_to_0():
+    last = MERGING.blocks[1]
+    for unit, expected in ((0.35, 0.15), (0.6, 0)):  # 0.25 with three tokens
+        four = dataclasses.replace(HALF, ffn={0: 0.75, 2: 2.0, 6: 2 + 4 * unit})
+        first = dataclasses.replace(MERGING.blocks[0], shorter={4: four, 3: HALF})
+        _, second, _ = prices(*deeper(first, first, last), PAPER, (2, 1, 0)).blocks
+        np.testing.assert_allclose(second["ffn"], [expected] * 6, atol=1e-12)
+
+
+def test_an_architecture_that_merges():
+    first, last = MERGING.blocks
+    table, spec = deeper(first, first, last)
+    kept = Architecture(("msa", "skip", "msa"), (6, 2, 0), heads=(4, 0, 1), merges=(2, 1, 0))
+    found = prices(table, spec, PAPER, kept.merges)
+    dense = 50 + (0.5 + 2.5 - 6) + (0.25 + 5.5 - 13 + 1.8 - 6) + (2 - 4)
+    assert found.dense == pytest.approx(dense)
+    # The skip has no keys to merge by: 0.5 and not 0.25. Units are 0.2 and 0.1, a head is 0.5.
+    expected = dense - (5.5 - 0.25) - 4 * 0.2 - 3 * 0.5 - 6 * 0.1
+    assert cost(found, kept.gates(spec, PAPER)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        TABLE.blocks,
+        (FIRST, MERGING.blocks[1]),
+        (MERGING.blocks[0], LAST),
+        (dataclasses.replace(MERGING.blocks[0], merge={}), MERGING.blocks[1]),
+    ],
+)
+def test_a_table_without_fewer_tokens_cannot_price_them(blocks):
+    table = dataclasses.replace(TABLE, blocks=blocks)
+    with pytest.raises(TableError, match="none of merged tokens; .*search.axes=.*'tokens'"):
+        prices(table, SPEC, PAPER, (1, 0))
+    assert prices(table, SPEC, PAPER, (0, 0)).dense == pytest.approx(50)
+
+
 @pytest.mark.parametrize(
     ("heads", "no_head", "head"),
     [
@@ -83,8 +182,10 @@ def test_lines(heads, no_head, head):
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
-    TABLE.save(tmp_path / "table.json")
-    assert load(tmp_path / "table.json") == TABLE
+    for table in (MERGING, TABLE):
+        table.save(tmp_path / "table.json")
+        assert load(tmp_path / "table.json") == table
+    assert "merge" not in TABLE.to_json() and "shorter" not in TABLE.to_json()
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
     assert prices(load(tmp_path / "table.json"), SPEC, PAPER).unit == "ms"
 
@@ -139,6 +240,12 @@ def test_what_is_no_table_is_refused(text, message, tmp_path):
         ({"blocks": [{"ops": {}, "heads": {"one": 1}, "ffn": {"0": 1, "2": 2}}]}, "'one'"),
         ({"blocks": [{"ops": {}, "heads": {"1": 1}, "ffn": {"0": 1}}]}, "block 0: needs times"),
         ({"blocks": [{"ops": {}, "heads": {}, "ffn": {"0": 1, "1": 2}}]}, "block 0: needs times"),
+        (merging(merge={"skip": 1}), "block 0: needs times of merging behind skip and behind msa"),
+        (merging(merge={"skip": 1, "msa": 0}), "block 0: merge msa must be milliseconds above 0"),
+        (merging(shorter={"half": HALF.row()}), "'half'"),
+        (merging(shorter={"3": HALF.row() | {"ffn": {}}}), "block 0, 3 tokens: needs times of att"),
+        (merging(shorter={"3": HALF.row() | {"heads": {"1": "4"}}}), "3 tokens: heads 1 must .*4"),
+        (merging(shorter=3), "python -m spvit_jax.prices wrote"),
     ],
 )
 def test_a_damaged_table_is_refused(fields, message, tmp_path):
