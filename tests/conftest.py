@@ -19,6 +19,12 @@ from spvit_jax.single_path.prune import form  # noqa: E402
 from spvit_jax.training.metrics import read_metrics  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_module():
+    """Forgets compiled programs between modules: a worker's memory, and JAX's table of calls, end."""
+    jax.clear_caches()
+
+
 def _equations(jaxpr):
     """Every equation of a jaxpr and of those inside it, loops refused."""
     for equation in jaxpr.eqns:

@@ -75,7 +75,7 @@ def test_the_schedule_of_the_least_error_is_taken_within_the_budget(whole):
     assert best["blocks"] == architectures.describe(found, SPEC) and any(found.merges)
     target = BUDGET * prices.published_macs(SPEC).dense
     assert best["macs"] == found.macs(SPEC) <= target
-    assert all(trial["macs"] > 0.98 * target for trial in tried.values())
+    assert all(trial["macs"] <= target for trial in tried.values())
 
 
 def test_the_error_is_of_images_that_were_neither_scored_nor_repaired_on(
