@@ -21,7 +21,7 @@ from spvit_jax.training.metrics import read_metrics  # noqa: E402
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_of_one_module():
-    """Forgets compiled programs between modules: a worker's memory, and JAX's table of calls, end."""
+    """Forgets compiled programs between modules: memory, and JAX's table of calls, are finite."""
     jax.clear_caches()
 
 
