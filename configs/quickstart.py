@@ -1,4 +1,4 @@
-"""A pretrained ViT at half of its MACs in five minutes, without labels, on two CPU cores.
+"""A pretrained ViT at half of its MACs in minutes, without labels, on two CPU cores.
 
     python -m spvit_jax.main --config=configs/quickstart.py --workdir=/tmp/spvit
 
