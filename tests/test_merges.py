@@ -39,6 +39,7 @@ def config(checkpoint, file="quickstart", **changes):
     values = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"]("tiny").to_dict()
     values["stage"], values["shortlist"]["candidates"] = "search", 0
     values["budget"]["macs"] = BUDGET
+    values["search"]["axes"] = ("op", "heads", "tokens", "ffn")
     if checkpoint:
         values["model"] |= {"variant": "", "checkpoint": checkpoint, "heads": 2}
     for name, value in changes.items():
