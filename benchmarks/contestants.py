@@ -17,7 +17,7 @@ from spvit_jax.config import Budget, Finetune, from_config_dict
 from spvit_jax.context import Context
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.merges import Schedules
-from spvit_jax.models import ViT
+from spvit_jax.models import Classifier, ViT
 from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture
@@ -137,18 +137,17 @@ def merging(bench: Bench, cell: Cell) -> Any:
     return prune(bench.dense, Architecture(("msa",) * len(whole), whole, merges=merges))
 
 
-class Smaller(ViT):
-    """A ViT that scales images down to its own size first."""
+class Smaller(Classifier):
+    """A network that scales images down to the size of another one, which sees them."""
 
-    def embed(self, images: Any) -> Any:
-        """Scales images, antialiased, and embeds them."""
-        side = self.seen.image_size
-        shape = (len(images), side, side, 3)
-        scaled = jax.image.resize(images, shape, "cubic", antialias=True)
-        whole, self.spec = self.spec, self.seen
-        tokens = super().embed(scaled)
-        self.spec = whole
-        return tokens
+    def __init__(self, inner: ViT, spec: Any):
+        self.inner, self.spec = inner, spec
+
+    def heads(self, images: Any, extras: Any = None, **options: Any) -> tuple[Any, ...]:
+        """The logits of each head; images are scaled with antialiasing."""
+        side = self.inner.spec.image_size
+        scaled = jax.image.resize(images, (len(images), side, side, 3), "cubic", antialias=True)
+        return self.inner.heads(scaled, extras, **options)
 
 
 def smaller(bench: Bench, cell: Cell) -> Any:
@@ -161,11 +160,10 @@ def smaller(bench: Bench, cell: Cell) -> Any:
     grid, side = (one.image_size // patch for one in (spec, seen))
     first, others = np.split(np.asarray(bench.dense.pos_embed[...]), [spec.prefix])
     others = resize_grid(others.reshape(grid, grid, -1), side).reshape(side**2, -1)
-    model, copy = Smaller(seen, rngs=nnx.Rngs(0)), nnx.clone(bench.dense)
+    inner, copy = ViT(seen, rngs=nnx.Rngs(0)), nnx.clone(bench.dense)
     copy.pos_embed = nnx.Param(jnp.asarray(np.concatenate([first, others])))
-    nnx.update(model, nnx.state(copy))
-    model.seen, model.spec = seen, spec
-    return model
+    nnx.update(inner, nnx.state(copy))
+    return Smaller(inner, spec)
 
 
 def search(bench: Bench, cell: Cell) -> Any:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import CONTESTANTS, QUICKSTART, SEARCH_EPOCHS, Bench, Cell
+from contestants import CONTESTANTS, QUICKSTART, SEARCH_EPOCHS, Bench, Cell, Smaller
 
 from spvit_jax import context as contexts
 from spvit_jax.config import Config, from_config_dict
@@ -88,7 +88,7 @@ def run(bench: Bench, cell: Cell) -> dict[str, Any]:
     if cell.epochs:
         model, _ = contexts.fit(context, f"runs/{cell.name}", model, training)
     counted, found = contexts.evaluate(context, model), model.architecture
-    spec = getattr(model, "seen", model.spec)
+    spec = model.inner.spec if isinstance(model, Smaller) else model.spec
     run, published = prices.macs(spec), prices.published_macs(spec)
     return {
         "top1": counted.top1,

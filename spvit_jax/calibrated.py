@@ -1,5 +1,8 @@
 """What a run does with its calibration images: score every choice, repair, judge a candidate."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from spvit_jax import hosts
 from spvit_jax.context import USER_ERRORS, Context
 from spvit_jax.models import Classifier
@@ -9,6 +12,18 @@ from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.repair import repair, repaired_error
 
 
+@contextmanager
+def _watched(context: Context, name: str, steps: int, what: str) -> Iterator[Callable[[], None]]:
+    """Shows a bar; gives what to call after each step, which raises where the run is to stop."""
+    with context.console.bar(steps, 0, name) as bar:
+
+        def after() -> None:
+            context.go_on(what)
+            bar.update()
+
+        yield after
+
+
 def score(context: Context, dense: Classifier, calibration: Calibration) -> scoring.Scores:
     """Scores every choice, or reads the scores of an earlier start from ``scores.json``."""
     file = context.workdir / "scores.json"
@@ -16,13 +31,8 @@ def score(context: Context, dense: Classifier, calibration: Calibration) -> scor
         with hosts.together(*USER_ERRORS):
             return scoring.load(file)
     context.announce("score", f"{context.config.score.images:,} images without labels")
-    blocks = len(context.spec.blocks)
-    with context.console.bar(len(calibration.batches) + blocks, 0, "score") as bar:
-
-        def after() -> None:
-            context.go_on("scoring")
-            bar.update()
-
+    steps = len(calibration.batches) + len(context.spec.blocks)
+    with _watched(context, "score", steps, "scoring") as after:
         found = scoring.score(dense, calibration, context.config.search.ops, after, after)
     context.workdir.write("scores.json", found.save)
     return found
@@ -32,12 +42,7 @@ def repaired(
     context: Context, dense: Classifier, architecture: Architecture, calibration: Calibration
 ) -> Classifier:
     """Prunes the dense model and repairs it."""
-    with context.console.bar(len(context.spec.blocks), 0, "repair") as bar:
-
-        def after() -> None:
-            context.go_on("a repair")
-            bar.update()
-
+    with _watched(context, "repair", len(context.spec.blocks), "a repair") as after:
         return repair(dense, dense, calibration, architecture, after)
 
 
@@ -58,10 +63,5 @@ def trial_error(
       judges: those that are looked at.
     """
     weight = context.config.score.patch_weight
-    with context.console.bar(len(context.spec.blocks), 0, "repair") as bar:
-
-        def after() -> None:
-            context.go_on("a trial")
-            bar.update()
-
+    with _watched(context, "repair", len(context.spec.blocks), "a trial") as after:
         return repaired_error(dense, calibration, judges, architecture, weight, after)

@@ -213,10 +213,14 @@ class Config:
         return "tokens" in self.search.axes and stages.get(self.stage, False)
 
     @property
+    def tries(self) -> bool:
+        """Whether candidates are trained for a short while."""
+        return self.stage in ("all", "search") and self.shortlist.candidates > 0
+
+    @property
     def judges(self) -> bool:
         """Whether held-out images judge candidates."""
-        listed = self.stage in ("all", "search") and self.shortlist.candidates > 0
-        return listed or self.merges
+        return self.tries or self.merges
 
     @property
     def trainings(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.latency import TableError
 from spvit_jax.single_path.prices import count_parameters
+from spvit_jax.single_path.schedules import schedule
 from spvit_jax.single_path.score import ScoreError
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.training.checkpoint import CheckpointError
@@ -137,6 +138,9 @@ def open_context(
         if config.stage in ("all", "search"):
             gating = Gating.of(config.search, config.budget, spec)
             gating.project(gating.initial())
+            if config.merges:  # is there what it takes to price them?
+                one = schedule(spec, "constant", 1)
+                Gating.of(config.search, config.budget, spec, merges=one)
         if config.stage == "frontier":
             for share in config.frontier.budgets:
                 gating = Gating.of(config.search, budget_at(config, share), spec)
@@ -154,8 +158,8 @@ def open_context(
         training = getattr(config, name)
         check_batch(name, training, jax.device_count())
         steps_per_epoch(len(train), training.batch_size)
-    held = len(held_indices(config, len(train)))
-    if held and config.trainings:  # trials train on the others
+    if config.tries:  # on the images that do not judge
+        held = len(held_indices(config, len(train)))
         steps_per_epoch(len(train) - held, config.finetune.batch_size)
     return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 GAP = 12  # pixels between the image and its mosaic
-LINE = 1  # of the pixels at the edge of a group, on its own side
 
 
 def mosaic(image: np.ndarray, sources: np.ndarray, grid: int) -> np.ndarray:
@@ -37,14 +36,13 @@ def mosaic(image: np.ndarray, sources: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _edges(groups: np.ndarray) -> np.ndarray:
-    """The pixels ``[H, W]`` that are within ``LINE`` of another group, across or down."""
+    """The pixels ``[H, W]`` beside one of another group, across or down."""
     found = np.zeros(groups.shape, bool)
     for axis in (0, 1):
         a, e = groups.swapaxes(0, axis), found.swapaxes(0, axis)
-        for reach in range(1, LINE + 1):
-            other = a[reach:] != a[:-reach]
-            e[reach:] |= other
-            e[:-reach] |= other
+        other = a[1:] != a[:-1]
+        e[1:] |= other
+        e[:-1] |= other
     return found
 
 

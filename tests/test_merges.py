@@ -12,11 +12,14 @@ from spvit_jax import context, pipeline
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import save
 from spvit_jax.merges import Schedules
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.models import VARIANTS, ViT, ViTSpec
+from spvit_jax.planning.parts import distinct, table
 from spvit_jax.progress import Console
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.calibration import Calibration
+from spvit_jax.single_path.latency import TableError
+from spvit_jax.single_path.ops import PAPER
 from spvit_jax.single_path.repair import repaired_error
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.training.loop import Interrupted
@@ -36,15 +39,13 @@ def checkpoint(tmp_path_factory):
 
 def config(checkpoint, file="quickstart", **changes):
     """A stage that ends with the choice; ``search__epochs=2`` changes search.epochs."""
-    values = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"]("tiny").to_dict()
-    values["stage"], values["shortlist"]["candidates"] = "search", 0
-    values["budget"]["macs"] = BUDGET
-    values["search"]["axes"] = ("op", "heads", "tokens", "ffn")
+    chosen = {"stage": "search", "shortlist__candidates": 0, "budget__macs": BUDGET}
+    chosen["search__axes"] = ("op", "heads", "tokens", "ffn")
     if checkpoint:
-        values["model"] |= {"variant": "", "checkpoint": checkpoint, "heads": 2}
-    for name, value in changes.items():
-        group, field = name.split("__")
-        values[group][field] = value
+        chosen |= {"model__variant": "", "model__checkpoint": checkpoint, "model__heads": 2}
+    values = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"]("tiny")
+    changes = {name.replace("__", "."): value for name, value in (chosen | changes).items()}
+    values.update_from_flattened_dict(changes)
     return from_config_dict(values)
 
 
@@ -132,6 +133,15 @@ def test_what_cannot_be_merged_or_judged_is_named_before_anything_is_done(
 ):
     with pytest.raises(kind, match=words):
         opened(config("", file, **changes), tmp_path)
+
+
+def test_times_of_all_tokens_alone_are_refused_before_anything_is_done(tmp_path):
+    spec, file = VARIANTS["deit_fashion_mnist"], tmp_path / "table.json"
+    times = np.array([[1000.0, *range(1, 2 + len(distinct(spec, PAPER)))]])
+    table(spec, PAPER, times, {}).save(file)
+    settings = config("", budget__latency=f"{file}:0.9")
+    with pytest.raises(TableError, match="none of merged tokens; measure it with tokens in"):
+        opened(settings, tmp_path)
 
 
 def test_a_weight_is_a_share():

@@ -24,13 +24,9 @@ SPEC = VARIANTS["deit_fashion_mnist"]
 
 def config(**changes):
     """quickstart.py:tiny; ``search__epochs=2`` changes search.epochs."""
-    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
-    for name, value in ({"measure_seconds": 0.01, "eval_every": 0.0} | changes).items():
-        *groups, field = name.split("__")
-        part = values
-        for group in groups:
-            part = part[group]
-        part[field] = value
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny")
+    changes = {"measure_seconds": 0.01, "eval_every": 0.0} | changes
+    values.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return from_config_dict(values)
 
 
@@ -135,8 +131,9 @@ def test_a_small_set_is_divided_too(images):
         assert len(context.held_indices(config(**other), images)) == 0
 
 
-def test_trials_without_a_batch_are_refused_before_anything_is_done(tmp_path):
-    settings = config(data__train_split="train[:34]", finetune__batch_size=32)
+@pytest.mark.parametrize("stage", ["all", "search"])  # the second trains nothing else
+def test_trials_without_a_batch_are_refused_before_anything_is_done(stage, tmp_path):
+    settings = config(stage=stage, data__train_split="train[:34]", finetune__batch_size=32)
     with pytest.raises(DataError, match="28 training images"):
         opened(settings, tmp_path)
 

@@ -233,7 +233,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Array, train: bool = False, sizes: Array | None = None
     ) -> tuple[Array, Array]:
-        """The branch, and the keys of all tokens."""
+        """Mixes normalised tokens; the branch, and the keys of all of them."""
         q, k = self.queries_and_keys(x)
         return self.out(self.attend(q, k, self.v(x), sizes)), k
 
@@ -297,21 +297,22 @@ class Block(nnx.Module):
         return self.feed(self.mix(tokens, keys[:2], train), keys[2:])
 
     def mix(self, tokens: Tokens, keys: Keys = (None, None), train: bool = False) -> Tokens:
-        """The first half: mixes tokens, and merges some."""
-        alike, x = None, tokens.x[:, : self.read]
+        """Runs the first half: mixes tokens, and merges some."""
+        k, x = None, tokens.x[:, : self.read]
         if isinstance(self.mixer, Attention):
             branch, k = self.mixer(self.norm1(tokens.x), train, tokens.sizes)
-            alike, x = self.mixer.mean_keys(k), x + self.residual(branch, keys)
+            x = x + self.residual(branch, keys)
         elif self.mixer is not None:
             branch = self.mixer(self.norm1(tokens.x), train)[:, : self.read]
             x = x + self.residual(branch, keys)
         tokens = tokens._replace(x=x) if x.shape[1] == tokens.x.shape[1] else Tokens(x)
         if not self.merges:
             return tokens
-        return merge(tokens, self.norm2(x) if alike is None else alike, self.merges, self.prefix)
+        alike = self.norm2(x) if k is None else self.mixer.mean_keys(k)
+        return merge(tokens, alike, self.merges, self.prefix)
 
     def feed(self, tokens: Tokens, keys: Keys = (None, None, None)) -> Tokens:
-        """The second half: the FFN."""
+        """Runs the second half, the FFN."""
         branch = self.ffn(self.norm2(tokens.x), keys[0])
         return tokens._replace(x=tokens.x + self.residual(branch, keys[1:]))
 

@@ -38,10 +38,10 @@ class Tokens(NamedTuple):
 
         What is of other tokens than the embedded ones, so of class tokens alone, stays.
         """
-        if self.sources is None or self.sizes is None or x.shape[1] != self.sources.shape[1]:
+        if self.sources is None or x.shape[1] != self.sources.shape[1]:
             return x
         own = jax.nn.one_hot(self.sources, self.x.shape[1], axis=1, dtype=x.dtype)
-        return jnp.matmul(own, x, precision="highest") / self.sizes[..., None].astype(x.dtype)
+        return jnp.matmul(own, x, precision="highest") / own.sum(-1, keepdims=True)
 
 
 class Matching(NamedTuple):

@@ -39,23 +39,25 @@ Ending = tuple[Placed, Iterable[Tokens]]  # a model, and what left its last bloc
 
 def error(mine: Ending, theirs: Ending, images: Calibration, patches: float) -> float:
     """``feature_error`` of what left the last blocks."""
-    sums: dict[str, list[Any]] = {}
+    weights = {_heads: 1 - patches, _patches: patches}
+    sums: dict[Callable, list[Any]] = {kind: [] for kind, weight in weights.items() if weight}
     for (_, mask), one, other in zip(images.batches, mine[1], theirs[1], strict=True):
-        found = mine[0](_features, one), theirs[0](_features, other)
-        for kind in ("heads", "patches") if patches else ("heads",):
-            new = jax.device_get(_sums(found[0][kind], found[1][kind], mask))
-            sums.setdefault(kind, []).append([np.asarray(part, float) for part in new])
-    errors = {kind: _relative(rows) for kind, rows in sums.items()}
-    return (1 - patches) * errors["heads"] + patches * errors.get("patches", 0.0)
+        for kind, rows in sums.items():
+            new = jax.device_get(_sums(mine[0](kind, one), theirs[0](kind, other), mask))
+            rows.append([np.asarray(part, float) for part in new])
+    return sum(weights[kind] * _relative(rows) for kind, rows in sums.items())
 
 
 def _last(model: Any, images: Array, normalise: Callable[[Array], Array]) -> Tokens:
     return model.stream(normalise(images))[-1]
 
 
-def _features(model: Any, tokens: Tokens) -> dict[str, Array]:
-    prefix = model.spec.blocks[-1].prefix
-    return {"heads": model.features(tokens), "patches": model.norm(tokens.unmerged())[:, prefix:]}
+def _heads(model: Any, tokens: Tokens) -> Array:
+    return model.features(tokens)
+
+
+def _patches(model: Any, tokens: Tokens) -> Array:
+    return model.norm(tokens.unmerged())[:, model.spec.blocks[-1].prefix :]
 
 
 @jax.jit

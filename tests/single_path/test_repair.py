@@ -194,6 +194,7 @@ def test_errors_of_earlier_blocks_are_corrected():
 
 
 ON_DEVICES = """
+import dataclasses
 import sys
 import numpy as np
 from test_repair import PAPER, VIT, build, calibration, centred, halved, images, repair, score
@@ -201,7 +202,9 @@ from test_repair import PAPER, VIT, build, calibration, centred, halved, images,
 dense = build(VIT)
 found = score(dense, calibration(), PAPER)
 errors = [[*b.ops.values(), *b.heads.errors, *b.ffn.errors] for b in found.blocks]
-logits = repair(dense, dense, calibration(), halved(VIT))(centred(images(seed=1)))
+merging = dataclasses.replace(halved(VIT), merges=(4, 2, 0))
+models = (repair(dense, dense, calibration(), found) for found in (halved(VIT), merging))
+logits = [model(centred(images(seed=1))) for model in models]
 np.savez(sys.argv[1], errors=errors, logits=logits)
 """
 
