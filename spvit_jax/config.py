@@ -26,9 +26,15 @@ class Model:
 
     variant: str = "deit_base_patch16_224"  # a row of spvit_jax.models.VARIANTS; "": the shapes
     # in the checkpoint say what it is
-    heads: int = 0  # with variant "": heads of a ViT checkpoint, which does not say; 0: width / 64
+    heads: int = 0  # with variant "": what a checkpoint, and a config.json beside it, may not say:
+    # the heads of a ViT; 0: as said there, or those of a published model as wide
+    activation: str = ""  # likewise, of its FFN units: gelu, gelu_tanh, quick_gelu or silu
+    epsilon: float = 0.0  # likewise, of its norms
+    rotary: str = ""  # likewise, how rotary positions turn: dinov3 or eva
+    output: str = ""  # "logits", or "features": without a head; "": as in the checkpoint
+    patches: bool = False  # whether the patches' features are wanted too, beside the class token's
     image_size: int = 0  # pixels a side; 0: the variant's own
-    classes: int = 0  # 0: as many as the data has
+    classes: int = 0  # 0: as many as the data has, or, of data without labels, the checkpoint
     dropout: float = 0.0  # after position embedding, projections and FFN units
     drop_path: float = 0.0  # stochastic depth of the last block; earlier blocks rise linearly to it
     dtype: str = "float32"  # of the computation, "float32" or "bfloat16"; parameters stay float32
@@ -68,7 +74,7 @@ class Teacher:
 
     checkpoint: str = ""  # RegNetY, ViT, Swin or a pruned model, as model.checkpoint; "": the run's
     # own dense model
-    heads: int = 0  # of a ViT checkpoint, which does not say; 0: width / 64
+    heads: int = 0  # of a ViT checkpoint, which does not say; 0: of a published one as wide
     dtype: str = "bfloat16"  # of its computation
     mean: tuple[float, ...] = ()  # RGB, of pixels in 0..1; (): data.mean
     std: tuple[float, ...] = ()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spvit_jax.told import add_arguments, told
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -105,11 +107,13 @@ def _predict(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     """The model, of whatever form it is found in, and what its file says of its training."""
     from spvit_jax import pretrained
-    from spvit_jax.convert import about_of, load
+    from spvit_jax.convert import Facts, about_of, load
 
     notes: list[str] = []
     where = pretrained.address(options.checkpoint)
-    found = load(where, image_size=options.image_size or 0, heads=options.heads, notes=notes)
+    found = load(
+        where, image_size=options.image_size or 0, facts=Facts(**told(options)), notes=notes
+    )
     model = pretrained.decided(found, notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -345,12 +349,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels a side (default: the model's own; a RegNetY's file does not say it, and gets"
         " 224)",
     )
-    add(
-        "--heads",
-        type=_count,
-        metavar="N",
-        help="attention heads of a ViT, where nothing in it tells (default: 64 features each)",
-    )
+    add_arguments(parser)
     add("--merged", metavar="FOLDER", help="draw which patches the model merges, a PNG an image")
     add("--json", action="store_true", help="print a JSON object a line")
     return parser

@@ -7,10 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.convert import About, CheckpointError, load, read_spec
+from spvit_jax.convert import About, CheckpointError, Facts, load, read_spec
 from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
 from spvit_jax.single_path.prune import form, prune
+from spvit_jax.told import told
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
 
@@ -34,7 +35,7 @@ def dense_spec(config: Config, found: int) -> Spec:
     if model.variant:
         spec = VARIANTS[model.variant]
     else:
-        spec = read_spec(address(model.checkpoint), model.heads or None)
+        spec = read_spec(address(model.checkpoint), Facts(**told(model)))
     if isinstance(spec, RegNetSpec) and config.stage not in TRAINED_ONLY:
         raise ConfigError(
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
@@ -93,8 +94,10 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """
     model, where = config.model, address(config.model.checkpoint)
     dtype = _dtype(model.dtype)
-    heads = model.heads or _heads(VARIANTS[model.variant] if model.variant else None)
-    found = load(where, heads=heads, notes=notes, dtype=dtype)
+    facts = Facts(**told(model))
+    if model.variant:
+        facts = dataclasses.replace(facts, heads=model.heads or _heads(VARIANTS[model.variant]))
+    found = load(where, facts=facts, notes=notes, dtype=dtype)
     _check_trained(config, found.spec, spec.classes)
     if form(found) == "dense":
         wanted = dataclasses.replace(spec, classes=found.spec.classes)
@@ -193,7 +196,7 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
         where = address(config.model.checkpoint)
         return freeze(load(where, student, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    model = load(where, image_size=size, heads=teacher.heads or None, dtype=dtype)
+    model = load(where, image_size=size, facts=Facts(heads=teacher.heads), dtype=dtype)
     if model.spec.classes != student.classes:
         raise ConfigError(
             f"teacher.checkpoint={teacher.checkpoint} knows {model.spec.classes} classes, the"
@@ -217,7 +220,7 @@ def check_features(config: Config, student: Spec) -> None:
     teacher = config.teacher
     names = [n for n in config.trainings if getattr(config, n).distillation == "features"]
     if names and teacher.checkpoint:
-        found = read_spec(address(teacher.checkpoint), teacher.heads or None)
+        found = read_spec(address(teacher.checkpoint), Facts(heads=teacher.heads))
         try:
             found = resized(found, student.image_size)
         except CheckpointError as error:
@@ -250,10 +253,10 @@ def check_stream(training: str, file: str, teacher: Spec, student: Spec) -> None
         )
 
 
-def _heads(spec: Spec | None) -> int | None:
+def _heads(spec: Spec) -> int:
     """What a checkpoint of a variant may leave unsaid: its heads, a Swin's in the first stage."""
-    if spec is None or isinstance(spec, RegNetSpec):
-        return None
+    if isinstance(spec, RegNetSpec):
+        return 0
     return spec.heads[0] if isinstance(spec, SwinSpec) else spec.heads
 
 

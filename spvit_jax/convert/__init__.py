@@ -10,6 +10,7 @@ and fills it; ``load`` does all of it, ``to_torch`` the way back, ``native`` is 
 
 from spvit_jax.convert.checkpoint import read_state
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.forms import build, fill
 from spvit_jax.convert.load import (
     about_of,
@@ -24,6 +25,7 @@ from spvit_jax.convert.to_torch import save_torch, state_for_torch
 __all__ = [
     "About",
     "CheckpointError",
+    "Facts",
     "about_of",
     "build",
     "dense_from_state",

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.load import about_of, load
 from spvit_jax.convert.native import save
 from spvit_jax.convert.to_torch import save_torch
@@ -14,6 +15,7 @@ from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import fold, form
+from spvit_jax.told import add_arguments, told
 
 DESCRIPTION = """\
 Converts a checkpoint into a model file of this package, or with --to-torch into one for PyTorch.
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--batch-norm goes with --fold")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        model = load(options.source, heads=options.heads)
+        model = load(options.source, facts=Facts(**told(options)))
         print(describe(model))
         if options.fold:
             model = fold(model, batch_norm=options.batch_norm)
@@ -92,13 +94,13 @@ def describe(model: Any) -> str:
 
 
 def _fields(spec: Any) -> str:
-    """The fields of a spec as words: tuples number by number, of booleans those that hold."""
+    """The fields of a spec as words: tuples number by number, and only what holds or is there."""
     words = []
     for name, value in dataclasses.asdict(spec).items():
         label = name.replace("_", " ")
-        if isinstance(value, bool):
-            words += [label] if value else []
-        else:
+        if value is True:
+            words.append(label)
+        elif value:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
             words.append(f"{label} {shown}")
     return ", ".join(words)
@@ -125,12 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target", metavar="DST", help="the .safetensors file to write; with --to-torch .pth too"
     )
-    parser.add_argument(
-        "--heads",
-        type=int,
-        metavar="N",
-        help="attention heads of a ViT, where nothing in it tells (default: 64 features each)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--fold", action="store_true", help="fold the shared convolutions of a pruned model"
     )

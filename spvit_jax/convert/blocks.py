@@ -8,6 +8,7 @@ which here is the op ``norm_skip``; one whose norm1 is all zero is a true ``skip
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
@@ -20,6 +21,7 @@ from spvit_jax.convert.tables import (
     Pair,
     Rule,
     batch_norm,
+    half_split,
     layer,
     norm,
     rule,
@@ -33,6 +35,16 @@ FFN = (
     *norm("{block}.norm2", "blocks.{i}.norm2"),
     *layer("{block}.mlp.fc1", "blocks.{i}.ffn.fc1", LINEAR),
     *layer("{block}.mlp.fc2", "blocks.{i}.ffn.fc2", LINEAR),
+)
+GATED_FFN = (
+    *norm("{block}.norm2", "blocks.{i}.norm2"),
+    *layer("{block}.mlp.fc1_g", "blocks.{i}.ffn.gate", LINEAR),
+    *layer("{block}.mlp.fc1_x", "blocks.{i}.ffn.fc1", LINEAR),
+    *layer("{block}.mlp.fc2", "blocks.{i}.ffn.fc2", LINEAR),
+)
+QK_NORMS = (
+    *norm("{block}.attn.q_norm", "blocks.{i}.mixer.q_norm"),
+    *norm("{block}.attn.k_norm", "blocks.{i}.mixer.k_norm"),
 )
 
 
@@ -64,12 +76,20 @@ def _named(by_kind: Kinds, mixer: str, names: Names) -> tuple[Rule, ...]:
     return tuple(r for some in rules for r in some)
 
 
-def _fused(by_kind: Kinds) -> tuple[Rule, ...]:
+def dense(by_kind: Kinds, blocks: Sequence[str], spec: Any) -> tuple[Rule, ...]:
+    """The rules of a dense ViT's blocks, with all that one may have."""
+    qkv = half_split(spec.heads) if spec.rotary == "eva" else QKV
+    rules = _fused(by_kind, qkv) + (QK_NORMS if spec.qk_norm else ())
+    rules += GATED_FFN if spec.gated else FFN
+    return tuple(r.at(i, block) for i, block in enumerate(blocks) for r in rules)
+
+
+def _fused(by_kind: Kinds, qkv: Pair = QKV) -> tuple[Rule, ...]:
     """A dense model's attention: queries, keys and values in one array."""
 
     def fused(source: str, name: str) -> Rule:
         targets = f"blocks.{{i}}.mixer.qk.{name}", f"blocks.{{i}}.mixer.v.{name}"
-        return Rule((f"{{block}}.attn.qkv.{source}",), targets, QKV)
+        return Rule((f"{{block}}.attn.qkv.{source}",), targets, qkv)
 
     names = OPS["msa"].names("shared") or ()
     own = tuple(name for name in names if name[0] not in ("qk", "v"))
@@ -165,7 +185,12 @@ def dead_norms(blocks: Iterable[str]) -> set[str]:
 def ffn_widths(state: State, blocks: Iterable[str], width: int) -> tuple[int, ...]:
     """The FFN units of each of these ``width`` wide blocks; where missing, the usual number."""
     usual = (4 * width, width)
-    return tuple(shape(state, f"{block}.mlp.fc1.weight", 2, usual)[0] for block in blocks)
+
+    def name(block: str) -> str:
+        gated = f"{block}.mlp.fc1_x.weight"
+        return gated if gated in state else f"{block}.mlp.fc1.weight"
+
+    return tuple(shape(state, name(block), 2, usual)[0] for block in blocks)
 
 
 def heads_of(state: State, blocks: Iterable[str], width: int) -> int | None:

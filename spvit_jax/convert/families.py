@@ -8,6 +8,7 @@ import numpy as np
 from spvit_jax.convert import forms, regnet, swin, vit
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.plain import plain
 from spvit_jax.convert.tables import Arrays, Rule, revert
 from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
@@ -32,8 +33,8 @@ class Family(Protocol):
     def form_of(self, state: State) -> str:
         """Which of ``forms.FORMS`` it is in; never deploy, which looks folded."""
 
-    def spec_from_state(self, state: State, heads: int | None = None) -> Any:
-        """The spec of the dense model it comes from, by its shapes."""
+    def spec_from_state(self, state: State, facts: Facts) -> Any:
+        """The spec of the dense model it comes from, by its shapes and what is known besides."""
 
     def block_names(self, spec: Any) -> tuple[str, ...]:
         """What a checkpoint calls each block that search may replace."""

@@ -38,3 +38,10 @@ def fit_heads(
             f"the checkpoint {knows} {name}, the model {classes} classes: a fresh one, yet to be"
             " trained"
         )
+
+
+def drop_heads(state: State, names: tuple[str, ...], notes: list[str]) -> None:
+    """Takes classifiers out of a dense checkpoint whose features are wanted; says so."""
+    gone = [state.pop(f"{name}.{part}", None) for name in names for part in ("weight", "bias")]
+    if any(part is not None for part in gone):
+        notes.append("its head is left out: the features are wanted")

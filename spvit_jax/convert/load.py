@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from spvit_jax.convert import blocks, forms, native
 from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.facts import UNKNOWN, Facts
 from spvit_jax.convert.families import FAMILIES, Family, ignored, recognise, revert_model
 from spvit_jax.convert.fetch import fetch
 from spvit_jax.convert.native import About
@@ -27,7 +28,7 @@ def load(
     spec: Spec | None = None,
     *,
     image_size: int = 0,
-    heads: int | None = None,
+    facts: Facts = UNKNOWN,
     notes: list[str] | None = None,
     **options: Any,
 ) -> Any:
@@ -41,7 +42,7 @@ def load(
         ``fetch``.
       spec: the dense model that is wanted, and no other; None: the one that is found.
       image_size: pixels a side; 0: as found.
-      heads: for checkpoints that do not say; of Swin's first stage.
+      facts: what the checkpoint does not say of itself.
       notes: gets a sentence for each change, for the user to see.
       options: of the model: dropout, drop_path, dtype, remat; a RegNet has dtype alone.
 
@@ -55,11 +56,11 @@ def load(
             return _load_native(path, spec, image_size, notes, options)
         family, state = recognise(read_state(str(path)))
         if family.form_of(state) == "dense":
-            wanted = spec or family.spec_from_state(state, heads)
+            wanted = spec or family.spec_from_state(state, facts)
             return dense_from_state(state, resized(wanted, image_size), notes, **options)
         if spec is not None:
             raise _not_dense(family.form_of(state))
-        model, _ = released_from_state(state, heads, **options)
+        model, _ = released_from_state(state, facts, **options)
         _check_size(model, image_size)
         return model
 
@@ -107,12 +108,12 @@ def _not_dense(form: str) -> CheckpointError:
     )
 
 
-def read_spec(address: str, heads: int | None = None) -> Spec:
+def read_spec(address: str, facts: Facts = UNKNOWN) -> Spec:
     """The spec of the dense model that a checkpoint of any form comes from.
 
     Args:
       address: of a checkpoint of any family, or of our own file; see ``fetch``.
-      heads: for checkpoints that do not say; of Swin's first stage.
+      facts: what the checkpoint does not say of itself.
 
     Raises:
       CheckpointError: not such a checkpoint.
@@ -122,7 +123,7 @@ def read_spec(address: str, heads: int | None = None) -> Spec:
         if native.is_native(path):
             return native.load_spec(path)
         family, state = recognise(read_state(str(path)))
-        return family.spec_from_state(state, heads)
+        return family.spec_from_state(state, facts)
 
 
 def about_of(address: str) -> About:
@@ -149,14 +150,14 @@ def dense_from_state(state: State, spec: Spec, notes: list[str], **options: Any)
 
 
 def released_from_state(
-    state: State, heads: int | None = None, **options: Any
+    state: State, facts: Facts = UNKNOWN, **options: Any
 ) -> tuple[Any, Gates | None]:
     """The model of a checkpoint's arrays, in the form they are in, and a supernet's gate logits.
 
     A supernet's architecture is what its gates decide; a pruned model's has widths only.
     """
     family, state = recognise(state)
-    spec, form = family.spec_from_state(state, heads), family.form_of(state)
+    spec, form = family.spec_from_state(state, facts), family.form_of(state)
     ops, architecture = _architecture(family, state, spec, form)
     model = forms.build(spec, form, architecture, **options)
     shapes = dict(forms.shapes(model))

@@ -1,8 +1,8 @@
 """ViTs and Swins in timm's many spellings, rewritten as the plain model they are equal to.
 
-Names and shapes do not tell everything. Another activation than GELU, another epsilon of the
-norms, norms after the layers, or a rotary embedding without weights cannot be seen here, nor
-whether the patches are averaged after the last norm where there is a class token to look at.
+Names and shapes do not tell everything: see ``facts`` for the rest. Norms after the layers cannot
+be seen at all, nor whether the patches are averaged after the last norm where there is a class
+token to look at.
 """
 
 import itertools
@@ -16,26 +16,21 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 
 CONVERTS = """\
-what converts: ViT and DeiT of any width, depth, heads and patch size, with a learned position
-embedding, one, two or no class token, token or average pooling, with or without layer scale;
-Swin (the first version) of any width, depths, heads and window. Train or choose one of these."""
+what converts: ViTs of any width, depth, heads and patch size, with learned or rotary positions,
+one, two or no class token, registers, a norm before the blocks, normalised queries and keys, gated
+FFNs, token, average or attention pooling, with or without layer scale and head; Swin (the first
+version) of any width, depths, heads and window. Train or choose one of these."""
 
 NO_COUNTERPART = (  # in a name of the checkpoint, and what it is a part of
-    (r"^reg(ister)?_tokens?$", "register tokens"),
-    (r"\.mlp\.(w\d+|fc1_[gx]|gate\w*)\b", "a gated FFN (SwiGLU)"),
     (r"\.mlp\.(norm|grn)\b", "a norm inside the FFN"),
-    (r"\.attn\.[qk]_norm\b", "normalised queries and keys"),
     (r"\.attn\.(norm|sub_norm)\b", "a norm inside attention"),
-    (r"\.attn\.[qkv]_proj\b", "queries, keys and values projected apart"),
     (r"\.attn\.lambda_", "differential attention"),
     (r"\.attn\.proj_[lw]\b", "talking heads"),
     (r"\.attn\.logit_scale\b", "cosine attention (Swin V2)"),
     (r"\.(cpb_mlp|meta_mlp)\b", "relative positions by an MLP (Swin V2)"),
     (r"rel_pos|^blocks\..*relative_position_bias", "relative positions in a ViT"),
-    (r"(^|\.)rope\b", "a rotary position embedding"),
+    (r"(^|\.)rope\.freqs\b", "a rotary position embedding of learned frequencies"),
     (r"^absolute_pos_embed$", "an absolute position embedding in a Swin"),
-    (r"^attn_pool\b", "attention pooling"),
-    (r"^norm_pre\b", "a norm before the blocks"),
     (r"^pre_logits\b", "a pre-logits layer"),
     (r"^patch_embed\.backbone\b", "a hybrid stem"),
     (r"^patch_embed\.(proj\.\d|conv|stem)", "a stem of several convolutions"),
@@ -43,7 +38,8 @@ NO_COUNTERPART = (  # in a name of the checkpoint, and what it is a part of
     (r"^blocks_token_only\b", "class attention (CaiT)"),
     (r"^pixel_embed\b|\.attn_in\b", "a transformer inside each patch (TNT)"),
 )
-LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")
+OUTSIDE = ("patch_embed.proj", "head", "attn_pool.q", "attn_pool.kv", "attn_pool.proj")
 SCALES = (  # layer scale, and the layer it multiplies the output of
     ("ls1.gamma", "attn.proj"),
     ("ls2.gamma", "mlp.fc2"),
@@ -56,7 +52,8 @@ def plain(state: State) -> State:
     """The same function in the names that the tables know; any other family's state as it is.
 
     Layer scale is folded into the layer before it; layers without bias get one of zeros, as do
-    keys where only queries and values have one; class tokens without a position get one of zeros.
+    keys where only queries and values have one; class tokens and registers without a position get
+    one of zeros; queries, keys and values become one array, units and their gates two.
 
     Args:
       state: a checkpoint in timm's names; not changed.
@@ -71,7 +68,9 @@ def plain(state: State) -> State:
             f"the checkpoint's model is none that can be built here:\n  {lines}\n{CONVERTS}"
         )
     state = dict(state)
+    _join_projections(state)
     _join_biases(state)
+    _split_gates(state)
     _fill_biases(state)
     _fill_positions(state)
     _fold_scales(state)
@@ -89,7 +88,7 @@ def _foreign_names(state: State) -> Iterator[tuple[str, str]]:
 
 def _foreign_shapes(state: State) -> Iterator[tuple[str, str]]:
     """Each feature given away by a shape or by what is missing, and where."""
-    vit = any(name.startswith("blocks.0.attn.qkv.") for name in state)
+    vit = any(re.match(r"blocks\.0\.attn\.(qkv|q_proj)\.", name) for name in state)
     swin = any(name.startswith("layers.0.blocks.0.attn.qkv.") for name in state)
     if not vit and not swin:
         return
@@ -97,8 +96,6 @@ def _foreign_shapes(state: State) -> Iterator[tuple[str, str]]:
     if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
         found = f"patch_embed.proj.weight {list(patches.shape)}"
         yield "patches that are no squares of 3 channels", found
-    if vit and "pos_embed" not in state:
-        yield "no learned position embedding", "pos_embed is missing"
     if vit and "patch_embed.norm.weight" in state:
         yield "a norm after the patch embedding of a ViT", "patch_embed.norm.weight"
     if swin and "patch_embed.norm.weight" not in state:
@@ -109,12 +106,6 @@ def _foreign_shapes(state: State) -> Iterator[tuple[str, str]]:
     norms = [name for name in state if re.search(r"norm\d?\.weight$", name)]
     if norms and not any(_bias(name) in state for name in norms):
         yield "norms without bias (LayerNorm or RMSNorm)", f"{_bias(norms[0])} is missing"
-    for block in _owners(state, "mlp.fc1.weight"):
-        first, second = f"{block}mlp.fc1.weight", f"{block}mlp.fc2.weight"
-        units, inputs = state[first].shape[:1], state[second].shape[1:] if second in state else ()
-        if units and units == tuple(2 * n for n in inputs):
-            yield "a gated FFN (SwiGLU)", f"{first} has {units[0]} units, {second} {inputs[0]}"
-            return
 
 
 def _windows(state: State) -> list[int]:
@@ -143,8 +134,36 @@ def _join_biases(state: State) -> None:
             state[f"{block}attn.qkv.bias"] = np.hstack([q, k, v])
 
 
+def _join_projections(state: State) -> None:
+    """Queries, keys and values that are projected apart, as one; keys may lack a bias (EVA)."""
+    for block in _owners(state, "attn.q_proj.weight"):
+        for name in ("weight", "bias"):
+            parts = [state.pop(f"{block}attn.{part}_proj.{name}", None) for part in "qkv"]
+            known = [part for part in parts if part is not None]
+            if known:
+                filled = (np.zeros_like(known[0]) if p is None else p for p in parts)
+                state[f"{block}attn.qkv.{name}"] = np.concatenate(list(filled))
+
+
+def _split_gates(state: State) -> None:
+    """A gated FFN's packed projection as two: the gates, which are activated, come first."""
+    for block in _owners(state, "mlp.fc1.weight"):
+        first, second = state[f"{block}mlp.fc1.weight"], state.get(f"{block}mlp.fc2.weight")
+        if second is None or first.ndim != 2 or len(first) != 2 * second.shape[-1]:
+            continue
+        for name in ("weight", "bias"):
+            packed = state.pop(f"{block}mlp.fc1.{name}", None)
+            if packed is not None:
+                halves = np.split(packed, 2)
+                state[f"{block}mlp.fc1_g.{name}"], state[f"{block}mlp.fc1_x.{name}"] = halves
+
+
 def _fill_biases(state: State) -> None:
     """Zeros for a bias that no block has; one missing here or there is a damaged checkpoint."""
+    for layer in OUTSIDE if _owners(state, "attn.qkv.weight") else ():
+        weight = state.get(f"{layer}.weight")
+        if weight is not None and f"{layer}.bias" not in state:
+            state[f"{layer}.bias"] = np.zeros(weight.shape[:1], weight.dtype)
     for layer in LAYERS:
         if not _owners(state, f"{layer}.bias"):
             for block in _owners(state, f"{layer}.weight"):
@@ -153,14 +172,24 @@ def _fill_biases(state: State) -> None:
 
 
 def _fill_positions(state: State) -> None:
-    """A position of zeros for each class token, where only the patches have one (DeiT III)."""
+    """A position of zeros for each class token, where only the patches have one, and register."""
     tokens = sum(name in state for name in ("cls_token", "dist_token"))
+    registers = state["reg_token"].shape[1] if _rank(state, "reg_token") == 3 else 0
     positions = state.get("pos_embed")
     if positions is None or positions.ndim != 3:
         return  # reported with everything else that does not fit
     count = positions.shape[1]
     if _is_square(count) and not _is_square(count - tokens):
-        state["pos_embed"] = np.pad(positions, ((0, 0), (tokens, 0), (0, 0)))
+        positions = np.pad(positions, ((0, 0), (tokens, 0), (0, 0)))
+    if registers and not _is_square(positions.shape[1] - tokens - registers):
+        parts = np.split(positions, [tokens], axis=1)
+        zeros = np.zeros((1, registers, positions.shape[2]), positions.dtype)
+        positions = np.concatenate([parts[0], zeros, parts[1]], axis=1)
+    state["pos_embed"] = positions
+
+
+def _rank(state: State, name: str) -> int:
+    return state[name].ndim if name in state else 0
 
 
 def _is_square(count: int) -> bool:

@@ -5,6 +5,7 @@ import re
 from spvit_jax.convert.blocks import shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.facts import UNKNOWN, Facts
 from spvit_jax.convert.fit import fit_heads
 from spvit_jax.convert.tables import CONV_1X1, CONV_HWIO, LINEAR, Rule, batch_norm, layer, rule
 from spvit_jax.models import RegNetSpec
@@ -59,7 +60,7 @@ def buffers(spec: RegNetSpec, ops: tuple[str, ...]) -> State:
     return {}
 
 
-def spec_from_state(state: State, heads: int | None = None) -> RegNetSpec:
+def spec_from_state(state: State, facts: Facts = UNKNOWN) -> RegNetSpec:
     """The model a checkpoint is of, by its shapes; they say nothing of the image size.
 
     Raises:

@@ -15,7 +15,8 @@ from spvit_jax.convert import blocks
 from spvit_jax.convert.blocks import form_of, shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.fit import fit_heads, resize_grid
+from spvit_jax.convert.facts import UNKNOWN, Facts
+from spvit_jax.convert.fit import drop_heads, fit_heads, resize_grid
 from spvit_jax.convert.tables import CENTRE_FIRST_TAPS, LINEAR, PATCHES, Rule, layer, norm, rule
 from spvit_jax.models import SwinSpec
 from spvit_jax.models.swin import relative_position_index, shift_mask
@@ -96,7 +97,7 @@ def buffers(spec: SwinSpec, ops: tuple[str, ...]) -> State:
     return state
 
 
-def spec_from_state(state: State, heads: int | None = None) -> SwinSpec:
+def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
     """The dense model a checkpoint comes from, by its shapes.
 
     A pruned checkpoint does not say how many FFN units there were: 4 for each feature, as in
@@ -105,7 +106,7 @@ def spec_from_state(state: State, heads: int | None = None) -> SwinSpec:
 
     Args:
       state: a checkpoint of any form.
-      heads: of the first stage, doubling in each, where tables and kernels do not tell.
+      facts: heads of the first stage, doubling in each, where tables and kernels do not tell.
 
     Raises:
       CheckpointError: an array is missing, or the shapes are not those of a Swin.
@@ -120,7 +121,8 @@ def spec_from_state(state: State, heads: int | None = None) -> SwinSpec:
         spec = SwinSpec(
             width=width,
             depths=tuple(map(len, stages)),
-            heads=_heads(state, stages, width, heads),
+            heads=_heads(state, stages, width, facts.heads),
+            epsilon=facts.epsilon or 1e-5,
             hidden=_hidden(state, stages, width),
             window=window,
             patch_size=patch,
@@ -148,7 +150,7 @@ def _hidden(state: State, stages: list[list[str]], width: int) -> tuple[int, ...
     return tuple(max(4 * width << s, *w) if pruned else w[0] for s, w in enumerate(widths))
 
 
-def _heads(state: State, stages: list[list[str]], width: int, heads: int | None) -> tuple[int, ...]:
+def _heads(state: State, stages: list[list[str]], width: int, heads: int) -> tuple[int, ...]:
     if heads:
         return tuple(heads << s for s in range(len(stages)))
     told = [blocks.heads_of(state, names, width << s) for s, names in enumerate(stages)]
@@ -226,4 +228,7 @@ def fit(state: State, spec: SwinSpec, notes: list[str]) -> None:
         for a, b in sorted(changed)
     )
     head = HEADS[not _microsoft(state)]
+    if not spec.classes:
+        drop_heads(state, (head,), notes)
+        return
     fit_heads(state, (head,), spec.blocks[-1].width, spec.classes, notes)

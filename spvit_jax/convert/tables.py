@@ -146,12 +146,43 @@ CONV_HWIO = Pair(
     lambda w: (w.transpose(2, 3, 1, 0),),
     lambda k: (k.transpose(3, 2, 0, 1),),
 )
-UNBATCHED = Pair("[1, n, D] <-> [n, D]", lambda x: (x[0],), lambda x: (x[None],))
-TOKENS = Pair(
-    "[1, 1, D] each <-> [tokens, D]",
-    lambda *rows: (np.concatenate([row[0] for row in rows]),),
-    lambda tokens: tuple(row[None, None] for row in tokens),
+KEYS_VALUES = Pair(
+    "[2 D, D] or [2 D] <-> key, value",
+    lambda w: tuple(part.T for part in np.split(w, 2)),
+    lambda k, v: (np.concatenate([k.T, v.T]),),
 )
+UNBATCHED = Pair("[1, n, D] <-> [n, D]", lambda x: (x[0],), lambda x: (x[None],))
+
+
+def tokens(counts: tuple[int, ...]) -> Pair:
+    """Arrays ``[1, n, D]`` of so many tokens each, and all of them, ``[tokens, D]``."""
+    ends = np.cumsum(counts)[:-1].tolist()
+    return Pair(
+        f"[1, n, D] of n = {counts} <-> [tokens, D]",
+        lambda *rows: (np.concatenate([row[0] for row in rows]),),
+        lambda whole: tuple(part[None] for part in np.split(whole, ends)),
+    )
+
+
+def half_split(heads: int) -> Pair:
+    """``QKV`` where a rotary embedding turns features 2j and 2j + 1 of a head together."""
+
+    def reordered(rows: np.ndarray, inverse: bool) -> np.ndarray:
+        per_head = len(rows) // heads
+        order = np.concatenate([np.arange(0, per_head, 2), np.arange(1, per_head, 2)])
+        order = np.argsort(order) if inverse else order
+        return rows.reshape(heads, per_head, *rows.shape[1:])[:, order].reshape(rows.shape)
+
+    def split(weight: np.ndarray) -> tuple[np.ndarray, ...]:
+        q, k, v = np.split(weight, 3)
+        return QKV.forward(np.concatenate([reordered(q, False), reordered(k, False), v]))
+
+    def joined(qk: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
+        (weight,) = QKV.backward(qk, v)
+        q, k, v = np.split(weight, 3)
+        return (np.concatenate([reordered(q, True), reordered(k, True), v]),)
+
+    return Pair(f"QKV, {heads} heads' queries and keys reordered", split, joined)
 
 
 def apply(

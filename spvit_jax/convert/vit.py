@@ -1,10 +1,11 @@
-"""DeiT and ViT checkpoints: timm's and DeiT's own names, and the three forms SPViT released.
+"""ViT checkpoints: timm's names, and the three forms SPViT released of DeiT.
 
 Released kernels number their taps column by column; ours are row by row.
 """
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -12,17 +13,19 @@ from spvit_jax.convert import blocks
 from spvit_jax.convert.blocks import form_of, shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.fit import fit_heads, resize_grid
+from spvit_jax.convert.facts import UNKNOWN, Facts
+from spvit_jax.convert.fit import drop_heads, fit_heads, resize_grid
 from spvit_jax.convert.tables import (
     COLUMN_MAJOR_TAPS,
+    KEYS_VALUES,
     LINEAR,
     PATCHES,
-    TOKENS,
     UNBATCHED,
     Rule,
     layer,
     norm,
     rule,
+    tokens,
 )
 from spvit_jax.models import ViTSpec
 
@@ -38,21 +41,21 @@ __all__ = [
     "table",
 ]
 
-KIND = "DeiT or ViT (patch_embed.proj.weight, blocks.0.norm1.weight, …)"
-HEAD_DIM = 64  # of every published DeiT and ViT
-
-STEM = (
-    *layer("patch_embed.proj", "patch_embed", PATCHES),
-    rule("pos_embed", "pos_embed", UNBATCHED),
-    *layer("head", "head", LINEAR),
-)
-PREFIX: tuple[tuple[Rule, ...], ...] = (  # by the number of class tokens
-    (),
-    (Rule(("cls_token",), ("tokens",), TOKENS),),
-    (
-        Rule(("cls_token", "dist_token"), ("tokens",), TOKENS),
-        *layer("head_dist", "head_dist", LINEAR),
-    ),
+KIND = "ViT (patch_embed.proj.weight, blocks.0.norm1.weight, …)"
+STEM = layer("patch_embed.proj", "patch_embed", PATCHES)
+HEADS = {  # of the published models, by their width
+    192: 3, 320: 5, 384: 6, 432: 6, 448: 7, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16,
+    1408: 16, 1536: 24, 1664: 16, 4096: 32,
+}  # fmt: skip
+POOL = (
+    rule("attn_pool.latent", "pool.latent", UNBATCHED),
+    *layer("attn_pool.q", "pool.q", LINEAR),
+    Rule(("attn_pool.kv.weight",), ("pool.k.kernel", "pool.v.kernel"), KEYS_VALUES),
+    Rule(("attn_pool.kv.bias",), ("pool.k.bias", "pool.v.bias"), KEYS_VALUES),
+    *layer("attn_pool.proj", "pool.out", LINEAR),
+    *norm("attn_pool.norm", "pool.norm"),
+    *layer("attn_pool.mlp.fc1", "pool.ffn.fc1", LINEAR),
+    *layer("attn_pool.mlp.fc2", "pool.ffn.fc2", LINEAR),
 )
 MIXING = blocks.kinds(COLUMN_MAJOR_TAPS), "kernel_thresholds"
 
@@ -71,9 +74,30 @@ def table(
     form: str, spec: ViTSpec, ops: tuple[str, ...] = (), names: object = ()
 ) -> tuple[Rule, ...]:
     """The rules between a checkpoint and our model; see ``families.Family``."""
-    last = norm("fc_norm" if spec.pool == "average_norm" else "norm", "norm")
-    mixing = blocks.rules(*MIXING, form, block_names(spec), ops)
-    return (*STEM, *last, *PREFIX[spec.prefix], *mixing)
+    rules = [*STEM, *norm("fc_norm" if spec.pool == "average_norm" else "norm", "norm")]
+    if spec.positions:
+        rules.append(rule("pos_embed", "pos_embed", UNBATCHED))
+    if spec.prefix:
+        names = ("cls_token", "dist_token", "reg_token")
+        counts = zip(names, (spec.class_token, spec.distilled, spec.registers), strict=True)
+        has = {name: int(count) for name, count in counts if count}
+        rules.append(Rule(tuple(has), ("tokens",), tokens(tuple(has.values()))))
+    if spec.norm_pre:
+        rules += norm("norm_pre", "norm_pre")
+    if spec.pool == "attention":
+        rules += POOL
+    if spec.classes:
+        rules += layer("head", "head", LINEAR)
+    if spec.classes and spec.distilled:
+        rules += layer("head_dist", "head_dist", LINEAR)
+    if form == "dense":
+        return (*rules, *blocks.dense(MIXING[0], block_names(spec), spec))
+    if spec.gated or spec.qk_norm or spec.rotary:
+        raise CheckpointError(
+            "the released PyTorch code prunes plain ViTs, without gated FFNs, normalised queries"
+            " and keys or rotary positions; keep the model as .safetensors of this package"
+        )
+    return (*rules, *blocks.rules(*MIXING, form, block_names(spec), ops))
 
 
 def buffers(spec: ViTSpec, ops: tuple[str, ...]) -> State:
@@ -81,22 +105,21 @@ def buffers(spec: ViTSpec, ops: tuple[str, ...]) -> State:
     return {}
 
 
-def spec_from_state(state: State, heads: int | None = None) -> ViTSpec:
+def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
     """The dense model a checkpoint comes from, by its shapes.
 
     A pruned checkpoint does not say how many FFN units there were: 4 for each feature, as in
-    every published model. Neither does a dense one say its heads: of 64 features, likewise.
+    every published model.
 
     Args:
       state: a checkpoint of any form.
-      heads: where the checkpoint does not tell and a head is not 64 wide.
+      facts: what the arrays do not say.
 
     Raises:
-      CheckpointError: an array is missing, or the shapes are not those of a ViT.
+      CheckpointError: an array is missing, the shapes are not those of a ViT, or neither they nor
+        the facts say what has to be known.
     """
     width, _, patch, _ = shape(state, "patch_embed.proj.weight", 4)
-    tokens = shape(state, "pos_embed", 3)[1]
-    classes = shape(state, "head.weight", 2, (1000, width))[0]
     indices = {m[1] for name in state if (m := re.match(r"blocks\.(\d+)\.", name))}
     names = [f"blocks.{i}" for i in range(len(indices))]
     widths = blocks.ffn_widths(state, names, width)
@@ -105,14 +128,20 @@ def spec_from_state(state: State, heads: int | None = None) -> ViTSpec:
         return ViTSpec(
             width=width,
             depth=len(names),
-            heads=heads or _heads(state, names, width),
+            heads=facts.heads or _heads(state, names, width),
             hidden=max(4 * width, *widths) if pruned else widths[0],
             patch_size=patch,
-            image_size=patch * grid_of(tokens - prefix_of(state)),
-            classes=classes,
+            image_size=_image_size(state, patch, facts),
+            classes=shape(state, "head.weight", 2, (1000 if pruned else 0, width))[0],
             class_token="cls_token" in state,
             distilled="dist_token" in state,
+            registers=_registers(state),
             pool=_pool(state),
+            positions="pos_embed" in state,
+            norm_pre="norm_pre.weight" in state,
+            qk_norm="blocks.0.attn.q_norm.weight" in state,
+            gated="blocks.0.mlp.fc1_g.weight" in state,
+            **_unseen(state, facts),
         )
     except CheckpointError:
         raise
@@ -120,13 +149,51 @@ def spec_from_state(state: State, heads: int | None = None) -> ViTSpec:
         raise CheckpointError(f"the checkpoint is of no ViT that can be built: {error}") from error
 
 
+def _image_size(state: State, patch: int, facts: Facts) -> int:
+    if "pos_embed" in state:
+        return patch * grid_of(shape(state, "pos_embed", 3)[1] - prefix_of(state))
+    return facts.image_size or 224 // patch * patch
+
+
+def _unseen(state: State, facts: Facts) -> dict[str, Any]:
+    """What arrays cannot show: the activation, the norms' epsilon, how positions turn.
+
+    Raises:
+      CheckpointError: models with these arrays differ in it, and no fact tells.
+    """
+    activation, clip = facts.activation, "norm_pre.weight" in state
+    if not activation and (clip or "attn_pool.latent" in state):
+        raise _ask("activation", "which activation its FFNs have", "quick_gelu, gelu or gelu_tanh")
+    gated = "blocks.0.mlp.fc1_g.weight" in state
+    found: dict[str, Any] = {"activation": activation or ("silu" if gated else "gelu")}
+    found["epsilon"] = facts.epsilon or (1e-5 if clip else 1e-6)
+    if facts.rotary:
+        return found | {"rotary": facts.rotary, "rotary_grid": facts.rotary_grid or 16}
+    if "pos_embed" not in state:
+        raise _ask("rotary", "how its rotary positions turn", "dinov3 or eva")
+    return found
+
+
+def _ask(option: str, what: str, values: str) -> CheckpointError:
+    return CheckpointError(
+        f"neither the arrays nor a config.json beside them say {what}: give it, --{option} in the"
+        f" shell, model.{option} in a config, {option}= in Python; one of {values}"
+    )
+
+
 def prefix_of(state: State) -> int:
-    """How many class tokens a checkpoint has."""
-    return ("cls_token" in state) + ("dist_token" in state)
+    """How many class tokens and registers a checkpoint has."""
+    return ("cls_token" in state) + ("dist_token" in state) + _registers(state)
+
+
+def _registers(state: State) -> int:
+    return shape(state, "reg_token", 3, (1, 0, 0))[1]
 
 
 def _pool(state: State) -> str:
     """timm's ``fc_norm`` stands behind an average; a last ``norm`` before whatever follows."""
+    if "attn_pool.latent" in state:
+        return "attention"
     if "fc_norm.weight" in state:
         return "average_norm"
     return "token" if "cls_token" in state else "norm_average"
@@ -134,12 +201,14 @@ def _pool(state: State) -> str:
 
 def _heads(state: State, names: list[str], width: int) -> int:
     told = blocks.heads_of(state, names, width)
-    if told is None and width % HEAD_DIM:
+    if told is None and "blocks.0.attn.q_norm.weight" in state:
+        told = width // shape(state, "blocks.0.attn.q_norm.weight", 1)[0]
+    if told is None and width not in HEADS:
         raise CheckpointError(
             f"the checkpoint does not say how many heads share its width of {width}; give it:"
-            " --heads N in the shell, heads=N in Python"
+            " --heads N in the shell, model.heads in a config, heads=N in Python"
         )
-    return width // HEAD_DIM if told is None else told
+    return HEADS[width] if told is None else told
 
 
 def grid_of(patches: int) -> int:
@@ -158,15 +227,20 @@ def fit(state: State, spec: ViTSpec, notes: list[str]) -> None:
     Raises:
       CheckpointError: it has more or fewer class tokens than the model.
     """
-    has = prefix_of(state)
-    if has != spec.prefix:
+    registers = _registers(state)
+    has, wanted = prefix_of(state) - registers, spec.prefix - spec.registers
+    if has != wanted or registers != spec.registers:
         counts = "no", "one", "two"
         raise CheckpointError(
-            f"the checkpoint has {counts[has]} class token(s), the model {counts[spec.prefix]};"
+            f"the checkpoint has {counts[has]} class token(s) and {registers} registers, the model"
+            f" {counts[wanted]} and {spec.registers};"
             " choose a variant with as many (two: a distilled one), or another checkpoint"
         )
     _fit_position(state, spec, notes)
     names = ("head", "head_dist") if spec.distilled else ("head",)
+    if not spec.classes:
+        drop_heads(state, ("head", "head_dist"), notes)
+        return
     fit_heads(state, names, spec.width, spec.classes, notes)
 
 

@@ -1,7 +1,7 @@
 """Layers that every model here is built from.
 
-Where a framework default differs from PyTorch's, PyTorch's is taken and said: exact (erf) GELU,
-unbiased running variance, layer norm without the fast variance. Initial weights are those of the
+Where a framework default differs from PyTorch's, PyTorch's is taken and said: unbiased running
+variance, layer norm without the fast variance. Initial weights are those of the
 original ViT: Xavier's uniform distribution, zero biases.
 """
 
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spvit_jax.models.activations import ACTIVATIONS
+from spvit_jax.models.rotary import Rotary
 from spvit_jax.models.tokens import Tokens, merge
 
 Array = jax.Array
@@ -31,10 +33,12 @@ class Geometry:
     heads: int  # H
     hidden: int  # FFN units
     grid: int  # S: the patch tokens form an S x S map
-    prefix: int = 0  # class tokens before the map
+    prefix: int = 0  # class tokens and registers before the map
+    registers: int = 0  # the last of these, which nobody reads behind the last block
+    gated: bool = False  # each FFN unit is multiplied by another one, its gate
     window: int = 0  # attention runs in windows of so many tokens a side; 0: over all tokens
     shift: int = 0  # the windows' offset, in tokens down and to the right
-    class_only: bool = False  # nobody reads the patches that leave the block: only class tokens do
+    class_only: bool = False  # of what leaves the block, class tokens alone are read
     merged: int = 0  # patches that are merged away before the block
     merges: int = 0  # and those that it merges away between attention and FFN
 
@@ -55,7 +59,7 @@ class Geometry:
     @property
     def read(self) -> int:
         """Tokens that leave attention, the first of ``tokens``."""
-        return self.prefix if self.class_only else self.tokens
+        return self.prefix - self.registers if self.class_only else self.tokens
 
     @property
     def ffn_tokens(self) -> int:
@@ -63,28 +67,14 @@ class Geometry:
         return self.read - self.merges
 
     @property
+    def matrices(self) -> int:
+        """Matrices of the FFN: each unit has a column or a row of each."""
+        return 3 if self.gated else 2
+
+    @property
     def windows(self) -> int:
         """How many windows attention runs in."""
         return (self.grid // self.window) ** 2 if self.window else 1
-
-
-@jax.custom_vjp
-def gelu(x: Array) -> Array:
-    """Exact GELU. Its own derivative keeps only ``x`` for the backward pass."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-def _gelu_forward(x: Array) -> tuple[Array, Array]:
-    return gelu(x), x
-
-
-def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
-    cdf = 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
-    density = jnp.exp(-0.5 * x * x) * (0.5 / jnp.pi) ** 0.5
-    return (gradient * (cdf + x * density),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -189,21 +179,40 @@ class Attention(nnx.Module):
     Heads may have been taken out, so that ``heads * head_dim`` is not the width.
     """
 
-    def __init__(self, geometry: Geometry, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        norms: tuple[Any, Any] | None = None,
+        rotary: Rotary | None = None,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """``norms`` are of each head's queries and of its keys, ``rotary`` turns both by place."""
         width = geometry.width
         self.heads = geometry.heads
         self.read = geometry.read
         self.qk = Dense(width, 2 * width, dtype=dtype, rngs=rngs)
         self.v = Dense(width, width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
+        self.q_norm: Any = norms and norms[0]
+        self.k_norm: Any = norms and norms[1]
+        self.rotary = rotary
 
-    def attend(self, q: Array, k: Array, values: Array, sizes: Array | None = None) -> Array:
+    def attend(self, q: Array, k: Array, values: Array, tokens: Tokens | None = None) -> Array:
         """Averages values ``[batch, tokens, heads * head_dim]`` to those of the queries.
 
-        A token of ``sizes [batch, tokens]`` counts as so many; None: all as one.
+        Queries and keys are as projected. Those of ``tokens`` that were merged count as many times;
+        None: nothing was merged.
         """
+        sizes = None if tokens is None else tokens.sizes
         bias = None if sizes is None else jnp.log(sizes)[:, None, None]
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, values))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            angles = self.rotary.angles(tokens, q.shape[-1])
+            q, k = self.rotary.turn(q, angles), self.rotary.turn(k, angles)
         return attention(q, k, v, bias).reshape(*q.shape[:2], values.shape[-1])
 
     def queries_and_keys(self, x: Array) -> tuple[Array, Array]:
@@ -231,11 +240,11 @@ class Attention(nnx.Module):
         self.heads = len(kept)
 
     def __call__(
-        self, x: Array, train: bool = False, sizes: Array | None = None
+        self, x: Array, train: bool = False, tokens: Tokens | None = None
     ) -> tuple[Array, Array]:
-        """Mixes normalised tokens; the branch, and the keys of all of them."""
+        """Mixes normalised ``x`` of tokens; the branch, and the keys of all of them."""
         q, k = self.queries_and_keys(x)
-        return self.out(self.attend(q, k, self.v(x), sizes)), k
+        return self.out(self.attend(q, k, self.v(x), tokens)), k
 
 
 class Identity(nnx.Module):
@@ -246,18 +255,41 @@ class Identity(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """The feed-forward network: ``width -> hidden`` units, GELU, ``-> width``."""
+    """The feed-forward network: ``width -> hidden`` units, an activation, ``-> width``.
+
+    With gates, what is activated is a projection of its own, ``gate``, which ``fc1``'s is
+    multiplied by (SwiGLU where the activation is SiLU).
+    """
 
     def __init__(
-        self, width: int, hidden: int, *, dropout: float, dtype: jnp.dtype | None, rngs: nnx.Rngs
+        self,
+        geometry: Geometry,
+        *,
+        activation: str = "gelu",
+        dropout: float,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
     ):
+        width, hidden = geometry.width, geometry.hidden
         self.fc1 = Dense(width, hidden, dtype=dtype, rngs=rngs)
+        self.gate = Dense(width, hidden, dtype=dtype, rngs=rngs) if geometry.gated else None
         self.fc2 = Dense(hidden, width, dtype=dtype, rngs=rngs)
+        self.activation = activation
         self.dropout = dropout
 
     def units(self, x: Array, key: Array | None = None) -> Array:
         """The units' activations, ``[batch, tokens, hidden]``."""
-        return dropout(gelu(self.fc1(x)), self.dropout, key)
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return dropout(activate(self.fc1(x)), self.dropout, key)
+        return dropout(activate(self.gate(x)) * self.fc1(x), self.dropout, key)
+
+    def keep_units(self, kept: Array) -> None:
+        """Takes out all units but those ``kept``, indices."""
+        for projection in (self.fc1, *([self.gate] if self.gate else [])):
+            projection.kernel = nnx.Param(projection.kernel[...][:, kept])
+            projection.bias = nnx.Param(projection.bias[...][kept])
+        self.fc2.kernel = nnx.Param(self.fc2.kernel[...][kept])
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         return self.fc2(self.units(x, key))
@@ -300,7 +332,7 @@ class Block(nnx.Module):
         """Runs the first half: mixes tokens, and merges some."""
         k, x = None, tokens.x[:, : self.read]
         if isinstance(self.mixer, Attention):
-            branch, k = self.mixer(self.norm1(tokens.x), train, tokens.sizes)
+            branch, k = self.mixer(self.norm1(tokens.x), train, tokens)
             x = x + self.residual(branch, keys)
         elif self.mixer is not None:
             branch = self.mixer(self.norm1(tokens.x), train)[:, : self.read]

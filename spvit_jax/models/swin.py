@@ -44,7 +44,8 @@ class SwinSpec:
     window: int = 7  # tokens a side
     patch_size: int = 4
     image_size: int = 224
-    classes: int = 1000
+    classes: int = 1000  # 0: no head; features are what the model is for
+    epsilon: float = 1e-5  # of the norms
 
     def __post_init__(self) -> None:
         if not len(self.depths) == len(self.heads) == len(self.hidden) > 0:
@@ -126,8 +127,8 @@ class WindowAttention(Attention):
         table = ((2 * geometry.window - 1) ** 2, geometry.heads)
         self.position_bias = nnx.Param(POSITION_INIT(rngs.params(), table))
 
-    def attend(self, q: Array, k: Array, values: Array, sizes: Array | None = None) -> Array:
-        """Averages values within windows, where nothing is merged: ``sizes`` is None."""
+    def attend(self, q: Array, k: Array, values: Array, tokens: Tokens | None = None) -> Array:
+        """Averages values within windows, where nothing is merged."""
         q, k, v = (to_windows(a, self.geometry, self.heads) for a in (q, k, values))
         out = jax.vmap(attention)(q, k, v, self.bias()[:, None])
         return from_windows(out, self.geometry)
@@ -207,9 +208,6 @@ class PatchMerging(nnx.Module):
 class Swin(Transformer):
     """A Swin transformer."""
 
-    MIXER = WindowAttention
-    EPSILON = 1e-5
-
     def _embedding(self, rngs: nnx.Rngs) -> None:
         self.embed_norm = self.layer_norm(self.spec.width, rngs)
 
@@ -220,7 +218,11 @@ class Swin(Transformer):
             for stage in range(len(spec.depths) - 1)
         )
         self.norm = self.layer_norm(last, rngs)
-        self.head = Dense(last, spec.classes, dtype=self.dtype, rngs=rngs)
+        if spec.classes:
+            self.head = Dense(last, spec.classes, dtype=self.dtype, rngs=rngs)
+
+    def _mixer(self, geometry: Geometry, rngs: nnx.Rngs) -> WindowAttention:
+        return WindowAttention(geometry, dtype=self.dtype, rngs=rngs)
 
     def _merging(self, width: int, grid: int, rngs: nnx.Rngs) -> PatchMerging:
         return PatchMerging(self.layer_norm(4 * width, rngs), width, grid, self.dtype, rngs)

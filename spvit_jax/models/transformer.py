@@ -62,9 +62,8 @@ def mean_logits(heads: tuple[Array, ...]) -> Array:
 class Transformer(Classifier):
     """Patches, then residual blocks. The search and pruning replace ``blocks`` one by one."""
 
-    MIXER: type[Attention] = Attention
+    norm: nnx.LayerNorm  # the last one
     head: Dense
-    EPSILON = 1e-6  # of the layer norms
 
     def __init__(
         self,
@@ -100,20 +99,27 @@ class Transformer(Classifier):
         """A layer norm over ``width`` features, with the exact variance."""
         return nnx.LayerNorm(
             width,
-            epsilon=self.EPSILON,
+            epsilon=self.spec.epsilon,
             use_fast_variance=False,
             dtype=self.dtype,
             param_dtype=jnp.result_type(float),  # float64 where everything is
             rngs=rngs,
         )
 
+    def _mixer(self, geometry: Geometry, rngs: nnx.Rngs) -> Attention:
+        """Makes a block's attention."""
+        return Attention(geometry, dtype=self.dtype, rngs=rngs)
+
+    def _ffn(self, geometry: Geometry, rngs: nnx.Rngs) -> Mlp:
+        """Makes a block's FFN."""
+        return Mlp(geometry, dropout=self.dropout, dtype=self.dtype, rngs=rngs)
+
     def _block(self, geometry: Geometry, drop_path: float, rngs: nnx.Rngs) -> Block:
-        width, hidden = geometry.width, geometry.hidden
         return Block(
-            self.layer_norm(width, rngs),
-            self.MIXER(geometry, dtype=self.dtype, rngs=rngs),
-            self.layer_norm(width, rngs),
-            Mlp(width, hidden, dropout=self.dropout, dtype=self.dtype, rngs=rngs),
+            self.layer_norm(geometry.width, rngs),
+            self._mixer(geometry, rngs),
+            self.layer_norm(geometry.width, rngs),
+            self._ffn(geometry, rngs),
             geometry=geometry,
             dropout=self.dropout,
             drop_path=drop_path,
@@ -149,8 +155,20 @@ class Transformer(Classifier):
         raise NotImplementedError
 
     def classify(self, tokens: Tokens) -> tuple[Array, ...]:
-        """The logits of each head, of what left the last block."""
-        return (wide(self.head(self.features(tokens)[:, 0])),)
+        """The logits of each head, of what left the last block; or, without one, the features."""
+        seen = self.features(tokens)[:, 0]
+        return (wide(self.head(seen) if self.spec.classes else seen),)
+
+    def patch_features(self, tokens: Tokens) -> Array:
+        """The patches that left the last block, normalised, on the full grid: ``[batch, S*S, D]``.
+
+        Raises:
+          ValueError: nobody reads them, so that they are not there.
+        """
+        last = self.spec.blocks[-1]
+        if last.class_only:
+            raise ValueError("patches do not leave the last block; build it with patches=True")
+        return self.norm(tokens.unmerged())[:, last.prefix :]
 
     def stream(
         self,

@@ -1,18 +1,25 @@
-"""ViT and DeiT (Dosovitskiy et al. 2021, Touvron et al. 2021), with two, one or no class token."""
+"""ViT (Dosovitskiy et al. 2021) and what became of it: DeiT, CLIP, DINOv2 and v3, SigLIP, MAE, …
+
+They differ in options of one network: class tokens and registers, norms, activation, how positions
+are said, and what the head sees.
+"""
 
 import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Array, Dense, Geometry, cast
+from spvit_jax.models.activations import ACTIVATIONS
+from spvit_jax.models.layers import Array, Attention, Dense, Geometry, Mlp, cast
+from spvit_jax.models.pooling import AttentionPool
+from spvit_jax.models.rotary import KINDS, Rotary
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Transformer, wide
 
 TOKEN_INIT = nnx.initializers.normal(0.02)
 POSITION_INIT = nnx.initializers.normal(0.5)  # on the scale of embedded patches: short trainings
 # from scratch learn positions late otherwise
-POOLS = ("token", "norm_average", "average_norm")
+POOLS = ("token", "norm_average", "average_norm", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +27,8 @@ class ViTSpec:
     """The shape of a dense ViT.
 
     Raises:
-      ValueError: sizes that do not divide each other, or a pool without what it pools.
+      ValueError: sizes that do not divide each other, a pool without what it pools, or an option
+        that there is not.
     """
 
     width: int = 768
@@ -29,11 +37,22 @@ class ViTSpec:
     hidden: int = 3072  # FFN units of each block
     patch_size: int = 16
     image_size: int = 224
-    classes: int = 1000
+    classes: int = 1000  # 0: no head; features are what the model is for
     class_token: bool = True
     distilled: bool = False  # DeiT's second token and head; logits are the mean of both heads
-    pool: str = "token"  # what the head sees: the class token, or the average of the patches,
-    # taken after the last norm ("norm_average") or before it ("average_norm", timm's fc_norm)
+    registers: int = 0  # tokens behind the class tokens that nobody reads (DINOv2 with registers)
+    pool: str = "token"  # what the head sees: the class token, an average of the patches, taken
+    # after the last norm ("norm_average") or before it ("average_norm", timm's fc_norm), or what
+    # a learnt query finds in all tokens ("attention", SigLIP)
+    patches: bool = False  # whether the patches that leave the last block are read as well
+    positions: bool = True  # a learnt embedding of each place
+    rotary: str = ""  # queries and keys turned by their place: one of rotary.KINDS; "": not
+    rotary_grid: int = 16  # of "eva": a side of the map it was trained on
+    norm_pre: bool = False  # a norm before the blocks (CLIP)
+    qk_norm: bool = False  # norms of each head's queries and keys
+    gated: bool = False  # each FFN unit is multiplied by another one, its gate (SwiGLU)
+    activation: str = "gelu"  # of the FFN units, or of their gates: one of ACTIVATIONS
+    epsilon: float = 1e-6  # of the norms
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -43,8 +62,18 @@ class ViTSpec:
                 f"the patch size must divide the image size; got {self.patch_size} and"
                 f" {self.image_size}; choose an image size that is a multiple of the patch size"
             )
-        if self.pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {self.pool!r}")
+        for name, options in (
+            ("pool", POOLS), ("activation", tuple(ACTIVATIONS)), ("rotary", ("", *KINDS))
+        ):  # fmt: skip
+            if getattr(self, name) not in options:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}"
+                )
+        if self.rotary and self.width // self.heads % 4:
+            raise ValueError(
+                f"rotary positions need heads of a multiple of 4 features; got width {self.width}"
+                f" and {self.heads} heads"
+            )
         if (self.pool == "token" and not self.class_token) or (
             self.distilled and self.pool != "token"
         ):
@@ -54,15 +83,23 @@ class ViTSpec:
 
     @property
     def prefix(self) -> int:
-        """Class tokens before the patches."""
-        return self.class_token + self.distilled
+        """Class tokens and registers before the patches."""
+        return self.class_token + self.distilled + self.registers
 
     @property
     def blocks(self) -> tuple[Geometry, ...]:
-        """What each block works on; of the last the head reads class tokens alone, or patches."""
-        grid = self.image_size // self.patch_size
-        block = Geometry(self.width, self.heads, self.hidden, grid, self.prefix)
-        last = dataclasses.replace(block, class_only=self.pool == "token")
+        """What each block works on; of the last, class tokens alone may be read."""
+        block = Geometry(
+            self.width,
+            self.heads,
+            self.hidden,
+            grid=self.image_size // self.patch_size,
+            prefix=self.prefix,
+            registers=self.registers,
+            gated=self.gated,
+        )
+        alone = self.pool == "token" and not self.patches
+        last = dataclasses.replace(block, class_only=alone)
         return (block,) * (self.depth - 1) + (last,)
 
 
@@ -86,30 +123,60 @@ class ViT(Transformer):
     """A vision transformer over class tokens and patches."""
 
     def _embedding(self, rngs: nnx.Rngs) -> None:
-        width, prefix = self.spec.width, self.spec.prefix
-        if prefix:
-            self.tokens = nnx.Param(TOKEN_INIT(rngs.params(), (prefix, width)))
-        positions = (self.spec.blocks[0].tokens, width)
-        self.pos_embed = nnx.Param(POSITION_INIT(rngs.params(), positions))
+        spec = self.spec
+        if spec.prefix:
+            self.tokens = nnx.Param(TOKEN_INIT(rngs.params(), (spec.prefix, spec.width)))
+        if spec.positions:
+            shape = (spec.blocks[0].tokens, spec.width)
+            self.pos_embed = nnx.Param(POSITION_INIT(rngs.params(), shape))
+        if spec.norm_pre:
+            self.norm_pre = self.layer_norm(spec.width, rngs)
+
+    def _mixer(self, geometry: Geometry, rngs: nnx.Rngs) -> Attention:
+        spec, norms, rotary = self.spec, None, None
+        if spec.qk_norm:
+            one, other = (self.layer_norm(geometry.head_dim, rngs) for _ in range(2))
+            norms = one, other
+        if spec.rotary:
+            rotary = Rotary(spec.rotary, geometry.grid, spec.rotary_grid, geometry.prefix)
+        return Attention(geometry, norms=norms, rotary=rotary, dtype=self.dtype, rngs=rngs)
+
+    def _ffn(self, geometry: Geometry, rngs: nnx.Rngs) -> Mlp:
+        return Mlp(
+            geometry,
+            activation=self.spec.activation,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
 
     def _ending(self, rngs: nnx.Rngs) -> None:
-        width, classes = self.spec.width, self.spec.classes
-        self.norm = self.layer_norm(width, rngs)
-        self.head = Dense(width, classes, dtype=self.dtype, rngs=rngs)
-        if self.spec.distilled:
-            self.head_dist = Dense(width, classes, dtype=self.dtype, rngs=rngs)
+        spec, dtype = self.spec, self.dtype
+        self.norm = self.layer_norm(spec.width, rngs)
+        if spec.pool == "attention":
+            last = dataclasses.replace(spec.blocks[-1], gated=False)
+            norm = self.layer_norm(spec.width, rngs)
+            self.pool = AttentionPool(
+                last, norm, activation=spec.activation, dtype=dtype, rngs=rngs
+            )
+        if spec.classes:
+            self.head = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
+        if spec.classes and spec.distilled:
+            self.head_dist = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
 
     def embed(self, images: Array) -> Array:
         """Images ``[batch, S*p, S*p, 3]`` as tokens ``[batch, prefix + S*S, width]``."""
-        x = self.patches(images)
-        if self.spec.prefix:
+        x, spec = self.patches(images), self.spec
+        if spec.prefix:
             shape = (x.shape[0], *self.tokens.shape)
             x = jnp.concatenate([jnp.broadcast_to(cast(self.tokens[...], x.dtype), shape), x], 1)
-        return x + cast(self.pos_embed[...], x.dtype)
+        if spec.positions:
+            x = x + cast(self.pos_embed[...], x.dtype)
+        return self.norm_pre(x) if spec.norm_pre else x
 
     def classify(self, tokens: Tokens) -> tuple[Array, ...]:
         """The logits of the class token's head and, in a distilled DeiT, of the second one's."""
-        if not self.spec.distilled:
+        if not self.spec.distilled or not self.spec.classes:
             return super().classify(tokens)
         x = self.features(tokens)
         return wide(self.head(x[:, 0])), wide(self.head_dist(x[:, 1]))
@@ -117,7 +184,9 @@ class ViT(Transformer):
     def features(self, tokens: Tokens) -> Array:
         """What each head sees, ``[batch, heads, width]``; averages are those of all patches."""
         if self.spec.pool == "token":
-            return self.norm(tokens.x[:, : self.spec.prefix])
+            return self.norm(tokens.x[:, : self.spec.prefix - self.spec.registers])
+        if self.spec.pool == "attention":
+            return self.pool(self.norm(tokens.x), tokens)
         x, sizes = tokens.x[:, self.spec.prefix :], tokens.sizes
         sizes = None if sizes is None else sizes[:, self.spec.prefix :]
         if self.spec.pool == "norm_average":

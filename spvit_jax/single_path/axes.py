@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from spvit_jax.models.layers import Attention, Geometry
 from spvit_jax.single_path.ops import OPS
@@ -266,31 +265,32 @@ class FfnAxis(Subset):
         return geometry.hidden
 
     def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
-        return np.full(geometry.hidden, 2 * geometry.ffn_tokens * geometry.width)
+        one = geometry.matrices * geometry.ffn_tokens * geometry.width
+        return np.full(geometry.hidden, one)
 
     def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         """The class tokens' share is left out, as the released formula does."""
         patches = geometry.patches - geometry.merges
-        return np.full(geometry.hidden, 2 * patches * geometry.width)
+        return np.full(geometry.hidden, geometry.matrices * patches * geometry.width)
 
     def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
-        return np.full(geometry.hidden, 2 * geometry.width + 1)
+        biases = geometry.matrices - 1
+        return np.full(geometry.hidden, geometry.matrices * geometry.width + biases)
 
     def strength(self, block: Any) -> np.ndarray:
-        """The product of the norms of a unit's two weight vectors.
+        """The product of the norms of a unit's weight vectors, two or with a gate three.
 
         It is invariant to moving scale from one to the other.
         """
         into = jnp.linalg.norm(block.ffn.fc1.kernel[...], axis=0)
+        if block.ffn.gate is not None:
+            into = into * jnp.linalg.norm(block.ffn.gate.kernel[...], axis=0)
         out = jnp.linalg.norm(block.ffn.fc2.kernel[...], axis=1)
         return np.asarray(into * out)
 
     def prune(self, block: Any, kept: Kept) -> tuple[int, ...]:
         kept = self.indices(kept, block)
-        units, ffn = jnp.asarray(kept, int), block.ffn
-        ffn.fc1.kernel = nnx.Param(ffn.fc1.kernel[...][:, units])
-        ffn.fc1.bias = nnx.Param(ffn.fc1.bias[...][units])
-        ffn.fc2.kernel = nnx.Param(ffn.fc2.kernel[...][units])
+        block.ffn.keep_units(jnp.asarray(kept, int))
         return kept
 
 

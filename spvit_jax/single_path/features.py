@@ -57,7 +57,7 @@ def _heads(model: Any, tokens: Tokens) -> Array:
 
 
 def _patches(model: Any, tokens: Tokens) -> Array:
-    return model.norm(tokens.unmerged())[:, model.spec.blocks[-1].prefix :]
+    return model.patch_features(tokens)
 
 
 @jax.jit

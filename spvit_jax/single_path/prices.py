@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from spvit_jax.models import MODELS, Geometry, SwinSpec
+from spvit_jax.models import MODELS, Geometry, SwinSpec, pooling
 from spvit_jax.single_path.axes import GATED, Axis
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.merging import Merges, merged
@@ -62,7 +62,7 @@ def macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
       merges: the tokens that each block merges away; (): none.
     """
     ops, blocks = ops or tuple(OPS), merged(spec, merges)
-    base = _embedding_and_head(spec) + sum(
+    base = _embedding_and_head(spec, blocks) + sum(
         OPS[ops[0]].macs(b) + OPS[ops[0]].merging(b) for b in blocks
     )
     return Prices("MACs", base, _blocks(blocks, ops, lambda axis, *of: axis.macs(*of)))
@@ -75,7 +75,7 @@ def published_macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) ->
     what nobody reads is counted.
     """
     ops, blocks = ops or tuple(OPS), merged(spec, merges)
-    base = _embedding_and_head(spec) + _published_norms(spec, blocks)
+    base = _embedding_and_head(spec, blocks) + _published_norms(spec, blocks)
     base += sum(OPS[ops[0]].published_macs(b) + OPS[ops[0]].merging(b) for b in blocks)
     found = _blocks(blocks, ops, lambda axis, *of: axis.published_macs(*of))
     return Prices("MACs (as published)", base, found)
@@ -97,14 +97,16 @@ def _blocks(
     return tuple({name: price(axis, b, ops) for name, axis in GATED.items()} for b in blocks)
 
 
-def _embedding_and_head(spec: Any) -> int:
-    """MACs outside the blocks: patch embedding, patch merging, heads."""
-    first, last = spec.blocks[0], spec.blocks[-1]
+def _embedding_and_head(spec: Any, blocks: tuple[Geometry, ...]) -> int:
+    """MACs outside the blocks: patch embedding, patch merging, pooling, heads."""
+    first, last = blocks[0], blocks[-1]
     total = first.patches * first.width * 3 * spec.patch_size**2 + last.width * spec.classes
     if isinstance(spec, SwinSpec):
         for stage in range(len(spec.depths) - 1):
             total += (spec.grid(stage) // 2) ** 2 * 8 * (spec.width << stage) ** 2
         return total
+    if spec.pool == "attention":
+        total += pooling.macs(last)
     return total + spec.distilled * last.width * spec.classes
 
 

@@ -342,7 +342,7 @@ def _rows(inputs: Array, tokens: Tokens, target: Tokens, mask: Array) -> Moments
 
 def _attended(block: Any, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
     y = block.norm1(tokens.x)
-    attended = block.mixer.attend(*block.mixer.queries_and_keys(y), block.mixer.v(y), tokens.sizes)
+    attended = block.mixer.attend(*block.mixer.queries_and_keys(y), block.mixer.v(y), tokens)
     return _rows(attended, tokens, target, mask)
 
 

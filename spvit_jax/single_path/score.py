@@ -161,7 +161,8 @@ def _look(
         for name, size in convolutions:
             rows = tap_rows(y, branch, geometry, size)
             taps[name] = moments(rows, mask)
-    passed = branch[:, : geometry.prefix] - y[:, : geometry.prefix]
+    before = min(geometry.prefix, geometry.read)
+    passed = branch[:, :before] - y[:, :before]
     apart = mean_square(passed, mask) if geometry.prefix else jnp.zeros(())
     found = Seen(
         moments(mixed, mask),

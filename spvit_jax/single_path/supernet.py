@@ -53,10 +53,10 @@ class SinglePathAttention(nnx.Module):
         return jnp.concatenate(parts, axis=1)
 
     def _tokens(self, x: Array, chosen: list[tuple[Array, Branch]]) -> Array:
-        """What becomes of the class tokens: some operations mix them, under others they pass."""
+        """What becomes of the tokens before the map: some operations mix them, else they pass."""
         mixing = [(gate, b) for gate, b in chosen if b.tokens is not None]
         passing = sum((gate for gate, b in chosen if b.tokens is None), jnp.zeros(()))
-        tokens = x[:, : self.geometry.prefix]
+        tokens = x[:, : min(self.geometry.prefix, self.geometry.read)]
         mixed = self._project([b.tokens for _, b in mixing], mixing, x.dtype)
         return mixed + passing.astype(x.dtype) * tokens
 

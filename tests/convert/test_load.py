@@ -14,6 +14,7 @@ from spvit_jax.convert import (
     released_from_state,
     save,
 )
+from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.models import SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import ArchitectureError
@@ -128,7 +129,7 @@ def test_from_files(released, tmp_path, suffix, images):
         safetensors.numpy.save_file(state, path)
     expected = dense(state, SPEC)[0](images(SPEC))
     np.testing.assert_array_equal(load(str(path), SPEC)(images(SPEC)), expected)
-    loaded = load(str(path), heads=3)
+    loaded = load(str(path), facts=Facts(heads=3))
     assert (form(loaded), loaded.architecture) == ("dense", None)
     np.testing.assert_array_equal(loaded(images(SPEC)), expected)
 
@@ -171,7 +172,7 @@ def test_released_heads_come_from_the_checkpoint_or_must_fit_it(released):
     for stem in ("deit_a_search", "deit_a_finetune", "deit_a_folded"):
         assert released_from_state(released(stem))[0].spec.heads == 3
     with pytest.raises(CheckpointError, match=r"wrong shape blocks\.1\.attn\.head_probs"):
-        released_from_state(released("deit_a_finetune"), heads=4)
+        released_from_state(released("deit_a_finetune"), Facts(heads=4))
 
 
 def test_released_checkpoint_with_names_missing(released):
@@ -179,7 +180,7 @@ def test_released_checkpoint_with_names_missing(released):
     for name in ("head.weight", "blocks.1.mlp.fc1.weight", "blocks.1.attn.head_probs"):
         del state[name]
     with pytest.raises(CheckpointError) as error:
-        released_from_state(state, heads=3)
+        released_from_state(state, Facts(heads=3))
     for name in ("head.weight", "blocks.1.mlp.fc1.weight", "blocks.1.attn.head_probs"):
         assert f"missing {name} [" in str(error.value)
 
@@ -274,7 +275,7 @@ def test_a_released_checkpoint_is_loaded_and_folded(
 def test_only_pruned_models_fold(released, tmp_path, stem, said):
     path = str(tmp_path / "m.safetensors")
     safetensors.numpy.save_file(released(stem), path)
-    model = load(path, heads=3 if stem == "vit_dense_a" else None)
+    model = load(path, facts=Facts(heads=3 if stem == "vit_dense_a" else 0))
     with pytest.raises(ArchitectureError, match=f"only a pruned model folds; this one.*{said}"):
         fold(model)
 
@@ -283,13 +284,13 @@ def test_only_pruned_models_fold(released, tmp_path, stem, said):
     "stem", ["vit_dense_a", "deit_a_search", "swin_timm_a", "swin_a_finetune", "regnety_a"]
 )
 def test_specs_are_read_without_building_the_model(released, tmp_path, stem, monkeypatch):
-    heads = 3 if stem == "vit_dense_a" else None
-    found, _ = released_from_state(released(stem), heads)
+    facts = Facts(heads=3 if stem == "vit_dense_a" else 0)
+    found, _ = released_from_state(released(stem), facts)
     path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
     safetensors.numpy.save_file(released(stem), path)
     save(found, own)
     monkeypatch.setattr(forms, "build", None)
-    assert read_spec(path, heads) == read_spec(own) == found.spec
+    assert read_spec(path, facts) == read_spec(own) == found.spec
 
 
 def test_read_spec_names_the_file(tmp_path):
@@ -333,9 +334,9 @@ def both(released, tmp_path):
     def write(stem):
         theirs, ours = (str(tmp_path / f"{name}.safetensors") for name in ("theirs", "ours"))
         safetensors.numpy.save_file(released(stem), theirs)
-        heads = 3 if stem.startswith("vit") else None
-        save(load(theirs, heads=heads), ours)
-        return theirs, ours, heads
+        facts = Facts(heads=3 if stem.startswith("vit") else 0)
+        save(load(theirs, facts=facts), ours)
+        return theirs, ours, facts
 
     return write
 
@@ -353,17 +354,17 @@ def both(released, tmp_path):
 def test_any_dense_model_is_loaded_for_another_image_size(
     both, released, assert_same, stem, size, said
 ):
-    theirs, ours, heads = both(stem)
-    spec = dataclasses.replace(read_spec(theirs, heads), image_size=size)
+    theirs, ours, facts = both(stem)
+    spec = dataclasses.replace(read_spec(theirs, facts), image_size=size)
     expected, told = dense(released(stem), spec)
     assert len(told) == len(said) and all(a in b for a, b in zip(said, told, strict=True))
     for path in (theirs, ours):
         notes = []
-        found = load(path, heads=heads, image_size=size, notes=notes)
+        found = load(path, facts=facts, image_size=size, notes=notes)
         assert (found.spec, notes) == (spec, told)
         assert_same(forms.variables(found), forms.variables(expected))
-    same = load(ours, heads=heads, image_size=read_spec(ours).image_size)
-    assert_same(forms.variables(same), forms.variables(load(theirs, heads=heads)))
+    same = load(ours, facts=facts, image_size=read_spec(ours).image_size)
+    assert_same(forms.variables(same), forms.variables(load(theirs, facts=facts)))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_a_pruned_model_stays_of_its_image_size(both, stem):
     ],
 )
 def test_an_image_size_that_cannot_be_is_named(both, stem, size, said):
-    theirs, ours, heads = both(stem)
+    theirs, ours, facts = both(stem)
     for path in (theirs, ours):
         with pytest.raises(CheckpointError, match=rf"{path}: {said}"):
-            load(path, heads=heads, image_size=size)
+            load(path, facts=facts, image_size=size)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spvit_jax.convert import CheckpointError, forms, state_for_torch, swin
+from spvit_jax.convert.facts import Facts
 from spvit_jax.models import SwinSpec
 from spvit_jax.single_path.architecture import Architecture
 
@@ -99,7 +100,7 @@ def test_pruned_stages_without_attention():
     skips = Architecture(("norm_skip",) * 6, (5,) * 6)
     wide = dataclasses.replace(SEARCHED, width=64, heads=(2, 4), hidden=(256, 512))
     assert swin.spec_from_state(state_of(wide, skips)) == wide  # of 32 features, as published
-    assert swin.spec_from_state(state_of(wide, skips), heads=4).heads == (4, 8)
+    assert swin.spec_from_state(state_of(wide, skips), Facts(heads=4)).heads == (4, 8)
 
 
 def test_hidden_units_of_pruned_stages():

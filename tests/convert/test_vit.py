@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spvit_jax.convert import CheckpointError, blocks, forms, released_from_state, vit
+from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.tables import revert
 from spvit_jax.models import ViTSpec
 from spvit_jax.single_path.architecture import Architecture
@@ -34,7 +35,7 @@ def test_forms_and_specs_are_recognised(released, stem, form):
     assert vit.form_of(state) == form
     depth = 3 if form == "dense" else 6
     expected = dataclasses.replace(TINY, depth=depth, distilled="distilled" in stem)
-    assert vit.spec_from_state(state, heads=3 if form == "dense" else None) == expected
+    assert vit.spec_from_state(state, Facts(heads=3 if form == "dense" else 0)) == expected
 
 
 @pytest.mark.parametrize("stem", ["deit_a_finetune", "deit_a_folded"])
@@ -85,7 +86,7 @@ def test_tokens_and_pooling_are_told_by_names(released, removed, renamed, pool, 
             state[f"{new}.{part}"] = state.pop(f"{old}.{part}")
     if not class_token:
         state["pos_embed"] = state["pos_embed"][:, 1:]
-    spec = vit.spec_from_state(state, heads=3)
+    spec = vit.spec_from_state(state, Facts(heads=3))
     assert (spec.pool, spec.class_token, spec.distilled) == (pool, class_token, False)
     assert spec.image_size == 32
     sources = {name for rule in vit.table("dense", spec) for name in rule.sources}
@@ -96,13 +97,13 @@ def test_heads_must_be_said_where_nothing_tells(released):
     with pytest.raises(CheckpointError, match="--heads N"):
         vit.spec_from_state(released("vit_dense_a"))
     with pytest.raises(CheckpointError, match="heads must divide the width"):
-        vit.spec_from_state(released("vit_dense_a"), heads=5)
+        vit.spec_from_state(released("vit_dense_a"), Facts(heads=5))
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("pos_embed", None, "pos_embed is missing"),
+        ("pos_embed", None, "how its rotary positions turn: give it, --rotary"),
         ("pos_embed", np.zeros((1, 64, 24)), "63 patches, which is no square"),
         ("pos_embed", np.zeros((65, 24)), r"pos_embed is of shape \[65, 24\]"),
         ("patch_embed.proj.weight", np.zeros((24, 48)), "expected an array of 4 axes"),
@@ -116,4 +117,4 @@ def test_shapes_of_no_vit_are_named(released, name, value, said):
     else:
         state[name] = value
     with pytest.raises(CheckpointError, match=said):
-        vit.spec_from_state(state, heads=3)
+        vit.spec_from_state(state, Facts(heads=3))

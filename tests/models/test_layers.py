@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax.models import Geometry
+from spvit_jax.models import Geometry, Tokens
+from spvit_jax.models.activations import gelu
 from spvit_jax.models.layers import (
     Attention,
     BatchNorm,
@@ -15,7 +16,6 @@ from spvit_jax.models.layers import (
     dense,
     drop_path,
     dropout,
-    gelu,
     split_key,
 )
 
@@ -134,7 +134,8 @@ def test_a_token_of_a_size_counts_as_so_many(wide):
         layer = Attention(geometry, dtype=None, rngs=nnx.Rngs(0))
         rng = np.random.default_rng(0)
         x, sizes = jnp.asarray(rng.standard_normal((2, 5, 12)), float), np.array([1, 3, 1, 2, 1])
-        found, keys = layer(x, sizes=jnp.asarray(np.stack([sizes, 0 * sizes + 1]), float))
+        merged = Tokens(x, jnp.asarray(np.stack([sizes, 0 * sizes + 1]), float))
+        found, keys = layer(x, tokens=merged)
         alone, _ = layer(x)
         layer.read = sizes.sum()
         repeated, _ = layer(x.repeat(sizes, axis=1, total_repeat_length=8))
@@ -147,7 +148,7 @@ def test_a_token_of_a_size_counts_as_so_many(wide):
 
 
 def test_an_ffn_is_two_projections_around_gelu():
-    mlp = Mlp(6, 10, dropout=0.0, dtype=None, rngs=nnx.Rngs(0))
+    mlp = Mlp(Geometry(6, 1, 10, 1), dropout=0.0, dtype=None, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 6))
     units = jax.nn.gelu(x @ mlp.fc1.kernel[...] + mlp.fc1.bias[...], approximate=False)
     np.testing.assert_allclose(mlp.units(x), units, rtol=1e-5, atol=1e-6)

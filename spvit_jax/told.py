@@ -1,0 +1,42 @@
+"""What a user says of a checkpoint on a command line, where it does not say it itself."""
+
+import argparse
+from typing import Any
+
+# Names of models.activations and models.rotary, which --help does not wait for.
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+ROTARY = ("dinov3", "eva")
+FACTS = ("heads", "activation", "epsilon", "rotary")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each of the facts that a user may have to give."""
+    parser.add_argument(
+        "--heads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="attention heads of a ViT, where nothing says it and no published model is as wide",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        default="",
+        help="of its FFN units, where no config.json beside the weights says it (a CLIP of"
+        " OpenAI's: quick_gelu)",
+    )
+    parser.add_argument(
+        "--epsilon",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="of its norms, likewise (default: 1e-6, a CLIP's 1e-5)",
+    )
+    parser.add_argument(
+        "--rotary", choices=ROTARY, default="", help="how its rotary positions turn, likewise"
+    )
+
+
+def told(options: Any) -> dict[str, Any]:
+    """Reads those facts of parsed options, or of ``config.Model``: arguments of ``Facts``."""
+    return {name: getattr(options, name) for name in FACTS}
