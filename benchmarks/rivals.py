@@ -42,6 +42,7 @@ from spvit_jax import context as contexts
 from spvit_jax.config import Config, from_config_dict
 from spvit_jax.convert import save_torch
 from spvit_jax.data.sources import open_source
+from spvit_jax.judged import evaluate, quality
 from spvit_jax.progress import Console
 from spvit_jax.single_path import prices
 from spvit_jax.text import aligned
@@ -87,7 +88,7 @@ def run(bench: Bench, cell: Cell) -> dict[str, Any]:
     training.epochs = (training.epochs - taken) * (5 if cell.contestant == "small5" else 1)
     if cell.epochs:
         model, _ = contexts.fit(context, f"runs/{cell.name}", model, training)
-    counted, found = contexts.evaluate(context, model), model.architecture
+    counted, found = evaluate(context, model), model.architecture
     spec = model.inner.spec if isinstance(model, Smaller) else model.spec
     run, published = prices.macs(spec), prices.published_macs(spec)
     return {
@@ -190,7 +191,7 @@ def opened(arguments: argparse.Namespace) -> Bench:
         test = dataclasses.replace(config.data, source=arguments.test)
         context = dataclasses.replace(context, test=open_source(test, "test"))
     dense = contexts.load_dense(context)
-    contexts.top1(context, "dense", dense)
+    quality(context, "dense", dense, dense)
     return Bench(context, dense, arguments.count)
 
 

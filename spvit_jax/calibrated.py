@@ -62,6 +62,6 @@ def trial_error(
       calibration: images to repair on.
       judges: those that are looked at.
     """
-    weight = context.config.score.patch_weight
+    weight = context.config.patch_weight
     with _watched(context, "repair", len(context.spec.blocks), "a trial") as after:
         return repaired_error(dense, calibration, judges, architecture, weight, after)

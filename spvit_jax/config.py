@@ -142,7 +142,7 @@ class Score:
     images: int = 512  # spread evenly over the split
     batch_size: int = 32  # images a step, over all devices; one step in four is held out
     patch_weight: float = 0.0  # of the patches' features in the error that candidates are judged
-    # by, unmerged; what the heads see has the rest
+    # by, unmerged; what the heads see has the rest. 0: half where model.patches asks for them
 
 
 @dataclasses.dataclass
@@ -227,6 +227,11 @@ class Config:
     def judges(self) -> bool:
         """Whether held-out images judge candidates."""
         return self.tries or self.merges
+
+    @property
+    def patch_weight(self) -> float:
+        """The share of the patches' features in the error that candidates are judged by."""
+        return self.score.patch_weight or (0.5 if self.model.patches else 0.0)
 
     @property
     def trainings(self) -> tuple[str, ...]:

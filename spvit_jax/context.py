@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from spvit_jax import hosts, pretrained
 from spvit_jax.config import Budget, Config, ConfigError, Training
+from spvit_jax.convert import About
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
@@ -39,7 +40,7 @@ from spvit_jax.single_path.schedules import schedule
 from spvit_jax.single_path.score import ScoreError
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.training.checkpoint import CheckpointError
-from spvit_jax.training.evaluate import Evaluation, Evaluator
+from spvit_jax.training.evaluate import Evaluator
 from spvit_jax.training.loop import EVALUATED, Interrupted, Loop, Metrics, NonFiniteLoss, TakeStep
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.recipe import Recipe
@@ -95,6 +96,17 @@ class Context:
         return self.config.model.variant or Path(self.config.model.checkpoint).stem
 
     @property
+    def labelled(self) -> bool:
+        """Whether the test images have labels and the model a head that can tell them."""
+        return bool(self.test.class_names) and self.spec.classes > 0
+
+    @property
+    def about(self) -> About:
+        """What its models are trained on, to be kept in their files."""
+        data, names = self.config.data, self.test.class_names if self.spec.classes else ()
+        return About(names, data.mean, data.std, data.crop_ratio)
+
+    @property
     def evaluator(self) -> Evaluator:
         """What counts over the test images."""
         return Evaluator(self.test, self.config.data, self.mesh, self.should_stop)
@@ -146,6 +158,7 @@ def open_context(
                 gating = Gating.of(config.search, budget_at(config, share), spec)
                 gating.project(gating.initial())
         pretrained.check_features(config, spec)
+        check_labels(config, spec, test)
         if config.judges and config.score.patch_weight and spec.blocks[-1].class_only:
             raise ConfigError(
                 f"score.patch_weight={config.score.patch_weight:g} judges candidates by their"
@@ -162,6 +175,21 @@ def open_context(
         held = len(held_indices(config, len(train)))
         steps_per_epoch(len(train) - held, config.finetune.batch_size)
     return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
+
+
+def check_labels(config: Config, spec: Any, test: Source) -> None:
+    """Raises ConfigError where a training wants labels, or logits, that there are not."""
+    lacking = "the data has no labels" if not test.class_names else "the model has no head"
+    if test.class_names and spec.classes:
+        return
+    kinds = ("features", "soft", "hard") if spec.classes else ("features",)
+    for name in config.trainings:
+        training = getattr(config, name)
+        if training.distillation not in kinds or training.distillation_weight < 1:
+            raise ConfigError(
+                f"{lacking}, and {name} would learn them; set {name}.distillation=features and"
+                f" {name}.distillation_weight=1"
+            )
 
 
 def budget_at(config: Config, share: float) -> Budget:
@@ -280,7 +308,7 @@ def fit(
     images = len(context.train)
     recipe = Recipe.of(config, training, images, spec.classes, gating=gating, steps=steps)
     evaluator = context.evaluator
-    counting = evaluator.step(model)
+    counting = evaluator.step(model) if context.labelled else None
 
     def begin(state: TrainState) -> tuple[TakeStep, Iterator[Batch]]:
         teacher = load_teacher(context, training)
@@ -299,6 +327,7 @@ def fit(
         return partial(program, frozen), prefetch(batches, batch_sharded(mesh))
 
     def evaluate(state: TrainState) -> Metrics:
+        assert counting is not None
         gates = gating.decide(state.gates) if gating else None
         found = evaluator.count(counting, spec, state.weights, state.stats, gates)
         return {EVALUATED: found.top1}
@@ -314,7 +343,7 @@ def fit(
         log_every=config.log_every,
         eval_steps=recipe.steps_in(config.eval_every),
         checkpoint_every=config.checkpoint_every,
-        evaluate=evaluate,
+        evaluate=evaluate if counting else None,
         should_stop=context.should_stop,
         console=context.console,
         describe=describe,
@@ -324,20 +353,3 @@ def fit(
     state = loop.run(initial, sharded(mesh, initial), begin)
     weights, stats, gates = whole(mesh, (state.weights, state.stats, state.gates))
     return nnx.merge(graph, weights, stats, copy=True), gates
-
-
-def evaluate(context: Context, model: Classifier) -> Evaluation:
-    """What ``model`` makes of the test images; see ``Evaluator``."""
-    return context.evaluator.evaluate(model, context.console)
-
-
-def top1(context: Context, name: str, model: Classifier) -> float:
-    """Top-1 on the test split, a fraction; measured once, then read from ``NAME.json``."""
-    found = context.workdir.read_json(f"{name}.json")
-    if found is None:
-        counts = evaluate(context, model)
-        found = {"top1": counts.top1, "top5": counts.top5, "images": counts.images}
-        context.workdir.write_json(f"{name}.json", found)
-    share, images = found["top1"], found.get("images", len(context.test))
-    context.console.stage("evaluate", f"{name}: top-1 {share:.2%} of {images:,} images")
-    return share

@@ -8,16 +8,19 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from matplotlib.figure import Figure
 
 from spvit_jax.calibrated import repaired, score
-from spvit_jax.context import Context, budget_at, calibrate, evaluate, load_dense
-from spvit_jax.convert import About, save
+from spvit_jax.context import Context, budget_at, calibrate, load_dense
+from spvit_jax.convert import save
+from spvit_jax.judged import judge
 from spvit_jax.measure import measure
 from spvit_jax.merges import Schedules
 from spvit_jax.models import Classifier
+from spvit_jax.quality import Quality
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path import prices
 from spvit_jax.single_path import score as scoring
@@ -39,8 +42,7 @@ class Point:
     macs: int  # per image, as the program runs
     published_macs: int
     parameters: int
-    top1: float  # on the test images, 0..1
-    images: int
+    quality: Quality
     latency_ms: float  # of one image
     latency_ratio: float
     throughput_ratio: float
@@ -83,11 +85,10 @@ def _at(
     architecture = select(gating.space, found, gating.budgets, config.model.variant)
     said = architectures.describe(architecture, context.spec)
     context.announce("repair", f"{share:.0%} of the MACs: {said}")
-    model, data = repaired(context, dense, architecture, calibration), config.data
-    about = About(context.test.class_names, data.mean, data.std, data.crop_ratio)
+    model = repaired(context, dense, architecture, calibration)
     context.workdir.write(f"{folder}/architecture.json", model.architecture.save)
     context.workdir.write(
-        f"{folder}/model.safetensors", lambda path: save(model, path, about=about)
+        f"{folder}/model.safetensors", lambda path: save(model, path, about=context.about)
     )
     widths = ",".join(map(str, architecture.widths))
     return _point(context, folder, share, dense, model, f"{said} | {widths}")
@@ -95,7 +96,12 @@ def _at(
 
 def _known(context: Context, folder: str) -> Point | None:
     values = context.workdir.read_json(f"{folder}/point.json")
-    return None if values is None else Point(**values)
+    return None if values is None else point(values)
+
+
+def point(values: dict[str, Any]) -> Point:
+    """The point of which ``values`` are the ``asdict``."""
+    return Point(**values | {"quality": Quality(**values["quality"])})
 
 
 def _point(
@@ -106,38 +112,37 @@ def _point(
     if known is not None:
         return known
     config, spec = context.config, context.spec
-    counted = evaluate(context, model)
+    quality = judge(context, model, dense)
     seconds = config.measure_seconds / (len(config.frontier.budgets) + 1)
     taken = {"dense": dense} | ({folder: model} if model is not dense else {})
     timing = measure(taken, spec.image_size, config.measure_batch, seconds)[list(taken)[-1]]
-    run, published, found = prices.macs(spec), prices.published_macs(spec), model.architecture
-    point = Point(
+    run, published, kept = prices.macs(spec), prices.published_macs(spec), model.architecture
+    found = Point(
         share,
-        run.dense if found is None else found.macs(spec),
-        published.dense if found is None else found.published_macs(spec),
+        run.dense if kept is None else kept.macs(spec),
+        published.dense if kept is None else kept.published_macs(spec),
         count_parameters(model),
-        counted.top1,
-        counted.images,
+        quality,
         timing.latency_ms,
         timing.latency_ratio,
         timing.throughput_ratio,
         said,
     )
-    context.workdir.write_json(f"{folder}/point.json", dataclasses.asdict(point))
-    context.console.stage("evaluate", f"top-1 {counted.top1:.2%} of {counted.images:,} images")
-    return point
+    context.workdir.write_json(f"{folder}/point.json", dataclasses.asdict(found))
+    context.console.stage("evaluate", quality.said())
+    return found
 
 
 def table(points: Sequence[Point]) -> str:
     """Lists the models, the dense one first; shares of MACs are of the dense one counted alike."""
     dense = points[0]
-    names = "budget,top-1 (%),MACs (M),share,published,parameters (M),latency (ms),ratio,throughput"
-    rows = [tuple(names.split(","))]
+    names = "MACs (M),share,published,parameters (M),latency (ms),ratio,throughput"
+    rows = [("budget", dense.quality.measure, *names.split(","))]
     for n, p in enumerate(points):
         rows.append(
             (
                 "dense" if n == 0 else f"{p.budget:.0%}",
-                f"{100 * p.top1:.2f}",
+                p.quality.shown,
                 f"{p.macs / 1e6:,.2f}",
                 f"{p.macs / dense.macs:.1%}",
                 f"{p.published_macs / dense.published_macs:.1%}",
@@ -152,7 +157,7 @@ def table(points: Sequence[Point]) -> str:
 
 def summary(text: str) -> str:
     """The table of a finished ``frontier.json``."""
-    return table([Point(**values) for values in json.loads(text)["points"]])
+    return table([point(values) for values in json.loads(text)["points"]])
 
 
 def figure(points: Sequence[Point], name: str, path: str | os.PathLike[str]) -> None:
@@ -168,18 +173,19 @@ def figure(points: Sequence[Point], name: str, path: str | os.PathLike[str]) -> 
         f"latency on {device} (% of dense)",
     )
     for one, values, label in zip(axes, (shares, times), labels, strict=True):
-        accuracies = [100 * p.top1 for p in points]
+        scale = 1.0 if dense.quality.top1 is None else 100.0
+        accuracies = [scale * p.quality.value for p in points]
         one.plot(values[1:], accuracies[1:], "o-", color=_LINE, label="repaired")
         one.plot(values[0], accuracies[0], "s", color=_DENSE, label="dense")
         one.axhline(accuracies[0], color=_DENSE, linestyle=":", linewidth=1)
-        for value, accuracy in zip(values, accuracies, strict=True):
+        for p, value, accuracy in zip(points, values, accuracies, strict=True):
             one.annotate(
-                f"{accuracy:.1f}", (value, accuracy), xytext=(0, -14), color=_INK, fontsize=8,
+                p.quality.shown, (value, accuracy), xytext=(0, -14), color=_INK, fontsize=8,
                 textcoords="offset points", ha="center",
             )  # fmt: skip
         one.set_xlabel(label)
         one.spines[["top", "right"]].set_visible(False)
         one.margins(y=0.12)
-    axes[0].set_ylabel("top-1 on the test images (%)")
+    axes[0].set_ylabel(f"{dense.quality.measure}, test images")
     axes[0].legend(frameon=False, loc="lower right")
     page.savefig(Path(path), format="png")

@@ -23,17 +23,17 @@ from spvit_jax.context import (
     USER_ERRORS,
     Context,
     calibrate,
-    evaluate,
     fit,
     load_dense,
     open_context,
-    top1,
 )
-from spvit_jax.convert import About, about_of, save, save_torch
+from spvit_jax.convert import about_of, save, save_torch
+from spvit_jax.judged import evaluate, quality
 from spvit_jax.measure import measure
 from spvit_jax.merges import Schedules
 from spvit_jax.models import MODELS, Classifier
 from spvit_jax.progress import Console
+from spvit_jax.quality import Quality
 from spvit_jax.report import Held, Result, figure, table
 from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import architecture as architectures
@@ -98,10 +98,10 @@ def run_all(context: Context) -> None:
     these.
     """
     dense = load_dense(context)
-    dense_top1 = top1(context, "dense", dense)
+    before = quality(context, "dense", dense, dense)
     decision, searched = choose(context, dense)
     start = searched if context.config.finetune.start == "searched" else dense
-    compress(context, dense, dense_top1, start, decision)
+    compress(context, dense, before, start, decision)
 
 
 def run_search(context: Context) -> None:
@@ -117,8 +117,8 @@ def run_finetune(context: Context) -> None:
     text = np.frombuffer(found.to_json().encode(), np.uint8)
     hosts.agree_on("finetune.architecture", text)
     dense = load_dense(context)
-    dense_top1 = top1(context, "dense", dense)
-    compress(context, dense, dense_top1, dense, Decision(found, "given"))
+    before = quality(context, "dense", dense, dense)
+    compress(context, dense, before, dense, Decision(found, "given"))
 
 
 def run_evaluate(context: Context) -> None:
@@ -130,6 +130,9 @@ def run_evaluate(context: Context) -> None:
     hosts.agree_on("model.checkpoint", nnx.state(network))
     about = about_of(pretrained.address(config.model.checkpoint))
     notes += pretrained.check_about(about, config, names)
+    if not context.labelled:
+        _compare(context, network)
+        return
     parameters, file = count_parameters(network), config.model.checkpoint
     console.stage("model", f"{file}: {form(network)}, {parameters:,} parameters")
     for note in notes:
@@ -147,6 +150,14 @@ def run_evaluate(context: Context) -> None:
     console.say(evaluation.summary(found))
 
 
+def _compare(context: Context, network: Classifier) -> None:
+    """Evaluates a model without labels: by how near its features are to the teacher's."""
+    with hosts.together(*USER_ERRORS):
+        other = pretrained.load_reference(context.config, network.spec)
+    found = quality(context, "evaluation", network, other)
+    context.workdir.write("evaluation.txt", lambda path: path.write_text(found.said() + "\n"))
+
+
 def run_pretrain(context: Context) -> None:
     """Trains the dense model from scratch; its weights go to ``pretrained.safetensors``."""
     config, spec = context.config, context.spec
@@ -155,7 +166,7 @@ def run_pretrain(context: Context) -> None:
     context.announce("pretrain", f"{config.pretrain.epochs:g} epochs from scratch")
     model, _ = fit(context, "pretrain", model, config.pretrain)
     context.workdir.write("pretrained.safetensors", lambda path: save_torch(model, path))
-    top1(context, "pretrained", model)
+    quality(context, "pretrained", model, model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +183,8 @@ def _table(text: str) -> str:
 
 
 def _evaluated(text: str) -> str:
+    if "top1" in (values := json.loads(text)) and "classes" not in values:
+        return Quality(**values).said()
     return evaluation.summary(evaluation.Report.from_json(text))
 
 
@@ -278,29 +291,31 @@ class Decision:
 
 
 def compress(
-    context: Context, dense: Classifier, dense_top1: float, start: Classifier, decision: Decision
+    context: Context, dense: Classifier, before: Quality, start: Classifier, decision: Decision
 ) -> None:
     """Prunes, fine-tunes, folds, evaluates, measures and reports.
 
     Args:
       context: of the run.
-      dense: what is compared with, of that ``dense_top1``.
+      dense: what is compared with.
+      before: how good that is.
       start: what is pruned: the dense model or a supernet.
       decision: what of it is kept.
     """
-    tuning, data = context.config.finetune, context.config.data
+    tuning = context.config.finetune
     if tuning.start == "repaired":
         calibration = calibrate(context)
         pruned = repaired(context, start, decision.architecture, calibration)
     else:
         pruned = prune(start, decision.architecture)
-    decided_top1 = top1(context, "decided", pruned)
+    decided = quality(context, "decided", pruned, dense)
     context.announce("finetune", f"{tuning.epochs:g} epochs from the {tuning.start} weights")
     pruned, _ = fit(context, "finetune", pruned, tuning)
     folded = fold(pruned, batch_norm=True)
-    about = About(context.test.class_names, data.mean, data.std, data.crop_ratio)
-    context.workdir.write("pruned.safetensors", lambda path: save(folded, path, about=about))
-    pruned_top1 = top1(context, "pruned", folded)
+    context.workdir.write(
+        "pruned.safetensors", lambda path: save(folded, path, about=context.about)
+    )
+    after = quality(context, "pruned", folded, dense)
     spec, found = context.spec, decision.architecture
     run, published = prices.macs(spec), prices.published_macs(spec)
     result = Result(
@@ -319,9 +334,9 @@ def compress(
         pruned_macs=found.macs(spec),
         dense_published_macs=published.dense,
         pruned_published_macs=found.published_macs(spec),
-        dense_top1=dense_top1,
-        decided_top1=decided_top1,
-        pruned_top1=pruned_top1,
+        dense_quality=before,
+        decided_quality=decided,
+        pruned_quality=after,
         dense_params=count_parameters(dense),
         shared_params=count_parameters(pruned),
         folded_params=count_parameters(fold(pruned)),

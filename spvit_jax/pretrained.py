@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.convert import About, CheckpointError, Facts, load, read_spec
 from spvit_jax.convert.load import resized
-from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec
+from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form, prune
 from spvit_jax.told import told
 from spvit_jax.training.normalise import Normalise
@@ -41,13 +41,29 @@ def dense_spec(config: Config, found: int) -> Spec:
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
             " Swin, and give the RegNetY as teacher.checkpoint"
         )
-    classes = model.classes or found
-    if classes < found:
-        raise ConfigError(f"model.classes={classes}, but the data has {found}; set it to 0")
+    spec = dataclasses.replace(spec, classes=_classes(config, spec, found))
+    if model.patches and isinstance(spec, ViTSpec):
+        spec = dataclasses.replace(spec, patches=True)
     try:
-        return resized(dataclasses.replace(spec, classes=classes), model.image_size)
+        return resized(spec, model.image_size)
     except CheckpointError as error:
         raise ConfigError(f"model.{error}") from error
+
+
+def _classes(config: Config, spec: Spec, found: int) -> int:
+    """How many classes the dense model tells apart; 0: its features are wanted."""
+    model = config.model
+    if model.output == "features":
+        return 0
+    classes = model.classes or found or spec.classes
+    if classes < found:
+        raise ConfigError(f"model.classes={classes}, but the data has {found}; set it to 0")
+    if model.output == "logits" and not classes:
+        raise ConfigError(
+            "model.output=logits needs a head, and neither the checkpoint has one nor the data"
+            " labels to learn one from; set model.output=features"
+        )
+    return classes
 
 
 def address(checkpoint: str) -> str:
@@ -208,6 +224,22 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
             " folded model"
         )
     return freeze(model, normalise)
+
+
+def load_reference(config: Config, spec: Spec) -> Classifier:
+    """The model that an evaluation without labels compares features with: ``teacher.checkpoint``.
+
+    Raises:
+      ConfigError: there is none.
+      convert.CheckpointError: the file is not one that converts.
+    """
+    if not config.teacher.checkpoint:
+        raise ConfigError(
+            "without labels, or a head that tells them, a model is evaluated by how near its"
+            " features are to another's; set teacher.checkpoint to the dense model it came from"
+        )
+    where = address(config.teacher.checkpoint)
+    return load(where, spec, facts=Facts(heads=config.teacher.heads), dtype=_dtype("float32"))
 
 
 def check_features(config: Config, student: Spec) -> None:

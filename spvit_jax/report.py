@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
+from spvit_jax.drawing import INK, style
+from spvit_jax.gate_maps import draw_gates, maps
 from spvit_jax.measure import Timing
-from spvit_jax.single_path.axes import AXES, Subset
+from spvit_jax.quality import ROWS, Quality
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.text import aligned
 from spvit_jax.trials import Trial, draw
 
-_AXES = {name: axis.noun for name, axis in AXES.items() if isinstance(axis, Subset)}
 _LINES = ("#1f5fa8", "#8e44ad", "#e08214")
-_DENSE, _PRUNED, _BEFORE, _INK = "#8a8f98", "#2a7f62", "#b5d3c7", "#333333"
+_DENSE, _PRUNED, _BEFORE = "#8a8f98", "#2a7f62", "#b5d3c7"
 _BARS = {"dense": "#e1e4e9", "enter": _BEFORE, "leave": _PRUNED, "kept": _PRUNED}
 _MISSING = "–"
 _PER_BLOCK = (
@@ -64,9 +63,9 @@ class Result:
     pruned_published_macs: int
     decision: str  # "project" or "threshold" of a search, "scored" or another candidate's name of
     # ``single_path.candidates``, or "given"
-    dense_top1: float | None
-    decided_top1: float | None  # pruned, before fine-tuning
-    pruned_top1: float | None  # after fine-tuning
+    dense_quality: Quality
+    decided_quality: Quality  # pruned, before fine-tuning
+    pruned_quality: Quality  # after fine-tuning
     dense_params: int
     shared_params: int
     folded_params: int
@@ -114,6 +113,8 @@ class Result:
             )
         for name in (*_PER_BLOCK, "candidates"):
             values[name] = tuple(values[name])
+        for name in ("dense_quality", "decided_quality", "pruned_quality"):
+            values[name] = Quality(**values[name])
         values["budgets"] = tuple(Held(**held) for held in values["budgets"])
         if values["timings"] is not None:
             values["timings"] = {k: Timing(**v) for k, v in values["timings"].items()}
@@ -124,7 +125,7 @@ def table(result: Result) -> str:
     """Dense against pruned as aligned text, then how well each budget was met."""
     rows = [
         (result.model, "dense", "pruned", "pruned / dense"),
-        _accuracy_row(result.dense_top1, result.pruned_top1),
+        *_quality_rows(result.dense_quality, result.pruned_quality),
         _count_row("MACs, as run", result.dense_macs, result.pruned_macs),
         _count_row("MACs, as published", result.dense_published_macs, result.pruned_published_macs),
         _count_row("parameters, shared form", result.dense_params, result.shared_params),
@@ -155,9 +156,15 @@ def _budget_line(held: Held, projected: bool) -> str:
     return f"{asked}; projected {found}, plain 0.5 threshold {price(held.threshold)}."
 
 
-def _accuracy_row(dense: float | None, pruned: float | None) -> _Row:
-    gain = None if dense is None or pruned is None else 100 * (pruned - dense)
-    return "top-1 (%)", _percent(dense), _percent(pruned), _number(gain, "+.2f", " points")
+def _quality_rows(dense: Quality, pruned: Quality) -> list[_Row]:
+    """A row for each thing that was measured, with the difference."""
+    rows = []
+    for name, (label, scale, form, unit) in ROWS.items():
+        before, after = getattr(dense, name), getattr(pruned, name)
+        if before is not None and after is not None:
+            cells = [_number(scale * x, form) for x in (before, after)]
+            rows.append((label, *cells, _number(scale * (after - before), f"+{form}", unit)))
+    return rows
 
 
 def _count_row(name: str, dense: int, pruned: int) -> _Row:
@@ -185,10 +192,6 @@ def _timing_rows(timings: Mapping[str, Timing] | None, batch: int) -> list[_Row]
         (names[0], *latency, _number(pruned.latency_ratio, ".2f", "×")),
         (names[1], *speed, _number(pruned.throughput_ratio, ".2f", "×")),
     ]
-
-
-def _percent(fraction: float | None) -> str:
-    return _MISSING if fraction is None else f"{100 * fraction:.2f}"
 
 
 def _number(value: float | None, form: str, suffix: str = "") -> str:
@@ -222,22 +225,22 @@ def figure(
       path: where the image goes.
       trials: of the shortlist, shown where there was no search.
     """
-    gates = [row for row in search_metrics if _maps(row)]
+    gates = [row for row in search_metrics if maps(row)]
     heights = [1.65 if result.merges else 1.15, 1, *([1] if gates else [])]
     page = Figure(figsize=(12, 3.5 * sum(heights)), dpi=130)
     page.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    page.suptitle(_title(result), fontsize=13, fontweight="bold", color=_INK)
+    page.suptitle(_title(result), fontsize=13, fontweight="bold", color=INK)
     parts = page.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _blocks(parts[0], result)
     trajectory, accuracy = parts[1].subplots(1, 2, width_ratios=[1.7, 1])
     if trials and not search_metrics:
-        _style(trajectory, f"Tried; taken: {result.decision}")
+        style(trajectory, f"Tried; taken: {result.decision}")
         draw(trajectory, trials)
     else:
         _trajectory(trajectory, result, search_metrics)
     _accuracy(accuracy, result)
     if gates:
-        _gates(parts[2], result, gates)
+        draw_gates(parts[2], result.candidates, len(result.ops), gates)
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     page.savefig(temporary, format="png")
@@ -255,12 +258,6 @@ def _title(result: Result) -> str:
     return f"{result.model}: {run}\nas published {published}"
 
 
-def _style(axes: Axes, title: str, size: int = 11) -> None:
-    axes.set_title(title, loc="left", fontsize=size, color=_INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=_INK)
-
-
 def _blocks(part: SubFigure, result: Result) -> None:
     """The op of every block, with its heads, as a coloured cell above the bar of its FFN width.
 
@@ -276,7 +273,7 @@ def _blocks(part: SubFigure, result: Result) -> None:
                 block, 0.5, f"{heads}/{dense}", ha="center", va="center", color="white",
                 fontsize=9 if len(result.ops) <= 16 else 7,
             )  # fmt: skip
-    _style(ops, "Op of every block, and the heads that attention keeps")
+    style(ops, "Op of every block, and the heads that attention keeps")
     ops.set(ylim=(0, 1), yticks=[])
     ops.spines[["left", "bottom"]].set_visible(False)
     ops.tick_params(bottom=False)
@@ -303,9 +300,9 @@ def _bars(axes: Axes, title: str, values: dict[str, tuple[int, ...]], inside: fl
         axes.annotate(
             str(value), (block, value), xytext=(0, -3 if high else 3), ha="center",
             fontsize=9 if len(last) <= 16 else 7, textcoords="offset points",
-            va="top" if high else "bottom", color="white" if high else _INK,
+            va="top" if high else "bottom", color="white" if high else INK,
         )  # fmt: skip
-    _style(axes, title)
+    style(axes, title)
     _legend(axes, drawn)
 
 
@@ -319,7 +316,7 @@ def _legend(axes: Axes, handles: Sequence[Any]) -> None:
 def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
     units = [held.unit for held in result.budgets]
     rows = [row for row in metrics if units and f"budget/{units[0]}" in row]
-    _style(axes, "Search: what the gates' decision takes of each budget")
+    style(axes, "Search: what the gates' decision takes of each budget")
     if not rows:
         axes.set_axis_off()
         text = "The search logged nothing." if units else "No search: the architecture was given."
@@ -345,55 +342,13 @@ def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]
 
 def _accuracy(axes: Axes, result: Result) -> None:
     names = ("dense", "pruned,\nbefore\nfine-tuning", "pruned,\nafter\nfine-tuning")
-    values = (result.dense_top1, result.decided_top1, result.pruned_top1)
-    heights = [100 * (value or 0.0) for value in values]
+    found = (result.dense_quality, result.decided_quality, result.pruned_quality)
+    heights = [100 * quality.value for quality in found]
     axes.bar(names, heights, width=0.65, color=[_DENSE, _BEFORE, _PRUNED])
-    for x, (value, height) in enumerate(zip(values, heights, strict=True)):
-        axes.text(x, height + 1.5, _percent(value), ha="center", fontsize=10, color=_INK)
-    _style(axes, "Top-1 on the test images (%)")
+    for x, (quality, height) in enumerate(zip(found, heights, strict=True)):
+        axes.text(x, height + 1.5, quality.shown, ha="center", fontsize=10, color=INK)
+    style(axes, f"Test images: {found[0].measure}")
     axes.set_ylim(0, 108)
-    axes.set_yticks(range(0, 101, 20))
-
-
-def _maps(row: Mapping[str, Any]) -> list[str]:
-    """The gates a line of the search has probabilities of: its keys, without the block."""
-    found = [re.fullmatch(rf"({'|'.join(AXES)})_probability/0(/\d+)?", key) for key in sorted(row)]
-    matches = sorted((m for m in found if m), key=lambda m: list(AXES).index(m[1]))
-    return [f"{m[1]}_probability/{{}}{m[2] or ''}" for m in matches]
-
-
-def _gates(part: SubFigure, result: Result, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Heat maps [block, step] of the probability that a gate is on."""
-    blocks, keys = len(result.ops), _maps(rows[0])
-    edges = _edges([row["step"] for row in rows])
-    grid = part.subplots(1, len(keys), sharey=True, squeeze=False)[0]
-    for axes, key in zip(grid, keys, strict=True):
-        values = [[row.get(key.format(b), math.nan) for row in rows] for b in range(blocks)]
-        mesh = axes.pcolormesh(
-            edges, [b - 0.5 for b in range(blocks + 1)], values, vmin=0, vmax=1, cmap="RdBu"
-        )
-        _style(axes, _gate_name(key, result.candidates), size=11 if len(keys) <= 4 else 9)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    grid[0].invert_yaxis()  # shared by all
-    grid[0].set_ylabel("block")
-    grid[0].set_yticks(range(0, blocks, 1 if blocks <= 12 else 2))
-    bar = part.colorbar(mesh, ax=list(grid), pad=0.01, aspect=18)
-    bar.set_label("probability of a gate (on above 0.5)", fontsize=9)
-    bar.outline.set_visible(False)
-
-
-def _gate_name(key: str, candidates: tuple[str, ...]) -> str:
-    axis, _, gate = key.partition("_probability/{}")
-    if not gate:
-        return f"{_AXES[axis]} (mean)"
-    place = int(gate[1:]) + 1
-    return f"{'≥ ' if place < len(candidates) - 1 else ''}{OPS[candidates[place]].label}"
-
-
-def _edges(steps: Sequence[int]) -> list[float]:
-    """Borders between columns centred on ``steps``."""
-    if len(steps) == 1:
-        return [steps[0] - 0.5, steps[0] + 0.5]
-    middle = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
-    return [2 * steps[0] - middle[0], *middle, 2 * steps[-1] - middle[-1]]
+    shares = range(0, 101, 20)
+    labels = shares if found[0].top1 is not None else [f"{share / 100:g}" for share in shares]
+    axes.set_yticks(shares, [str(label) for label in labels])

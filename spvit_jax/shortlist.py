@@ -84,7 +84,7 @@ class _Trying:
         model = self._model(trial.name)
         steps = config.shortlist.steps
         model, _ = fit(self.inner, self._folder(trial.name), model, config.finetune, steps=steps)
-        error = feature_error(model, self.dense, self.judges, config.score.patch_weight)
+        error = feature_error(model, self.dense, self.judges, config.patch_weight)
         return self._written("trained", dataclasses.replace(trial, trained=error)), error
 
     def _model(self, name: str) -> Classifier:

@@ -90,7 +90,7 @@ def test_eight_devices_score_try_and_choose_as_one_does(whole, tmp_path):
         assert (one["trained"] or 0) == pytest.approx(two["trained"] or 0, rel=1e-2), one["name"]
     results = [Result.from_json((f / "result.json").read_text()) for f in (tmp_path, whole)]
     assert results[0].decision == results[1].decision and results[0].ops == results[1].ops
-    assert results[0].pruned_top1 == pytest.approx(results[1].pruned_top1, abs=0.04)
+    assert results[0].pruned_quality.top1 == pytest.approx(results[1].pruned_quality.top1, abs=0.04)
 
 
 def test_killed_at_random_and_while_a_checkpoint_is_written_it_loses_nothing(

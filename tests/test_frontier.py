@@ -56,8 +56,8 @@ def test_every_budget_has_a_model_that_keeps_to_it(whole):
         kept = architectures.load(folder / "architecture.json")
         assert model.architecture == kept and kept.macs(SPEC) == point["macs"]
         assert 0.99 * point["budget"] * full < point["macs"] <= point["budget"] * full
-        assert 0 < point["top1"] <= 1 and point["latency_ms"] > 0
-    assert points[1]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
+        assert 0 < point["quality"]["top1"] <= 1 and point["latency_ms"] > 0
+    assert points[1]["quality"]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
     assert (
         frontier.summary((whole / "frontier.json").read_text())
         in (whole / "frontier.txt").read_text()
@@ -98,7 +98,7 @@ def test_no_label_is_read(whole, tmp_path, monkeypatch):
     for name in ("scores.json", "frontier/01/model.safetensors"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     points = [json.loads((f / "frontier.json").read_text())["points"] for f in (whole, tmp_path)]
-    assert points[0][0]["top1"] > 0.5 > points[1][0]["top1"]
+    assert points[0][0]["quality"]["top1"] > 0.5 > points[1][0]["quality"]["top1"]
 
 
 def test_budgets_that_cannot_be_are_named_at_once(tmp_path):

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from spvit_jax.measure import Timing
+from spvit_jax.quality import Quality
 from spvit_jax.report import Held, Result, figure, table
 from spvit_jax.trials import Trial
 from spvit_jax.trials import table as trials_table
@@ -35,9 +36,9 @@ RESULT = Result(
     dense_published_macs=66_150_000,
     pruned_published_macs=31_700_000,
     decision="project",
-    dense_top1=0.9105,
-    decided_top1=0.612,
-    pruned_top1=0.903,
+    dense_quality=Quality(2000, top1=0.9105, top5=0.99),
+    decided_quality=Quality(2000, top1=0.612, top5=0.9),
+    pruned_quality=Quality(2000, top1=0.903, top5=0.99),
     dense_params=1_254_000,
     shared_params=801_000,
     folded_params=702_100,
@@ -54,8 +55,9 @@ GIVEN = dataclasses.replace(
     candidates=(),
     budgets=(),
     decision="given",
-    dense_top1=None,
-    decided_top1=None,
+    dense_quality=Quality(200, cosine=1.0, cosine_worst=1.0, error=0.0, patch_cosine=1.0),
+    decided_quality=Quality(200, cosine=0.91, cosine_worst=0.5, error=0.3, patch_cosine=0.9),
+    pruned_quality=Quality(200, cosine=0.9712, cosine_worst=0.83, error=0.06, patch_cosine=0.95),
     timings=None,
 )
 MERGED = dataclasses.replace(RESULT, tokens=(53, 53, 40, 1))
@@ -95,19 +97,22 @@ Speed measured on cpu."""
     )
 
 
-def test_table_prints_a_dash_for_what_is_missing():
+def test_table_says_features_without_labels_and_a_dash_for_what_is_missing():
     assert (
         table(GIVEN)
         == """\
-deit_mini                        dense  pruned  pruned / dense
-──────────────────────────────────────────────────────────────
-top-1 (%)                            –   90.30               –
-MACs, as run (M)                 61.20   30.51           0.50×
-MACs, as published (M)           66.15   31.70           0.48×
-parameters, shared form (M)      1.254   0.801           0.64×
-parameters, folded (M)           1.254   0.702           0.56×
-latency, batch 1 (ms)                –       –               –
-throughput, batch 64 (images/s)      –       –               –
+deit_mini                         dense  pruned  pruned / dense
+───────────────────────────────────────────────────────────────
+cosine to the dense features     1.0000  0.9712         −0.0288
+  of the worst image             1.0000  0.8300         −0.1700
+error of the features            0.0000  0.0600         +0.0600
+cosine, patches                  1.0000  0.9500         −0.0500
+MACs, as run (M)                  61.20   30.51           0.50×
+MACs, as published (M)            66.15   31.70           0.48×
+parameters, shared form (M)       1.254   0.801           0.64×
+parameters, folded (M)            1.254   0.702           0.56×
+latency, batch 1 (ms)                 –       –               –
+throughput, batch 64 (images/s)       –       –               –
 
 Budget: none, the architecture was given."""
     )
@@ -195,13 +200,13 @@ def test_figure_follows_every_input(tmp_path):
     ]
     heads = [{k: v / 2 if "heads" in k else v for k, v in row.items()} for row in metrics]
     tighter = (RESULT.budgets[0], dataclasses.replace(RESULT.budgets[1], found=400_000))
-    height = base.shape[0]
+    height, worse = base.shape[0], Quality(2000, top1=0.2)
     changes = {  # what changes, and the third of the page where it shows
         "ops": (0, draw(path, dataclasses.replace(RESULT, ops=("msa", "msa", "msa", "skip")))),
         "widths": (0, draw(path, dataclasses.replace(RESULT, ffn_widths=(200, 120, 90, 0)))),
         "heads": (0, draw(path, dataclasses.replace(RESULT, heads=(3, 0, 0, 0)))),
         "published": (0, draw(path, dataclasses.replace(RESULT, pruned_published_macs=33_000_000))),
-        "accuracy": (1, draw(path, dataclasses.replace(RESULT, decided_top1=0.2))),
+        "accuracy": (1, draw(path, dataclasses.replace(RESULT, decided_quality=worse))),
         "macs": (1, draw(path, RESULT, budgets[0])),
         "parameters": (1, draw(path, RESULT, budgets[1])),
         "found": (1, draw(path, dataclasses.replace(RESULT, budgets=tighter))),

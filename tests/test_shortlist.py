@@ -62,7 +62,7 @@ def test_the_best_of_what_was_tried_goes_on(whole):
     assert load(whole / "pruned.safetensors").architecture == found
     (budget,) = result.budgets
     assert budget.threshold is None and budget.found <= budget.target
-    assert result.decided_top1 > 0.7 and not (whole / "search").exists()
+    assert result.decided_quality.top1 > 0.7 and not (whole / "search").exists()
     steps = read_metrics(whole / "shortlist" / f"{tried.index(near[0]):02d}")
     assert steps[-1]["step"] == 4 and "distillation" in steps[-1]
 
@@ -103,7 +103,7 @@ def test_no_label_is_read(whole, tmp_path, monkeypatch):
     for name in ("shortlist.json", "architecture.json", "pruned.safetensors"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     pair = [Result.from_json((f / "result.json").read_text()) for f in (tmp_path, whole)]
-    assert pair[0].dense_top1 < 0.1 < 0.7 < pair[1].dense_top1
+    assert pair[0].dense_quality.top1 < 0.1 < 0.7 < pair[1].dense_quality.top1
 
 
 def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_path):

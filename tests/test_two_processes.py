@@ -113,7 +113,7 @@ def test_two_processes_signalled_killed_and_ended_as_one_do_what_one_does(alone,
             values = [[row[name] for row in rows] for rows in (mine, other)]
             np.testing.assert_allclose(*values, rtol=1e-4, err_msg=f"{stage} {name}")
     results = [Result.from_json((f / "result.json").read_text()) for f in (tmp_path, alone)]
-    for name in ("ops", "pruned_macs", "dense_top1", "decided_top1", "pruned_top1"):
+    for name in ("ops", "pruned_macs", "dense_quality", "decided_quality", "pruned_quality"):
         assert getattr(results[0], name) == getattr(results[1], name), name
 
 

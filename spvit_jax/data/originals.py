@@ -195,8 +195,20 @@ def _image_paths(root: Path, name: str) -> Iterator[str]:
 
 
 def _holds_images(folder: Path) -> bool:
+    return bool(images_in(folder))
+
+
+def images_in(folder: Path) -> list[str]:
+    """The names of the image files directly in a folder, sorted."""
     with os.scandir(folder) as entries:
-        return any(one.is_file() and one.name.lower().endswith(EXTENSIONS) for one in entries)
+        return sorted(
+            one.name for one in entries if one.is_file() and one.name.lower().endswith(EXTENSIONS)
+        )
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether a folder holds images, and no folders that could be classes."""
+    return folder.is_dir() and not _visible(folder) and _holds_images(folder)
 
 
 def _divided(

@@ -18,6 +18,7 @@ from spvit_jax.data.decode import EXTENSIONS, from_array, open_image
 from spvit_jax.data.errors import DataError
 from spvit_jax.remote import is_remote, reading
 
+UNLABELLED = -1  # the label of an image that has none
 LOCAL = ("idx", "folder", "inat")  # kinds of many small files, which are read from disks alone
 
 
@@ -132,7 +133,7 @@ def _part(split: str, parts: tuple[str, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files in a folder for each class."""
+    """Image files in a folder for each class, or in one, without labels."""
 
     root: Path
     files: tuple[tuple[str, int], ...]  # path below ``root``, label
@@ -145,12 +146,17 @@ class FolderSource:
         That is torchvision's numbering. The images stand in a fixed order that mixes the classes
         (by the SHA-256 of their path), so that ``train[:90%]`` has all of them. A folder of
         ``CLASS/...`` alone is the split train, less the ``data.val_share`` of it that is val.
+        Images in no class folder have no labels.
 
         Raises:
           DataError: the folder, a class's images or a class of the training split is missing.
         """
         part, train = (splits.parse(name).split_name for name in (split, data.train_split))
         root = folder / part
+        if originals.is_flat(root):
+            return cls(root, _mixed(_unlabelled(root), split), ())
+        if part == train and originals.is_flat(folder):
+            return cls(folder, _mixed(_unlabelled(folder), split), ())
         if folder.is_dir() and not root.is_dir() and not originals.has_splits(folder):
             return cls._divided(folder, part, split, data)
         names = _class_folders(root)
@@ -184,6 +190,10 @@ class FolderSource:
         """One image file, read."""
         path, label = self.files[index]
         return {"image": open_image(self.root / path, str(self.root / path)), "label": label}
+
+
+def _unlabelled(folder: Path) -> list[tuple[str, int]]:
+    return [(file, UNLABELLED) for file in originals.images_in(folder)]
 
 
 def _mixed(files: list[tuple[str, int]], split: str) -> tuple[tuple[str, int], ...]:

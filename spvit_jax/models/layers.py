@@ -257,8 +257,8 @@ class Identity(nnx.Module):
 class Mlp(nnx.Module):
     """The feed-forward network: ``width -> hidden`` units, an activation, ``-> width``.
 
-    With gates, what is activated is a projection of its own, ``gate``, which ``fc1``'s is
-    multiplied by (SwiGLU where the activation is SiLU).
+    With a gate for each unit, what is activated is a projection of its own, ``gate``, and ``fc1``'s
+    is multiplied by it (SwiGLU where the activation is SiLU).
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class ViTSpec:
     norm_pre: bool = False  # a norm before the blocks (CLIP)
     qk_norm: bool = False  # norms of each head's queries and keys
     gated: bool = False  # each FFN unit is multiplied by another one, its gate (SwiGLU)
-    activation: str = "gelu"  # of the FFN units, or of their gates: one of ACTIVATIONS
+    activation: str = "gelu"  # of FFN units, or of the gate of each: one of ACTIVATIONS
     epsilon: float = 1e-6  # of the norms
 
     def __post_init__(self) -> None:

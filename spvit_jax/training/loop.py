@@ -44,7 +44,7 @@ class Loop:
       eval_steps: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints; the last step always has one.
       evaluate: metrics of a state, on held-out images; ``EVALUATED`` is one of them. May raise
-        ``Interrupted``.
+        ``Interrupted``. None: there is nothing to evaluate by.
       should_stop: asked after every step.
       console: for the progress bar.
       describe: more metrics of a state, cheap, at every logged step.
@@ -58,7 +58,7 @@ class Loop:
     log_every: int
     eval_steps: int
     checkpoint_every: int
-    evaluate: Callable[[TrainState], Metrics]
+    evaluate: Callable[[TrainState], Metrics] | None
     should_stop: Callable[[], bool]
     console: Console
     describe: Callable[[TrainState], Metrics] = lambda state: {}
@@ -113,7 +113,7 @@ class Loop:
                     values = self._check(number, metrics, checkpoints)
                     values |= self.describe(state) | pace.lap()
                     bar.show({"loss": values["loss"]})
-                    if self._evaluates(number):
+                    if self.evaluate and self._evaluates(number):
                         with pace.paused():
                             try:
                                 values |= self.evaluate(state)
@@ -136,6 +136,8 @@ class Loop:
 
     def _evaluates(self, number: int) -> bool:
         """Whether step ``number`` is evaluated."""
+        if self.evaluate is None:
+            return False
         return number == self.steps or (self.eval_steps > 0 and number % self.eval_steps == 0)
 
     def _catch_up(self, state: TrainState) -> None:
@@ -147,7 +149,7 @@ class Loop:
         number = int(state.step)
         rows = read_metrics(self.folder) if jax.process_index() == 0 else []
         owed = any(row["step"] == number and EVALUATED not in row for row in rows)
-        if hosts.from_first(owed and self._evaluates(number)):
+        if hosts.from_first(owed and self._evaluates(number)) and self.evaluate:
             values = self.evaluate(state)
             with MetricWriter(self.folder, number) as writer:
                 writer.amend(values)

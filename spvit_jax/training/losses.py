@@ -78,7 +78,8 @@ def smooth_targets(labels: Array, classes: int, smoothing: float = 0.0) -> Array
 
     ``smoothing`` spreads that share of each evenly over all classes, as torch does.
     """
-    return optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=float), smoothing)
+    targets = jax.nn.one_hot(labels, classes, dtype=float)
+    return optax.smooth_labels(targets, smoothing) if smoothing and classes else targets
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

@@ -1,0 +1,168 @@
+"""Backbones: models without a head and images without labels, from end to end."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from spvit_jax import pipeline
+from spvit_jax.config import ConfigError, from_config_dict
+from spvit_jax.convert import load, save
+from spvit_jax.data.sources import open_source
+from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.progress import Console
+from spvit_jax.quality import Quality
+from spvit_jax.report import Result
+from spvit_jax.training.probe import linear_probe, nearest_neighbours
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+SPEC = ViTSpec(
+    width=16, depth=3, heads=2, hidden=32, patch_size=4, image_size=16, classes=0, registers=2,
+    gated=True, activation="silu", patches=True, rotary="dinov3", positions=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(64):
+        coarse = rng.integers(0, 256, (3, 3, 3), np.uint8)
+        Image.fromarray(coarse).resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    file = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    save(ViT(SPEC, rngs=nnx.Rngs(0)), file)
+    return file
+
+
+def config(photos, backbone, **groups):
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    values["data"] |= {"source": f"folder:{photos}", "eval_batch_size": 16}
+    values["data"] |= {"train_split": "train[:48]", "test_split": "train[48:]"}
+    values["model"] |= {"variant": "", "checkpoint": str(backbone), "patches": True}
+    values["score"] |= {"images": 32, "batch_size": 8}
+    values["shortlist"] |= {"candidates": 0}
+    values["search"] |= {"ops": ("skip", "msa"), "axes": ("op", "heads", "tokens", "ffn")}
+    values["finetune"] |= {"batch_size": 8, "epochs": 1.0}
+    values["budget"] = {"macs": 0.6}
+    values["measure_seconds"] = 0.01
+    for name, fields in groups.items():
+        values[name] = values[name] | fields if isinstance(fields, dict) else fields
+    return from_config_dict(values)
+
+
+def run(settings, folder):
+    pipeline.run(settings, folder, Console(silent=True), lambda: False)
+
+
+def test_a_folder_of_images_has_no_labels(photos):
+    data = config(photos, "x").data
+    train, test = (open_source(data, split) for split in ("train[:48]", "train[48:]"))
+    assert (len(train), len(test), train.class_names) == (48, 16, ())
+    assert train[0]["label"] == -1 and train[0]["image"].full().size == (24, 20)
+    assert not {name for name, _ in train.files} & {name for name, _ in test.files}
+
+
+def test_a_backbone_is_pruned_without_labels(photos, backbone, tmp_path):
+    run(config(photos, backbone), tmp_path)
+    result = Result.from_json((tmp_path / "result.json").read_text())
+    before, decided, after = result.dense_quality, result.decided_quality, result.pruned_quality
+    assert before.images == 16 and before.top1 is None
+    assert before.cosine == pytest.approx(1, abs=1e-6) and before.error < 1e-9
+    for found in (decided, after):
+        assert 0.5 < found.cosine_worst <= found.cosine < 1 and 0 < found.error < 1
+        assert 0.5 < found.patch_cosine < 1 and found.patch_error > 0
+    small = load(tmp_path / "pruned.safetensors")
+    assert small.spec == SPEC and result.pruned_macs <= 0.6 * result.dense_published_macs
+    dense, images = load(backbone), jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    assert small(images).shape == (2, 16)
+    (one, two) = (model.patch_features(model.stream(images)[-1]) for model in (small, dense))
+    assert one.shape == two.shape == (2, 16, 16)
+    assert (tmp_path / "report.png").exists()
+    rows = [json.loads(line) for line in (tmp_path / "finetune/metrics.jsonl").open()]
+    assert rows and not any("top1" in row or "accuracy" in row for row in rows)
+
+
+def test_the_curve_of_a_backbone_is_of_cosines(photos, backbone, tmp_path):
+    settings = config(photos, backbone, stage="frontier", frontier={"budgets": (0.8, 0.5)})
+    run(settings, tmp_path)
+    points = json.loads((tmp_path / "frontier.json").read_text())["points"]
+    cosines = [Quality(**point["quality"]).value for point in points]
+    assert cosines[0] == pytest.approx(1, abs=1e-6) and cosines == sorted(cosines, reverse=True)
+    assert "cosine to the dense features" in (tmp_path / "frontier.txt").read_text()
+
+
+def test_a_pruned_backbone_is_evaluated_by_its_dense_model(photos, backbone, tmp_path):
+    settings = config(photos, backbone, stage="evaluate")
+    with pytest.raises(ConfigError, match="set teacher.checkpoint to the dense model"):
+        run(settings, tmp_path / "without")
+    settings = config(photos, backbone, stage="evaluate", teacher={"checkpoint": str(backbone)})
+    run(settings, tmp_path / "with")
+    found = Quality(**json.loads((tmp_path / "with" / "evaluation.json").read_text()))
+    assert found.images == 16 and found.cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_with_labels_features_are_probed(tmp_path):
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    values["model"]["output"] = "features"
+    values["data"] |= {"train_split": "train[:512]", "test_split": "test[:256]"}
+    values["stage"], values["frontier"]["budgets"] = "frontier", (0.7,)
+    values["score"] = {"images": 64, "batch_size": 16}
+    values["search"]["axes"] = ("op", "heads", "ffn")
+    values["measure_seconds"] = 0.01
+    run(from_config_dict(values), tmp_path)
+    points = json.loads((tmp_path / "frontier.json").read_text())["points"]
+    for point in points:
+        found = Quality(**point["quality"])
+        assert found.knn > 0.75 and found.linear > 0.75 and found.top1 is None
+    assert load(tmp_path / "frontier/00/model.safetensors").spec.classes == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"finetune": {"distillation": "none"}}, "finetune would learn them; set finetune.dist"),
+        ({"finetune": {"distillation_weight": 0.5}}, "finetune.distillation_weight=1"),
+        ({"model": {"output": "logits"}}, "set model.output=features"),
+    ],
+)
+def test_what_needs_labels_is_refused(photos, backbone, tmp_path, group, said):
+    with pytest.raises(ConfigError, match=said):
+        run(config(photos, backbone, **group), tmp_path)
+
+
+def test_probes_find_what_is_there():
+    rng = np.random.default_rng(0)
+    centres, labels = 3 * rng.standard_normal((4, 8)), rng.integers(0, 4, 200)
+    rows = centres[labels] + rng.standard_normal((200, 8))
+    split = rows[:150], labels[:150], rows[150:], labels[150:]
+    for probe in (nearest_neighbours, linear_probe):
+        assert probe(*split) > 0.95
+        assert probe(rows[:150], rng.permutation(labels[:150]), *split[2:]) < 0.5
+
+
+def test_neighbours_vote_as_in_a_plain_loop():
+    rng = np.random.default_rng(1)
+    train, test = rng.standard_normal((40, 5)), rng.standard_normal((30, 5))
+    labels, truth = rng.integers(0, 3, 40), rng.integers(0, 3, 30)
+    right = 0
+    for row, label in zip(test, truth, strict=True):
+        cosines = [row @ t / np.linalg.norm(row) / np.linalg.norm(t) for t in train]
+        votes = np.zeros(3)
+        for i in sorted(range(40), key=lambda i: -cosines[i])[:10]:
+            votes[labels[i]] += cosines[i]
+        right += votes.argmax() == label
+    assert nearest_neighbours(train, labels, test, truth) == right / 30
+
+
+def test_output_features_leaves_the_head_out():
+    assert dataclasses.replace(SPEC, classes=0).blocks[-1].read == SPEC.blocks[-1].tokens
