@@ -53,7 +53,7 @@ def load(
     with _naming(path):
         if native.is_native(path):
             return _load_native(path, spec, image_size, notes, options)
-        family, state = recognise(read_state(str(path)))
+        family, state = recognise(read_state(str(path)), notes)
         if family.form_of(state) == "dense":
             wanted = spec or family.spec_from_state(state, heads)
             return dense_from_state(state, resized(wanted, image_size), notes, **options)
@@ -133,7 +133,7 @@ def about_of(address: str) -> About:
 
 def dense_from_state(state: State, spec: Spec, notes: list[str], **options: Any) -> Any:
     """The dense model of ``spec`` with a checkpoint's arrays; see ``load``."""
-    family, state = recognise(state)
+    family, state = recognise(state, notes)
     form = family.form_of(state)
     if form != "dense":
         raise _not_dense(form)
