@@ -15,7 +15,15 @@ from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 State = dict[str, np.ndarray]
 
 TORCH = (".pth", ".pt", ".bin", ".tar")
-WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher")  # the first there
+WRAPPERS = (  # the first that is there
+    "model",
+    "state_dict",
+    "model_ema",
+    "state_dict_ema",
+    "module",
+    "teacher",
+    "student",
+)
 EXPECTED = "expected weights in .safetensors, as NumPy's .npz, or as a torch file in " + ", ".join(
     TORCH
 )

@@ -13,6 +13,7 @@ from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+OPEN_CLIP = "open_clip_config.json"
 ACTIVATIONS = {  # transformers' and timm's names, ours
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -111,6 +112,8 @@ class Facts:
 def facts_beside(path: Path) -> Facts:
     """What ``config.json`` and ``preprocessor_config.json`` say, in timm's or transformers' form.
 
+    Where neither form is there, what ``open_clip_config.json`` says.
+
     Args:
       path: of a file of weights, or of its folder.
 
@@ -124,6 +127,8 @@ def facts_beside(path: Path) -> Facts:
         found = _timm(config)
     elif config is not None and "model_type" in config:
         found = _transformers(config)
+    elif (clip := _read(folder / OPEN_CLIP)) is not None:
+        found = _open_clip(clip)
     if preprocessor is not None:
         found |= _preprocessing(preprocessor)
     return Facts(**{name: value for name, value in found.items() if value is not None})
@@ -140,12 +145,13 @@ def check(facts: Facts, state: State) -> None:
     if patches is None or patches.ndim != 4:
         return  # reported with everything else that does not fit
     width, patch = patches.shape[0], patches.shape[2]
+    projection = f"patch_embed.proj.weight {list(patches.shape)}"
     pattern = re.compile(r"(layers\.\d+\.)?blocks\.\d+\.")
     depth = len({match[0] for name in state if (match := pattern.match(name))})
     lines = [
         f"{CONFIG} says {name} {said}, the arrays {there} ({where})"
         for name, said, there, where in (
-            ("width", facts.width, width, f"patch_embed.proj.weight {list(patches.shape)}"),
+            ("width", facts.width, width, projection),
             (
                 "patch size",
                 facts.patch_size,
@@ -203,8 +209,7 @@ def _timm(config: Fields) -> dict[str, Any]:
     features = None if known.staged else config.count("num_features")
     return {
         "family": family,
-        "width": options.count("embed_dim")
-        or (None if known.staged else config.count("num_features")),
+        "width": options.count("embed_dim") or features,
         "depth": options.total("depths") or options.count("depth"),
         "heads": options.count("num_heads", first=True) or known.heads,
         "epsilon": known.epsilon,
@@ -245,6 +250,40 @@ def _transformers(config: Fields) -> dict[str, Any]:
         "patch_size": config.side("patch_size"),
         "class_names": None if placeholder else labels,
         "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,
+    }
+
+
+def _open_clip(config: Fields) -> dict[str, Any]:
+    """Of open_clip's form, the vision tower; one of timm's is known by its name."""
+    model, images = config.inner("model_cfg"), config.inner("preprocess_cfg")
+    tower = model.inner("vision_cfg")
+    found: dict[str, Any] = {
+        "image_size": tower.side("image_size"),
+        "mean": images.numbers("mean"),
+        "std": images.numbers("std"),
+        "interpolation": images.text("interpolation"),
+    }
+    family = tower.text("timm_model_name")
+    if family is not None:
+        known = architecture(family)
+        return found | {
+            "family": family,
+            "heads": known.heads,
+            "epsilon": known.epsilon,
+            "activation": known.activation,
+            "patch_size": known.patch_size,
+            "pool": tower.text("timm_pool") or None,
+            "rotary": Rotary(*known.rotary) if known.rotary else None,
+        }
+    width = tower.count("width") or 768
+    return found | {
+        "family": "open_clip",
+        "width": width,
+        "depth": tower.count("layers") or 12,
+        "heads": width // (tower.count("head_width") or 64),
+        "epsilon": 1e-5,
+        "activation": "quick_gelu" if model.flag("quick_gelu") else "gelu",
+        "patch_size": tower.side("patch_size") or 16,
     }
 
 

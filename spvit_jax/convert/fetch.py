@@ -27,12 +27,16 @@ WEIGHTS = (  # in a folder, the first that is there
     "model.safetensors",
     f"model.safetensors{INDEX}",
     "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
-    "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-BESIDE = ("config.json", "preprocessor_config.json")  # what the arrays do not say
+BESIDE = (  # what the arrays do not say
+    "config.json",
+    "preprocessor_config.json",
+    "open_clip_config.json",
+)
 TOKENIZER = r"tokenizer|vocab|merges|spiece|sentencepiece|special_tokens"
 
 log = logging.getLogger(__name__)

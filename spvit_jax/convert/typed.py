@@ -106,9 +106,10 @@ class Fields:
         value = self._content.get(name)
         if value is None:
             return None
+        sides: list[Any]
         if isinstance(value, Mapping):
-            edges = value.get("shortest_edge"), value.get("height"), value.get("width")
-            sides = [edges[0]] if edges[0] is not None else list(edges[1:])
+            names = ("shortest_edge",) if "shortest_edge" in value else ("height", "width")
+            sides = [value.get(edge) for edge in names]
         elif isinstance(value, list | tuple):
             sides = list(value)[-2:]
         else:

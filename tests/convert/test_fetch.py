@@ -96,7 +96,7 @@ def test_hub_addresses(server, monkeypatch):
     path = fetch.fetch("hf-hub:timm/deit_tiny_patch16_224.fb_in1k")
     assert path.name == "model.safetensors"
     root = "/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/"
-    names = "model.safetensors", "config.json", "preprocessor_config.json"
+    names = "model.safetensors", *fetch.BESIDE
     assert server.asked == [root + name for name in names]
     assert {beside.name for beside in path.parent.iterdir()} == set(names)
     assert path == fetch.download(f"{server.url}{root}model.safetensors")  # as without a hub
@@ -126,12 +126,12 @@ def test_a_hub_index_comes_with_its_shards_and_what_describes_them(server, monke
     path = fetch.fetch("hf-hub:org/sharded")
     assert path.name == "model.safetensors.index.json"
     assert {p.name for p in path.parent.iterdir()} - {"model.safetensors.absent"} == {
-        *SHARDS, "preprocessor_config.json.absent",
+        *SHARDS, "preprocessor_config.json.absent", "open_clip_config.json.absent",
     }  # fmt: skip
     state = read_state("hf-hub:org/sharded")
     assert state["a"].tolist() == [1, 1] and state["b"].tolist() == [2, 2]
     assert state["a"].dtype == np.float32
-    assert len(server.asked) == len(set(server.asked)) == 6  # what is not there is asked for once
+    assert len(server.asked) == len(set(server.asked)) == 7  # what is not there is asked for once
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "open_clip_model.safetensors"])

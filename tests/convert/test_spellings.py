@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from spvit_jax.convert import CheckpointError, read_state
+from spvit_jax.convert import CheckpointError, load, read_state
+from spvit_jax.convert.facts import facts_beside
 from spvit_jax.convert.spellings import SPELLINGS, heads_of, spelled
 from spvit_jax.convert.spellings.rules import Rule
 
@@ -242,6 +243,25 @@ def test_transformers_models_compute_what_timms_do(family, saved, transformers, 
     same = filled(ours(timm, *FAMILIES[family][3:]), renamed)
     with torch.no_grad():
         assert_close(same(images()), logits(model(images())))
+
+
+def test_a_folder_of_transformers_becomes_a_model_of_ours(transformers, tmp_path):
+    import torch
+
+    name, _, options, *_ = FAMILIES["vit"]
+    config = transformers.ViTConfig(**options, layer_norm_eps=1e-6, num_labels=CLASSES)
+    model = randomised(getattr(transformers, name)(config))
+    model.save_pretrained(tmp_path)
+    notes = []
+    ours = load(tmp_path, heads=facts_beside(tmp_path).heads, notes=notes)
+    with torch.no_grad():
+        expected = model(images()).logits.numpy()
+    found = np.asarray(ours(images().numpy().transpose(0, 2, 3, 1)))
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert notes == [
+        "took the prefix 'vit.' off the checkpoint's names",
+        "renamed the arrays of transformers' ViT, DeiT, DINOv2 or DINOv3 as timm has them",
+    ]
 
 
 def timm_state(depth=DEPTH, **names):
@@ -544,12 +564,18 @@ def test_a_regnets_prefix_is_taken_off():
 
 @pytest.mark.parametrize(
     ("taken", "other"),
-    [("teacher.backbone.", "student.backbone."), ("model_ema.", "model."), ("ema.", "model.")],
+    [
+        ("teacher.backbone.", "student.backbone."),
+        ("model_ema.", "model."),
+        ("ema.", "model."),
+        ("module.base_encoder.", "module.momentum_encoder."),
+        ("encoder_q.", "encoder_k."),
+    ],
 )
-def test_of_two_models_the_averaged_one_is_taken(taken, other, assert_same):
+def test_of_two_models_the_one_for_use_is_taken(taken, other, assert_same):
     state, notes = timm_state(), []
     both = {f"{other}{n}": v + 1 for n, v in state.items()}
-    both |= {f"{other.split('.')[0]}.head.mlp.0.weight": np.ones(1)}
+    both |= {f"{other.removesuffix('backbone.')}head.mlp.0.weight": np.ones(1)}
     both |= {f"{taken}{n}": v for n, v in state.items()}
     assert_same(rename(both, notes), state)
     assert f"left out another model: {other}cls_token" in notes[1]
@@ -558,7 +584,8 @@ def test_of_two_models_the_averaged_one_is_taken(taken, other, assert_same):
 def test_projection_heads_are_left_out(assert_same):
     state, notes = timm_state(), []
     theirs = {f"backbone.{n}": v for n, v in state.items() if not n.startswith("head.")}
-    heads = {n: np.ones(1) for n in ("head.mlp.0.weight", "head.last_layer.weight_g")}
+    names = ("head.mlp.0.weight", "head.last_layer.weight_g", "head.0.weight", "predictor.0.bias")
+    heads = {n: np.ones(1) for n in names}
     found = rename(theirs | heads, notes)
     assert not any(name.startswith("head") for name in found)
     assert "a projection head of self-supervised training: head.mlp.0.weight" in notes[1]
@@ -591,7 +618,39 @@ def test_names_that_no_rule_knows_are_refused_all_at_once(transformers):
         assert "encoder.adapter.weight [2, 3]" in str(caught.value)
 
 
+OPEN_CLIP = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj": "conv1",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj": "attn.out_proj",
+    ".norm1": ".ln_1",
+    ".norm2": ".ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "blocks.": "transformer.resblocks.",
+    "norm.": "ln_post.",
+    "head.weight": "proj",
+}
+
+
+def open_clip_state():
+    state = {n: v for n, v in timm_state().items() if n != "head.bias"}
+    state["head.weight"] = state["head.weight"].T
+    state["cls_token"] = state["cls_token"][0, 0]
+    state["pos_embed"] = state["pos_embed"][0]
+    return respelled(state, OPEN_CLIP)
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.", "module.visual."])
+def test_open_clips_names(prefix, assert_same):
+    theirs = {prefix + name: value for name, value in open_clip_state().items()}
+    expected = timm_state() | {"head.bias": np.zeros(CLASSES, np.float32)}
+    assert_same(rename(theirs), expected)
+
+
 FOREIGN = {
+    "open_clip": open_clip_state(),
     "torchvision": respelled(timm_state(), TORCHVISION | {"fc1": "0", "fc2": "3"}),
     "vision_transformer": jax_names(False),
 }

@@ -2,7 +2,7 @@
 
 from spvit_jax.convert.spellings.rules import Rule, Spelling, batched, token
 
-BLOCK = "(encoder.layer|encoder.layers|layer|layers|model.layer).{i}"
+BLOCK = "(encoder.layer|layer|layers|model.layer).{i}"
 MASK = (r"(^|\.)mask_token$", "the token of masked patches")
 POSITION_IDS = (r"(^|\.)position_ids$", "counted positions")
 POOLER = (r"^pooler\.", "a pooler behind the class token")

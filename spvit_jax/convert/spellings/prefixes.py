@@ -11,8 +11,8 @@ RATHER = (  # of two models in a checkpoint, the part of a prefix that is taken,
     ("teacher", "student"),
     ("model_ema", "model"),
     ("ema", "model"),
-    ("momentum_encoder", "base_encoder"),
-    ("encoder_k", "encoder_q"),
+    ("base_encoder", "momentum_encoder"),
+    ("encoder_q", "encoder_k"),
 )
 BESIDE = (  # what stands beside an image model, outside of its prefix
     (r"^(text|text_model|txt|language_model)[./]", "the text tower"),

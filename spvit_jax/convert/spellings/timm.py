@@ -28,7 +28,8 @@ TIMM = Spelling(
     (
         (r"^mask_token$", "the token of masked patches"),
         (r"^decoder_|^decoder\.", "the decoder of a masked autoencoder"),
-        (r"^(head\.(mlp|last_layer)|dino_head|ibot_head|projectors)\b", DINO_HEAD),
+        (r"^head\.(mlp2?|last_layer2?|\d+)\.", DINO_HEAD),
+        (r"^(dino_head|ibot_head|predictor|projectors)\.", DINO_HEAD),
         (r"^local_cls_norm\.", "a norm of small crops, in training"),
         (r"^rope_embed\.periods$|^rope\.periods$", "frequencies of the rotary embedding"),
     ),
