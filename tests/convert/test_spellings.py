@@ -6,7 +6,8 @@ import pytest
 from spvit_jax.convert import CheckpointError, load, read_state
 from spvit_jax.convert.facts import facts_beside
 from spvit_jax.convert.spellings import SPELLINGS, heads_of, spelled
-from spvit_jax.convert.spellings.rules import Rule
+from spvit_jax.convert.spellings.jax_names import unstacked
+from spvit_jax.convert.spellings.prefixes import find, take_off
 
 from . import stand_ins
 
@@ -89,7 +90,6 @@ FAMILIES = {  # transformers' model, config and options; timm's class and option
         },
     ),
 }  # fmt: skip
-SEEN = set()  # (spelling, rule) of every rule that a test of this file used
 
 
 @pytest.fixture(scope="module")
@@ -140,21 +140,7 @@ def images(size=SIZE):
 
 
 def rename(state, notes=None):
-    """``spelled``, keeping count of the rules that were of use."""
-    used = []
-    original = Rule.named
-
-    def named(rule, name):
-        target = original(rule, name)
-        if target is not None:
-            used.append(rule)
-        return target
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rule, "named", named)
-        found = spelled(state, [] if notes is None else notes)
-    SEEN.update(used)
-    return found
+    return spelled(state, [] if notes is None else notes)
 
 
 def ours(timm, kind, options):
@@ -737,11 +723,36 @@ def test_poolers_and_masks_are_left_out(transformers):
     assert "a pooler behind the class token: pooler.dense.weight and 1 more" in notes[0]
 
 
-def test_every_rule_was_of_use(transformers, timm, open_clip):
-    unused = [
-        f"{spelling.title}: {rule.source}"
-        for spelling in SPELLINGS
-        for rule in spelling.rules
-        if rule not in SEEN
-    ]
-    assert not unused, unused
+def every_state(transformers, folder):
+    """States as the tests above rename them, in every spelling."""
+    from safetensors.numpy import load_file
+
+    for family in FAMILIES:
+        model = theirs(transformers, family)
+        model.save_pretrained(folder / family)
+        yield from (arrays(model), load_file(folder / family / "model.safetensors"))
+    scales = {f"blocks.0.ls{n}.gamma": (WIDTH,) for n in (1, 2)}
+    dino = timm_state(reg_token=(1, 3, WIDTH), **scales)
+    gated = {f"blocks.0.{c}mlp.{w}.bias": np.ones(2) for c in ("", "0.") for w in ("w12", "w3")}
+    apart = {f"blocks.1.mlp.{w}.bias": np.ones(2) for w in ("w1", "w2")}
+    heads = {n: np.ones(2) for n in ("linear_head.bias", "blocks.0.attn.q_proj.weight")}
+    yield respelled(dino, {"reg_token": "register_tokens", "blocks.": "blocks.0."})
+    yield dino | gated | apart | heads | {"head.proj.bias": np.ones(2)}
+    more = {n: np.ones(WIDTH) for n in ("transformer.resblocks.0.ls_1.gamma", "ln_pre.bias")}
+    yield open_clip_state() | more
+    yield from FOREIGN.values()
+    yield from (names for names, *_ in NPZ.values())
+    yield jax_names(False) | {f"pre_logits/{n}": np.ones((2, 2)) for n in ("kernel", "bias")}
+
+
+def test_every_rule_is_of_use_to_some_state(transformers, tmp_path):
+    rules = {rule for spelling in SPELLINGS for rule in spelling.rules}
+    used = set()
+    for state in every_state(transformers, tmp_path):
+        for spelling in SPELLINGS:
+            prefix = find(spelling, state)
+            if prefix is not None:
+                names = unstacked(take_off(spelling, prefix, state, []))
+                used |= {next((r for r in spelling.rules if r.named(n)), None) for n in names}
+                break
+    assert not [rule.source for rule in rules - used]
