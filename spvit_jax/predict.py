@@ -112,7 +112,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     notes: list[str] = []
     where = pretrained.address(options.checkpoint)
     found = load(
-        where, image_size=options.image_size or 0, facts=Facts(**told(options)), notes=notes
+        where, image_size=options.image_size or 0, facts=Facts.told(**told(options)), notes=notes
     )
     model = pretrained.decided(found, notes)
     for note in notes:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.convert import About, CheckpointError, Facts, load, read_spec
+from spvit_jax.convert import About, CheckpointError, Facts, about_of, load, read_spec
 from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form, prune
@@ -35,7 +35,7 @@ def dense_spec(config: Config, found: int) -> Spec:
     if model.variant:
         spec = VARIANTS[model.variant]
     else:
-        spec = read_spec(address(model.checkpoint), Facts(**told(model)))
+        spec = read_spec(address(model.checkpoint), Facts.told(**told(model)))
     if isinstance(spec, RegNetSpec) and config.stage not in TRAINED_ONLY:
         raise ConfigError(
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
@@ -94,7 +94,9 @@ def options(config: Config, spec: Spec) -> dict[str, Any]:
 def load_dense(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """The dense model with its pretrained weights; ``notes`` gets what had to be changed."""
     where = address(config.model.checkpoint)
-    return load(where, spec, notes=notes, **options(config, spec))
+    dense = load(where, spec, notes=notes, **options(config, spec))
+    notes += _seen_otherwise(about_of(where), config)
+    return dense
 
 
 def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
@@ -110,9 +112,9 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """
     model, where = config.model, address(config.model.checkpoint)
     dtype = _dtype(model.dtype)
-    facts = Facts(**told(model))
+    facts = Facts.told(**told(model))
     if model.variant:
-        facts = dataclasses.replace(facts, heads=model.heads or _heads(VARIANTS[model.variant]))
+        facts = facts.over(Facts.told(_heads(VARIANTS[model.variant])))
     found = load(where, facts=facts, notes=notes, dtype=dtype)
     _check_trained(config, found.spec, spec.classes)
     if form(found) == "dense":
@@ -190,6 +192,12 @@ def check_about(about: About, config: Config, class_names: tuple[str, ...]) -> l
             f"the model's classes have other names than the data's: {names[0]!r}, …, not"
             f" {class_names[0]!r}, …"
         )
+    return notes + _seen_otherwise(about, config)
+
+
+def _seen_otherwise(about: About, config: Config) -> list[str]:
+    """A sentence on each way in which images are prepared otherwise than the model knows them."""
+    notes = []
     for name in ("mean", "std", "crop_ratio"):
         trained, now = getattr(about, name), getattr(config.data, name)
         if trained and trained != now:
@@ -212,7 +220,7 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
         where = address(config.model.checkpoint)
         return freeze(load(where, student, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    model = load(where, image_size=size, facts=Facts(heads=teacher.heads), dtype=dtype)
+    model = load(where, image_size=size, facts=Facts.told(teacher.heads), dtype=dtype)
     if model.spec.classes != student.classes:
         raise ConfigError(
             f"teacher.checkpoint={teacher.checkpoint} knows {model.spec.classes} classes, the"
@@ -239,7 +247,7 @@ def load_reference(config: Config, spec: Spec) -> Classifier:
             " features are to another's; set teacher.checkpoint to the dense model it came from"
         )
     where = address(config.teacher.checkpoint)
-    return load(where, spec, facts=Facts(heads=config.teacher.heads), dtype=_dtype("float32"))
+    return load(where, spec, facts=Facts.told(config.teacher.heads), dtype=_dtype("float32"))
 
 
 def check_features(config: Config, student: Spec) -> None:
@@ -252,7 +260,7 @@ def check_features(config: Config, student: Spec) -> None:
     teacher = config.teacher
     names = [n for n in config.trainings if getattr(config, n).distillation == "features"]
     if names and teacher.checkpoint:
-        found = read_spec(address(teacher.checkpoint), Facts(heads=teacher.heads))
+        found = read_spec(address(teacher.checkpoint), Facts.told(teacher.heads))
         try:
             found = resized(found, student.image_size)
         except CheckpointError as error:

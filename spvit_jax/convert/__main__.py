@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--batch-norm goes with --fold")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        model = load(options.source, facts=Facts(**told(options)))
+        model = load(options.source, facts=Facts.told(**told(options)))
         print(describe(model))
         if options.fold:
             model = fold(model, batch_norm=options.batch_norm)

@@ -1,36 +1,57 @@
 """Checkpoint files as named arrays. Nothing in a file is ever executed."""
 
 import argparse
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.fetch import fetch
+from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 
 State = dict[str, np.ndarray]
 
 TORCH = (".pth", ".pt", ".bin", ".tar")
-WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first that is there
-EXPECTED = "expected weights in .safetensors, or as a torch file in " + ", ".join(TORCH)
+WRAPPERS = (  # the first that is there
+    "model",
+    "state_dict",
+    "model_ema",
+    "state_dict_ema",
+    "module",
+    "teacher",
+    "student",
+)
+EXPECTED = "expected weights in .safetensors, as NumPy's .npz, or as a torch file in " + ", ".join(
+    TORCH
+)
 
 
 def read_state(address: str) -> State:
     """Names and arrays of a checkpoint; half precision becomes float32.
 
     Args:
-      address: a path, ``https://…``, ``hf-hub:ORG/NAME`` or ``gs://…``; see ``fetch``.
+      address: a path, ``https://…``, ``hf-hub:ORG/NAME`` or ``gs://…``; see ``fetch``. Of an
+        index, all its shards are read.
 
     Raises:
-      CheckpointError: not a readable file of weights.
+      CheckpointError: not a readable file of weights, or shards are missing.
     """
     path = fetch(address)
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> State:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; {EXPECTED}")
     if path.suffix == ".safetensors":
         return {name: _wide(value) for name, value in _read_safetensors(path).items()}
+    if path.suffix == ".npz":
+        return _read_npz(path)
     if path.suffix in TORCH:
         return _read_torch(path)
     raise CheckpointError(f"{path} is {describe(path)}; {EXPECTED}")
@@ -64,6 +85,37 @@ def _read_safetensors(path: Path) -> State:
         raise CheckpointError(
             f"{path} is not a whole safetensors file of floating-point weights: {error}; it looks"
             f" like {describe(path)}, {path.stat().st_size:,} bytes; download or save it again"
+        ) from error
+
+
+def _read_shards(index: Path) -> State:
+    """The arrays of all files that an index names."""
+    shards = shards_of(index)
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index} names {len(shards)} files, of which {len(missing)} are not beside it:"
+            f" {', '.join(missing)}; download them too"
+        )
+    state: State = {}
+    for name in shards:
+        found = _read_file(index.parent / name)
+        twice = state.keys() & found.keys()
+        if twice:
+            raise CheckpointError(f"{index}: two of its files have {', '.join(sorted(twice))}")
+        state |= found
+    return state
+
+
+def _read_npz(path: Path) -> State:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: _wide(file[name]) for name in file.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} is not a whole .npz file of nothing but arrays; it looks like"
+            f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed. NumPy"
+            f" says: {error}"
         ) from error
 
 
@@ -122,5 +174,7 @@ def _from_torch(name: Any, value: Any, path: Path) -> np.ndarray:
 
 def _wide(value: np.ndarray) -> np.ndarray:
     """Half precision as float32; bfloat16 is of kind V, NumPy having no such type of its own."""
+    if value.dtype == np.dtype("V2"):  # how an .npz keeps it
+        value = value.view(np.dtype(jnp.bfloat16))
     half = value.dtype.kind in "fV" and value.dtype.itemsize < 4
     return value.astype(np.float32) if half else value

@@ -1,18 +1,338 @@
-"""``Facts``: what a checkpoint's arrays do not say of their model."""
+"""What arrays do not say of a model, read from the JSON files beside them; nothing is executed."""
 
 import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spvit_jax.convert.architectures import architecture
+from spvit_jax.convert.checkpoint import State
+from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.typed import Fields
+from spvit_jax.models.rotary import KINDS
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+OPEN_CLIP = "open_clip_config.json"
+ACTIVATIONS = {  # transformers' and timm's names, ours
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "quickgelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, whose files may leave them out
+    "vit": {"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
+    "deit": {"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
+    "dinov2": {"layer_norm_eps": 1e-6, "hidden_act": "gelu"},
+    "dinov2_with_registers": {"layer_norm_eps": 1e-6, "hidden_act": "gelu"},
+    "dinov3_vit": {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rope_theta": 100.0},
+    "clip_vision_model": {
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+    "siglip_vision_model": {
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "swin": {"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
+}
+TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
+class Rotary:
+    """A rotary position embedding.
+
+    Attributes:
+      kind: "dinov3", of patch centres between -1 and 1, halves rotated; "eva", of patch indices,
+        neighbours rotated.
+      base: of the geometric series of wavelengths.
+      grid: patches a side that the indices of "eva" are scaled to; None: none.
+    """
+
+    kind: str
+    base: float
+    grid: int | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What is known besides arrays; 0 or "" where it is not."""
+    """What is said of a model beside its arrays; None: nothing.
 
-    heads: int = 0  # of a Swin's first stage
-    activation: str = ""  # of the FFN units, one of models.activations.ACTIVATIONS
-    epsilon: float = 0.0  # of the norms
-    rotary: str = ""  # one of models.rotary.KINDS
-    rotary_grid: int = 0  # see ViTSpec
-    image_size: int = 0
+    Attributes:
+      family: timm's name of the architecture, or transformers' of the model type.
+      width: features of a token; of Swin in the first stage.
+      depth: blocks, of all stages.
+      heads: of a block; of Swin in the first stage.
+      epsilon: of the layer norms.
+      activation: of the FFNs: "gelu", "gelu_tanh", "quick_gelu" or "silu".
+      image_size: pixels a side.
+      patch_size: pixels a side.
+      mean: of each colour, of images between 0 and 1.
+      std: of each colour, likewise.
+      crop_ratio: of the side that is cropped to that which an image was resized to.
+      interpolation: "bicubic", "bilinear", …
+      class_names: of the classifier's outputs, in their order.
+      pool: timm's "token", "avg" or "map".
+      rotary: the rotary position embedding.
+    """
+
+    family: str | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    epsilon: float | None = None
+    activation: str | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
+    class_names: tuple[str, ...] | None = None
+    pool: str | None = None
+    rotary: Rotary | None = None
+
+    @classmethod
+    def told(
+        cls, heads: int = 0, activation: str = "", epsilon: float = 0.0, rotary: str = ""
+    ) -> "Facts":
+        """What a user says; 0 and "" say nothing."""
+        return cls(
+            heads=heads or None,
+            activation=activation or None,
+            epsilon=epsilon or None,
+            rotary=Rotary(rotary, KINDS[rotary].base) if rotary else None,
+        )
+
+    def over(self, other: "Facts") -> "Facts":
+        """These, and where they say nothing what the others say."""
+        mine = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(other, **mine)
 
 
 UNKNOWN = Facts()
+
+
+def facts_beside(path: Path) -> Facts:
+    """What ``config.json`` and ``preprocessor_config.json`` say, in timm's or transformers' form.
+
+    Where neither form is there, what ``open_clip_config.json`` says.
+
+    Args:
+      path: of a file of weights, or of its folder.
+
+    Raises:
+      CheckpointError: one of them is damaged, or a field is of another type than it has to be.
+    """
+    folder = path if path.is_dir() else path.parent
+    config, preprocessor = _read(folder / CONFIG), _read(folder / PREPROCESSOR)
+    found: dict[str, Any] = {}
+    if config is not None and "architecture" in config:
+        found = _timm(config)
+    elif config is not None and "model_type" in config:
+        found = _transformers(config)
+    elif (clip := _read(folder / OPEN_CLIP)) is not None:
+        found = _open_clip(clip)
+    if preprocessor is not None:
+        found |= _preprocessing(preprocessor)
+    return Facts(**{name: value for name, value in found.items() if value is not None})
+
+
+def check(facts: Facts, state: State) -> None:
+    """Raises ``CheckpointError`` where what is said contradicts the arrays; names all of it.
+
+    Args:
+      facts: of the files beside a checkpoint.
+      state: its arrays, in timm's names.
+    """
+    patches = state.get("patch_embed.proj.weight")
+    if patches is None or patches.ndim != 4:
+        return  # reported with everything else that does not fit
+    width, patch = patches.shape[0], patches.shape[2]
+    projection = f"patch_embed.proj.weight {list(patches.shape)}"
+    pattern = re.compile(r"(layers\.\d+\.)?blocks\.\d+\.")
+    depth = len({match[0] for name in state if (match := pattern.match(name))})
+    lines = [
+        f"{CONFIG} says {name} {said}, the arrays {there} ({where})"
+        for name, said, there, where in (
+            ("width", facts.width, width, projection),
+            (
+                "patch size",
+                facts.patch_size,
+                patch,
+                f"patch_embed.proj.weight {list(patches.shape)}",
+            ),
+            ("depth", facts.depth, depth, "blocks"),
+        )
+        if said is not None and said != there
+    ]
+    if facts.heads and width % facts.heads:
+        lines.append(
+            f"{CONFIG} says {facts.heads} heads, which do not divide the arrays' width of {width}"
+            " (patch_embed.proj.weight)"
+        )
+    head = state.get("head.weight", state.get("head.fc.weight"))
+    if facts.class_names and head is not None and len(head) != len(facts.class_names):
+        lines.append(
+            f"{CONFIG} names {len(facts.class_names)} classes, the arrays have {len(head)}"
+            " (head.weight)"
+        )
+    if lines:
+        raise CheckpointError(
+            "the files beside the weights are of another model:\n  "
+            + "\n  ".join(lines)
+            + f"\ntake the {CONFIG} that belongs to the weights, or move this one away"
+        )
+
+
+def _read(path: Path) -> Fields | None:
+    """A JSON object; None: no such file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not whole JSON: {error}; download it again, or move it away"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return Fields(content, str(path))
+
+
+def _timm(config: Fields) -> dict[str, Any]:
+    """Of timm's form; what it leaves to the code is known by the architecture's name."""
+    family = config.text("architecture") or ""
+    own = config.inner("pretrained_cfg").over(config)  # older files have all at the top
+    options = config.inner("model_args")
+    known = architecture(family)
+    rotary = Rotary(*known.rotary) if known.rotary else None
+    temperature = options.number("rope_temperature")
+    if rotary is not None and temperature:
+        rotary = dataclasses.replace(rotary, base=temperature)
+    features = None if known.staged else config.count("num_features")
+    return {
+        "family": family,
+        "width": options.count("embed_dim") or features,
+        "depth": options.total("depths") or options.count("depth"),
+        "heads": options.count("num_heads", first=True) or known.heads,
+        "epsilon": known.epsilon,
+        "activation": _activation(options, "act_layer") or known.activation,
+        "image_size": options.side("img_size") or own.side("input_size"),
+        "patch_size": options.side("patch_size") or known.patch_size,
+        "mean": own.numbers("mean"),
+        "std": own.numbers("std"),
+        "crop_ratio": own.number("crop_pct"),
+        "interpolation": own.text("interpolation"),
+        "class_names": own.names("label_names"),
+        "pool": options.text("global_pool") or config.text("global_pool"),
+        "rotary": rotary,
+    }
+
+
+def _transformers(config: Fields) -> dict[str, Any]:
+    """Of transformers' form; of two towers, the one for images."""
+    family = config.text("model_type") or ""
+    labels = config.names("id2label")
+    if family in TOWERS or "vision_config" in config:
+        family = TOWERS.get(family, family)
+        config = config.inner("vision_config")
+    defaults = DEFAULTS.get(config.text("model_type") or family, DEFAULTS.get(family, {}))
+    config = config.over(Fields(defaults, "transformers' defaults"))
+    staged = "embed_dim" in config
+    theta = config.inner("rope_parameters").number("rope_theta") or config.number("rope_theta")
+    gated = config.flag("use_swiglu_ffn")
+    placeholder = labels and all(re.fullmatch(r"LABEL_\d+", name) for name in labels)
+    return {
+        "family": family,
+        "width": config.count("embed_dim" if staged else "hidden_size"),
+        "depth": config.total("depths") if staged else config.count("num_hidden_layers"),
+        "heads": config.count("num_heads" if staged else "num_attention_heads", first=True),
+        "epsilon": config.number("layer_norm_eps"),
+        "activation": "silu" if gated else _activation(config, "hidden_act"),
+        "image_size": config.side("image_size"),
+        "patch_size": config.side("patch_size"),
+        "class_names": None if placeholder else labels,
+        "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,
+    }
+
+
+def _open_clip(config: Fields) -> dict[str, Any]:
+    """Of open_clip's form, the vision tower; one of timm's is known by its name."""
+    model, images = config.inner("model_cfg"), config.inner("preprocess_cfg")
+    tower = model.inner("vision_cfg")
+    found: dict[str, Any] = {
+        "image_size": tower.side("image_size"),
+        "mean": images.numbers("mean"),
+        "std": images.numbers("std"),
+        "interpolation": images.text("interpolation"),
+    }
+    family = tower.text("timm_model_name")
+    if family is not None:
+        known = architecture(family)
+        return found | {
+            "family": family,
+            "heads": known.heads,
+            "epsilon": known.epsilon,
+            "activation": known.activation,
+            "patch_size": known.patch_size,
+            "pool": tower.text("timm_pool") or None,
+            "rotary": Rotary(*known.rotary) if known.rotary else None,
+        }
+    width = tower.count("width") or 768
+    return found | {
+        "family": "open_clip",
+        "width": width,
+        "depth": tower.count("layers") or 12,
+        "heads": width // (tower.count("head_width") or 64),
+        "epsilon": 1e-5,
+        "activation": "quick_gelu" if model.flag("quick_gelu") else "gelu",
+        "patch_size": tower.side("patch_size") or 16,
+    }
+
+
+def _preprocessing(config: Fields) -> dict[str, Any]:
+    """Of transformers' image processors; what is not said there stays as it was."""
+    found: dict[str, Any] = {}
+    if config.flag("do_normalize", True):
+        found |= {"mean": config.numbers("image_mean"), "std": config.numbers("image_std")}
+    else:
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    resized, cropped = config.side("size"), config.side("crop_size")
+    if config.flag("do_center_crop", cropped is not None):
+        if resized and cropped:
+            found["crop_ratio"] = cropped / resized
+    elif resized:
+        found["crop_ratio"] = 1.0
+    resample = config.count("resample", least=0)
+    if resample is not None:
+        if resample not in INTERPOLATIONS:
+            raise config.wrong("resample", "one of Pillow's filters, 0 to 5")
+        found["interpolation"] = INTERPOLATIONS[resample]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _activation(config: Fields, name: str) -> str | None:
+    said = config.text(name)
+    if said is None:
+        return None
+    if said not in ACTIVATIONS:
+        raise config.wrong(name, f"one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[said]

@@ -10,6 +10,7 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.plain import plain
+from spvit_jax.convert.spellings import spelled
 from spvit_jax.convert.tables import Arrays, Rule, revert
 from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form
@@ -61,13 +62,17 @@ class Family(Protocol):
 FAMILIES: dict[type, Family] = {ViTSpec: vit, SwinSpec: swin, RegNetSpec: regnet}
 
 
-def recognise(state: State) -> tuple[Family, State]:
+def recognise(state: State, notes: list[str] | None = None) -> tuple[Family, State]:
     """The family of a checkpoint, and the checkpoint without what timm adds to a plain model.
+
+    Args:
+      state: in the names of any code base that is known; not changed.
+      notes: gets a sentence for each thing that was renamed or left out.
 
     Raises:
       CheckpointError: of none that is known, or with a part that none has.
     """
-    state = plain(state)
+    state = plain(spelled(state, [] if notes is None else notes))
     for family in FAMILIES.values():
         if family.recognises(state):
             return family, state

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 from spvit_jax.convert import blocks, forms, native
 from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.facts import UNKNOWN, Facts
+from spvit_jax.convert.facts import UNKNOWN, Facts, check, facts_beside
 from spvit_jax.convert.families import FAMILIES, Family, ignored, recognise, revert_model
 from spvit_jax.convert.fetch import fetch
 from spvit_jax.convert.native import About
+from spvit_jax.convert.spellings import heads_of
 from spvit_jax.convert.tables import apply
 from spvit_jax.models import Spec
 from spvit_jax.single_path.architecture import Architecture, from_gates
@@ -54,7 +56,7 @@ def load(
     with _naming(path):
         if native.is_native(path):
             return _load_native(path, spec, image_size, notes, options)
-        family, state = recognise(read_state(str(path)))
+        family, state, facts = _recognised(path, facts, notes)
         if family.form_of(state) == "dense":
             wanted = spec or family.spec_from_state(state, facts)
             return dense_from_state(state, resized(wanted, image_size), notes, **options)
@@ -63,6 +65,15 @@ def load(
         model, _ = released_from_state(state, facts, **options)
         _check_size(model, image_size)
         return model
+
+
+def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, State, Facts]:
+    """A checkpoint's family and its arrays in timm's names, and all that is known besides."""
+    found = read_state(str(path))
+    family, state = recognise(found, notes)
+    beside = facts_beside(path)
+    check(beside, state)
+    return family, state, facts.over(beside).over(Facts(heads=heads_of(found)))
 
 
 def _load_native(
@@ -122,19 +133,23 @@ def read_spec(address: str, facts: Facts = UNKNOWN) -> Spec:
     with _naming(path):
         if native.is_native(path):
             return native.load_spec(path)
-        family, state = recognise(read_state(str(path)))
+        family, state, facts = _recognised(path, facts, [])
         return family.spec_from_state(state, facts)
 
 
 def about_of(address: str) -> About:
-    """What the checkpoint at ``address`` says its model was trained on; only files of ours do."""
+    """What the checkpoint at ``address``, or a config.json beside it, says of its training."""
     path = fetch(address)
-    return native.read_about(path) if native.is_native(path) else About()
+    if native.is_native(path):
+        return native.read_about(path)
+    with _naming(path):
+        facts = facts_beside(path)
+        return About(facts.class_names or (), facts.mean or (), facts.std or (), facts.crop_ratio)
 
 
 def dense_from_state(state: State, spec: Spec, notes: list[str], **options: Any) -> Any:
     """The dense model of ``spec`` with a checkpoint's arrays; see ``load``."""
-    family, state = recognise(state)
+    family, state = recognise(state, notes)
     form = family.form_of(state)
     if form != "dense":
         raise _not_dense(form)

@@ -136,7 +136,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
             class_token="cls_token" in state,
             distilled="dist_token" in state,
             registers=_registers(state),
-            pool=_pool(state),
+            pool=_pool(state, facts),
             positions="pos_embed" in state,
             norm_pre="norm_pre.weight" in state,
             qk_norm="blocks.0.attn.q_norm.weight" in state,
@@ -168,7 +168,8 @@ def _unseen(state: State, facts: Facts) -> dict[str, Any]:
     found: dict[str, Any] = {"activation": activation or ("silu" if gated else "gelu")}
     found["epsilon"] = facts.epsilon or (1e-5 if clip else 1e-6)
     if facts.rotary:
-        return found | {"rotary": facts.rotary, "rotary_grid": facts.rotary_grid or 16}
+        kind, base, grid = facts.rotary.kind, facts.rotary.base, facts.rotary.grid
+        return found | {"rotary": kind, "rotary_base": base, "rotary_grid": grid or 16}
     if "pos_embed" not in state:
         raise _ask("rotary", "how its rotary positions turn", "dinov3 or eva")
     return found
@@ -190,13 +191,14 @@ def _registers(state: State) -> int:
     return shape(state, "reg_token", 3, (1, 0, 0))[1]
 
 
-def _pool(state: State) -> str:
+def _pool(state: State, facts: Facts) -> str:
     """timm's ``fc_norm`` stands behind an average; a last ``norm`` before whatever follows."""
     if "attn_pool.latent" in state:
         return "attention"
     if "fc_norm.weight" in state:
         return "average_norm"
-    return "token" if "cls_token" in state else "norm_average"
+    averages = facts.pool == "avg" and "head.weight" in state  # of features, the token's are meant
+    return "norm_average" if averages or "cls_token" not in state else "token"
 
 
 def _heads(state: State, names: list[str], width: int) -> int:

@@ -21,7 +21,7 @@ Array = jax.Array
 class Kind(NamedTuple):
     """How places become angles: ``coordinate * base ** -(4 k / head_dim)`` for k = 0, 1, …"""
 
-    base: float
+    base: float  # the usual one
     coordinates: Callable[[int, int], np.ndarray]  # of a side of so many, trained on so many
 
 
@@ -41,12 +41,14 @@ class Rotary(NamedTuple):
 
     Attributes:
       kind: one of ``KINDS``.
+      base: of the geometric series of wavelengths.
       grid: patches a side.
       trained: a side of the map that "eva" was trained on.
       prefix: tokens in front that are not turned.
     """
 
     kind: str
+    base: float
     grid: int
     trained: int
     prefix: int
@@ -62,7 +64,7 @@ class Rotary(NamedTuple):
             where = jnp.pad(where, ((0, 0), (self.prefix, 0), (0, 0)))
             where = jnp.broadcast_to(where, (batch, self.prefix + patches, 2))
             where = tokens.means(where)[:, self.prefix :]
-        bands = jnp.asarray(kind.base ** -(np.arange(head_dim // 4) / (head_dim // 4)), where.dtype)
+        bands = jnp.asarray(self.base ** -(np.arange(head_dim // 4) / (head_dim // 4)), where.dtype)
         return (where[..., None] * bands).reshape(*where.shape[:2], -1)
 
     def turn(self, x: Array, angles: Array) -> Array:

@@ -47,6 +47,7 @@ class ViTSpec:
     patches: bool = False  # whether the patches that leave the last block are read as well
     positions: bool = True  # a learnt embedding of each place
     rotary: str = ""  # queries and keys turned by their place: one of rotary.KINDS; "": not
+    rotary_base: float = 100.0  # of the geometric series of wavelengths
     rotary_grid: int = 16  # of "eva": a side of the map it was trained on
     norm_pre: bool = False  # a norm before the blocks (CLIP)
     qk_norm: bool = False  # norms of each head's queries and keys
@@ -138,7 +139,9 @@ class ViT(Transformer):
             one, other = (self.layer_norm(geometry.head_dim, rngs) for _ in range(2))
             norms = one, other
         if spec.rotary:
-            rotary = Rotary(spec.rotary, geometry.grid, spec.rotary_grid, geometry.prefix)
+            rotary = Rotary(
+                spec.rotary, spec.rotary_base, geometry.grid, spec.rotary_grid, geometry.prefix
+            )
         return Attention(geometry, norms=norms, rotary=rotary, dtype=self.dtype, rngs=rngs)
 
     def _ffn(self, geometry: Geometry, rngs: nnx.Rngs) -> Mlp:

@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,3 +131,28 @@ def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r'pip install "torch>=2\.6"'):
         read_state(str(tmp_path / "m.pth"))
     check(read_state(str(tmp_path / "m.safetensors")))
+
+
+def test_npz_files_are_read_and_halves_widened(tmp_path):
+    bfloat = np.array([1.5, -2.0], np.dtype(jnp.bfloat16)).view("V2")
+    np.savez(tmp_path / "m.npz", **{"a/b": np.ones(2, np.float16), "c": bfloat})
+    state = read_state(str(tmp_path / "m.npz"))
+    assert {name: value.dtype for name, value in state.items()} == {"a/b": "f4", "c": "f4"}
+    assert state["c"].tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize("damage", ["objects", "short", "text", "array"])
+def test_damaged_npz_files_execute_nothing(tmp_path, damage):
+    path = tmp_path / "m.npz"
+    if damage == "objects":
+        np.savez(path, a=np.array([{}], object))
+    elif damage == "short":
+        np.savez(path, a=np.ones(999))
+        path.write_bytes(path.read_bytes()[:500])
+    elif damage == "text":
+        path.write_text("hello")
+    else:
+        with path.open("wb") as file:
+            np.save(file, np.ones(3))
+    with pytest.raises(CheckpointError, match="Nothing in it was executed"):
+        read_state(str(path))

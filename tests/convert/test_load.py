@@ -275,7 +275,7 @@ def test_a_released_checkpoint_is_loaded_and_folded(
 def test_only_pruned_models_fold(released, tmp_path, stem, said):
     path = str(tmp_path / "m.safetensors")
     safetensors.numpy.save_file(released(stem), path)
-    model = load(path, facts=Facts(heads=3 if stem == "vit_dense_a" else 0))
+    model = load(path, facts=Facts.told(3 if stem == "vit_dense_a" else 0))
     with pytest.raises(ArchitectureError, match=f"only a pruned model folds; this one.*{said}"):
         fold(model)
 
@@ -284,7 +284,7 @@ def test_only_pruned_models_fold(released, tmp_path, stem, said):
     "stem", ["vit_dense_a", "deit_a_search", "swin_timm_a", "swin_a_finetune", "regnety_a"]
 )
 def test_specs_are_read_without_building_the_model(released, tmp_path, stem, monkeypatch):
-    facts = Facts(heads=3 if stem == "vit_dense_a" else 0)
+    facts = Facts.told(3 if stem == "vit_dense_a" else 0)
     found, _ = released_from_state(released(stem), facts)
     path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
     safetensors.numpy.save_file(released(stem), path)
@@ -334,7 +334,7 @@ def both(released, tmp_path):
     def write(stem):
         theirs, ours = (str(tmp_path / f"{name}.safetensors") for name in ("theirs", "ours"))
         safetensors.numpy.save_file(released(stem), theirs)
-        facts = Facts(heads=3 if stem.startswith("vit") else 0)
+        facts = Facts.told(3 if stem.startswith("vit") else 0)
         save(load(theirs, facts=facts), ours)
         return theirs, ours, facts
 

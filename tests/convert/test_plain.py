@@ -150,7 +150,7 @@ def test_timm_models_are_recognised_by_their_shapes(name):
     state, *_ = recorded(name)
     spec = SPECS[name]
     found, _ = released_from_state(
-        state, Facts(heads=spec.heads if isinstance(spec, ViTSpec) else 0)
+        state, Facts.told(spec.heads if isinstance(spec, ViTSpec) else 0)
     )
     assert form(found) == "dense"
     assert found.spec == NOT_IN_NAMES.get(name, spec)

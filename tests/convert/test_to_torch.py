@@ -69,7 +69,7 @@ def test_round_trips_are_exact(random_model, assert_same, spec, form):
     architecture = None if form == "dense" else ARCHITECTURES[spec]
     model = random_model(spec, form, architecture)
     state = state_for_torch(model)
-    found, logits = released_from_state(state, Facts(heads=3 if isinstance(spec, ViTSpec) else 0))
+    found, logits = released_from_state(state, Facts.told(3 if isinstance(spec, ViTSpec) else 0))
     assert (form_of(found), found.spec, logits) == (form, spec, None)
     assert found.architecture == model.architecture == architecture
     assert_same(forms.variables(found), forms.variables(model))
@@ -90,7 +90,7 @@ def test_round_trips_are_exact(random_model, assert_same, spec, form):
 )
 def test_released_checkpoints_come_back_bit_for_bit(released, assert_same, stem):
     state = released(stem)
-    found, _ = released_from_state(state, Facts(heads=3 if "vit_" in stem else 0))
+    found, _ = released_from_state(state, Facts.told(3 if "vit_" in stem else 0))
     written = state_for_torch(found)
     added = written.keys() - state.keys()
     assert not state.keys() - written.keys()

@@ -30,7 +30,7 @@ import pytest
 from flax import nnx
 
 from spvit_jax.convert import CheckpointError, dense_from_state, save, state_for_torch, vit
-from spvit_jax.convert.facts import Facts
+from spvit_jax.convert.facts import Facts, Rotary
 from spvit_jax.convert.families import recognise
 from spvit_jax.convert.native import load_model
 from spvit_jax.models import ViTSpec
@@ -52,12 +52,14 @@ MODELS = {  # what they are, and what has to be known besides the arrays
     "vit_qk_norm": (replace(SPEC, qk_norm=True), Facts()),
     "vit_headless": (replace(SPEC, classes=0), Facts()),
     "eva02": (
-        replace(SPEC, gated=True, activation="silu", rotary="eva", rotary_grid=3),
-        Facts(rotary="eva", rotary_grid=3),
+        replace(
+            SPEC, gated=True, activation="silu", rotary="eva", rotary_grid=3, rotary_base=10_000.0
+        ),
+        Facts(rotary=Rotary("eva", 10_000.0, 3)),
     ),
     "eva_dinov3": (
         replace(SPEC, registers=3, positions=False, rotary="dinov3", epsilon=1e-5),
-        Facts(rotary="dinov3", epsilon=1e-5, image_size=16),
+        Facts(rotary=Rotary("dinov3", 100.0), epsilon=1e-5, image_size=16),
     ),
 }
 
