@@ -31,6 +31,8 @@ class Model:
     activation: str = ""  # likewise, of its FFN units: gelu, gelu_tanh, quick_gelu or silu
     epsilon: float = 0.0  # likewise, of its norms
     rotary: str = ""  # likewise, how rotary positions turn: dinov3 or eva
+    positions: str = ""  # likewise, how learned ones are interpolated for another image size:
+    # antialiased, as timm does, or bicubic, as transformers and DINOv2's own code do
     output: str = ""  # "logits", or "features": without a head; "": as in the checkpoint
     patches: bool = False  # whether the patches' features are wanted too, beside the class token's
     image_size: int = 0  # pixels a side; 0: the variant's own

@@ -3,10 +3,13 @@
 import argparse
 from typing import Any
 
-# Names of models.activations and models.rotary, which --help does not wait for.
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
-ROTARY = ("dinov3", "eva")
-FACTS = ("heads", "activation", "epsilon", "rotary")
+# Names of models.activations, models.rotary and convert.fit, which --help does not wait for.
+NAMES = {
+    "activation": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
+    "rotary": ("dinov3", "eva"),
+    "positions": ("antialiased", "bicubic"),
+}
+FACTS = ("heads", "epsilon", *NAMES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--activation",
-        choices=ACTIVATIONS,
+        choices=NAMES["activation"],
         default="",
         help="of its FFN units, where no config.json beside the weights says it (a CLIP of"
         " OpenAI's: quick_gelu)",
@@ -33,7 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of its norms, likewise (default: 1e-6, a CLIP's 1e-5)",
     )
     parser.add_argument(
-        "--rotary", choices=ROTARY, default="", help="how its rotary positions turn, likewise"
+        "--rotary",
+        choices=NAMES["rotary"],
+        default="",
+        help="how its rotary positions turn, likewise",
+    )
+    parser.add_argument(
+        "--positions",
+        choices=NAMES["positions"],
+        default="",
+        help="how its learned positions are interpolated for another image size, likewise"
+        " (default: antialiased, as timm does; transformers' and DINOv2's own code: bicubic)",
     )
 
 

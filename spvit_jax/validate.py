@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from spvit_jax.told import NAMES
+
 POSITIVE = {  # numbers that may not be 0; none may be negative
     "accumulation",
     "batch_size",
@@ -70,6 +72,9 @@ def validate(config: Any) -> None:
 
     one_of("stage", config.stage, tuple(STAGES))
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    for name in NAMES:
+        one_of(f"model.{name}", getattr(config.model, name), ("", *NAMES[name]))
+    one_of("model.output", config.model.output, ("", "logits", "features"))
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
     one_of("data.augment", config.data.augment, AUGMENTATIONS)
     one_of("data.on_error", config.data.on_error, ("raise", "skip"))

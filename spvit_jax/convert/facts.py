@@ -91,6 +91,7 @@ class Facts:
       class_names: of the classifier's outputs, in their order.
       pool: timm's "token", "avg" or "map".
       rotary: the rotary position embedding.
+      positions: how learned ones are interpolated for other image sizes, one of ``fit.RESIZED``.
     """
 
     family: str | None = None
@@ -108,10 +109,16 @@ class Facts:
     class_names: tuple[str, ...] | None = None
     pool: str | None = None
     rotary: Rotary | None = None
+    positions: str | None = None
 
     @classmethod
     def told(
-        cls, heads: int = 0, activation: str = "", epsilon: float = 0.0, rotary: str = ""
+        cls,
+        heads: int = 0,
+        activation: str = "",
+        epsilon: float = 0.0,
+        rotary: str = "",
+        positions: str = "",
     ) -> "Facts":
         """What a user says; 0 and "" say nothing."""
         return cls(
@@ -119,6 +126,7 @@ class Facts:
             activation=activation or None,
             epsilon=epsilon or None,
             rotary=Rotary(rotary, KINDS[rotary].base) if rotary else None,
+            positions=positions or None,
         )
 
     def over(self, other: "Facts") -> "Facts":
@@ -271,6 +279,7 @@ def _transformers(config: Fields) -> dict[str, Any]:
         "patch_size": config.side("patch_size"),
         "class_names": None if placeholder else labels,
         "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,
+        "positions": "bicubic",
     }
 
 

@@ -55,7 +55,7 @@ class Family(Protocol):
     def buffers(self, spec: Any, ops: tuple[str, ...]) -> State:
         """What the released code's strict loading wants of a pruned model beside its weights."""
 
-    def fit(self, state: State, spec: Any, notes: list[str]) -> None:
+    def fit(self, state: State, spec: Any, notes: list[str], facts: Facts) -> None:
         """Changes a dense checkpoint for another image size or number of classes; says so."""
 
 

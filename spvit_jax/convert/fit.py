@@ -5,11 +5,32 @@ import numpy as np
 
 from spvit_jax.convert.checkpoint import State
 
+RESIZED = ("antialiased", "bicubic")  # how: as timm does (a = -1/2), as transformers (-3/4)
 
-def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
-    """``[S, S, D]`` to ``[side, side, D]``: bicubic (a = -1/2), antialiased, as timm does."""
+
+def resize_grid(grid: np.ndarray, side: int, how: str = RESIZED[0]) -> np.ndarray:
+    """Resizes ``[S, S, D]`` to ``[side, side, D]`` by one of ``RESIZED``."""
+    if how == "bicubic":
+        weights = _bicubic(len(grid), side)
+        return np.einsum("ai,bj,ijd->abd", weights, weights, grid, optimize=True).astype(grid.dtype)
     shape = (side, side, grid.shape[-1])
     return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
+
+
+def _bicubic(before: int, after: int) -> np.ndarray:
+    """What each of ``after`` places takes of each of ``before``: ``[after, before]``.
+
+    Keys' cubic with a = -3/4 between the four nearest, edges repeated, as PyTorch interpolates.
+    """
+    places = (np.arange(after) + 0.5) * before / after - 0.5
+    first, weights = np.floor(places).astype(int) - 1, np.zeros((after, before))
+    for tap in range(4):
+        d = np.abs(places - (first + tap))
+        near = (1.25 * d - 2.25) * d * d + 1
+        far = ((-0.75 * d + 3.75) * d - 6) * d + 3
+        rows = np.arange(after), np.clip(first + tap, 0, before - 1)
+        np.add.at(weights, rows, np.where(d <= 1, near, far))
+    return weights
 
 
 def fit_heads(

@@ -59,7 +59,7 @@ def load(
         family, state, facts = _recognised(path, facts, notes)
         if family.form_of(state) == "dense":
             wanted = spec or family.spec_from_state(state, facts)
-            return dense_from_state(state, resized(wanted, image_size), notes, **options)
+            return dense_from_state(state, resized(wanted, image_size), notes, facts, **options)
         if spec is not None:
             raise _not_dense(family.form_of(state))
         model, _ = released_from_state(state, facts, **options)
@@ -147,7 +147,9 @@ def about_of(address: str) -> About:
         return About(facts.class_names or (), facts.mean or (), facts.std or (), facts.crop_ratio)
 
 
-def dense_from_state(state: State, spec: Spec, notes: list[str], **options: Any) -> Any:
+def dense_from_state(
+    state: State, spec: Spec, notes: list[str], facts: Facts = UNKNOWN, **options: Any
+) -> Any:
     """The dense model of ``spec`` with a checkpoint's arrays; see ``load``."""
     family, state = recognise(state, notes)
     form = family.form_of(state)
@@ -158,7 +160,7 @@ def dense_from_state(state: State, spec: Spec, notes: list[str], **options: Any)
             f"the model wanted is a {type(spec).__name__.removesuffix('Spec')}, the checkpoint one"
             f" of {family.KIND}; choose a variant of its family, or another checkpoint"
         )
-    family.fit(state, spec, notes)
+    family.fit(state, spec, notes, facts)
     model = forms.build(spec, "dense", **options)
     arrays = apply(family.table("dense", spec, (), state), state, forms.shapes(model), ignored)
     return forms.fill(model, arrays)

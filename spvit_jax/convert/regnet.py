@@ -85,6 +85,6 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> RegNetSpec:
         ) from error
 
 
-def fit(state: State, spec: RegNetSpec, notes: list[str]) -> None:
+def fit(state: State, spec: RegNetSpec, notes: list[str], facts: Facts = UNKNOWN) -> None:
     """Makes a checkpoint fit another number of classes; any image size will do."""
     fit_heads(state, ("head.fc",), spec.widths[-1], spec.classes, notes)

@@ -208,7 +208,7 @@ def _require_windows(spec: SwinSpec, windows: dict[int, int]) -> None:
             )
 
 
-def fit(state: State, spec: SwinSpec, notes: list[str]) -> None:
+def fit(state: State, spec: SwinSpec, notes: list[str], facts: Facts = UNKNOWN) -> None:
     """Makes a dense checkpoint fit another window or number of classes.
 
     Any image size will do; relative position biases are interpolated.

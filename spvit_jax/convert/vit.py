@@ -14,7 +14,7 @@ from spvit_jax.convert.blocks import form_of, shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
-from spvit_jax.convert.fit import drop_heads, fit_heads, resize_grid
+from spvit_jax.convert.fit import RESIZED, drop_heads, fit_heads, resize_grid
 from spvit_jax.convert.tables import (
     COLUMN_MAJOR_TAPS,
     KEYS_VALUES,
@@ -221,7 +221,7 @@ def grid_of(patches: int) -> int:
     return side
 
 
-def fit(state: State, spec: ViTSpec, notes: list[str]) -> None:
+def fit(state: State, spec: ViTSpec, notes: list[str], facts: Facts = UNKNOWN) -> None:
     """Makes a dense checkpoint fit another image size or number of classes.
 
     Position embeddings are interpolated, class tokens left as they are.
@@ -238,7 +238,7 @@ def fit(state: State, spec: ViTSpec, notes: list[str]) -> None:
             f" {counts[wanted]} and {spec.registers};"
             " choose a variant with as many (two: a distilled one), or another checkpoint"
         )
-    _fit_position(state, spec, notes)
+    _fit_position(state, spec, notes, facts.positions or RESIZED[0])
     names = ("head", "head_dist") if spec.distilled else ("head",)
     if not spec.classes:
         drop_heads(state, ("head", "head_dist"), notes)
@@ -246,7 +246,7 @@ def fit(state: State, spec: ViTSpec, notes: list[str]) -> None:
     fit_heads(state, names, spec.width, spec.classes, notes)
 
 
-def _fit_position(state: State, spec: ViTSpec, notes: list[str]) -> None:
+def _fit_position(state: State, spec: ViTSpec, notes: list[str], how: str) -> None:
     embedding = state.get("pos_embed")
     if embedding is None or embedding.ndim != 3:
         return  # reported with everything else that does not fit
@@ -255,10 +255,10 @@ def _fit_position(state: State, spec: ViTSpec, notes: list[str]) -> None:
     if grid == wanted:
         return
     tokens, patches = embedding[0, : spec.prefix], embedding[0, spec.prefix :]
-    resized = resize_grid(patches.reshape(grid, grid, -1), wanted)
+    resized = resize_grid(patches.reshape(grid, grid, -1), wanted, how)
     patches = resized.reshape(wanted * wanted, -1)
     state["pos_embed"] = np.concatenate([tokens, patches])[None]
     notes.append(
-        f"position embedding interpolated from {grid}x{grid} patches to {wanted}x{wanted}, for"
-        f" images of {spec.image_size} pixels"
+        f"position embedding interpolated ({how}) from {grid}x{grid} patches to {wanted}x{wanted},"
+        f" for images of {spec.image_size} pixels"
     )

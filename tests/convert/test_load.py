@@ -62,6 +62,18 @@ def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, s
 def test_resizing_to_the_same_side_changes_nothing():
     grid = np.random.default_rng(0).standard_normal((5, 5, 3)).astype(np.float32)
     np.testing.assert_allclose(resize_grid(grid, 5), grid, atol=1e-6)
+    np.testing.assert_allclose(resize_grid(grid, 5, "bicubic"), grid, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [3, 16, 37, 41])
+def test_plain_bicubic_is_pytorchs(side):
+    torch = pytest.importorskip("torch")
+    grid = np.random.default_rng(0).standard_normal((37, 37, 3))
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(grid).permute(2, 0, 1)[None], size=(side, side), mode="bicubic"
+    )
+    found = resize_grid(grid, side, "bicubic")
+    np.testing.assert_allclose(found, expected[0].permute(1, 2, 0).numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("stem", ["vit_dense_a", "vit_distilled_a"])

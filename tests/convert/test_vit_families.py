@@ -32,8 +32,12 @@ from flax import nnx
 from spvit_jax.convert import CheckpointError, dense_from_state, save, state_for_torch, vit
 from spvit_jax.convert.facts import Facts, Rotary
 from spvit_jax.convert.families import recognise
+from spvit_jax.convert.fit import RESIZED
 from spvit_jax.convert.native import load_model
 from spvit_jax.models import ViTSpec
+from spvit_jax.models.activations import ACTIVATIONS
+from spvit_jax.models.rotary import KINDS
+from spvit_jax.told import NAMES
 
 DATA = Path(__file__).parent / "data" / "families"
 SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=16, classes=5)
@@ -159,6 +163,11 @@ def test_files_of_ours_and_timms_names_bring_it_back(name, tmp_path):
 def test_what_nobody_says_is_asked_for(name, facts, option):
     with pytest.raises(CheckpointError, match=option):
         spec_of(name, facts)
+
+
+def test_command_lines_know_all_names():
+    known = {"activation": set(ACTIVATIONS), "rotary": set(KINDS), "positions": set(RESIZED)}
+    assert {name: set(values) for name, values in NAMES.items()} == known
 
 
 def test_a_head_may_be_left_out_or_made_anew():
