@@ -36,6 +36,8 @@ class Geometry:
     prefix: int = 0  # class tokens and registers before the map
     registers: int = 0  # the last of these, which nobody reads behind the last block
     gated: bool = False  # each FFN unit is multiplied by another one, its gate
+    qk_norm: bool = False  # queries and keys of each head are normalised
+    rotary: bool = False  # and turned by their place
     window: int = 0  # attention runs in windows of so many tokens a side; 0: over all tokens
     shift: int = 0  # the windows' offset, in tokens down and to the right
     class_only: bool = False  # of what leaves the block, class tokens alone are read

@@ -98,6 +98,8 @@ class ViTSpec:
             prefix=self.prefix,
             registers=self.registers,
             gated=self.gated,
+            qk_norm=self.qk_norm,
+            rotary=bool(self.rotary),
         )
         alone = self.pool == "token" and not self.patches
         last = dataclasses.replace(block, class_only=alone)

@@ -18,8 +18,17 @@ class Msa(Op):
     colour = "#1f5fa8"
     keyed = True
 
+    def macs(self, geometry: Geometry) -> int:
+        """Of merged tokens the places, by which queries and keys turn, are averaged."""
+        averages = geometry.rotary and geometry.merged
+        return 2 * geometry.tokens * (geometry.tokens + geometry.merged) if averages else 0
+
+    def published_macs(self, geometry: Geometry) -> int:
+        return self.macs(geometry)
+
     def parameters(self, geometry: Geometry) -> int:
-        return geometry.width + 2 * geometry.width  # the output's bias and norm1
+        norms = 2 * geometry.width + (4 * geometry.head_dim if geometry.qk_norm else 0)
+        return geometry.width + norms  # the output's bias, norm1 and those of queries and keys
 
     def branch(self, mixer: Any, shared: Shared, gate: Array, heads: Array, train: bool) -> Branch:
         attention, prefix = mixer.attention, mixer.geometry.prefix
