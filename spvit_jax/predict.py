@@ -1,12 +1,10 @@
 """``python -m spvit_jax.predict CHECKPOINT IMAGE…``: what a model sees in images."""
 
 import argparse
-import itertools
 import json
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +32,10 @@ give --names, and what the model was trained with where that is not ImageNet's u
   JSON, a list of names
   JSON, {"0": "tench", …} or, as ImageNet's class index often is, {"0": ["n01440764", "tench"], …}
 
+--features FILE.npz writes what the head sees of each image, or would see in a model without one;
+np.load(FILE)["features"] is [images, width], ["files"] their names, and ["patches"] there where the
+model's patches are read.
+
 --merged FOLDER writes a picture of each image, NAME-merged.png: the image as the model sees it, and
 beside it the same with patches that the model has merged in one colour, their average.
 
@@ -44,12 +46,12 @@ examples:
   python -m spvit_jax.predict hf-hub:timm/deit_tiny_patch16_224.fb_in1k photos/ --names names.txt
   python -m spvit_jax.predict pruned.safetensors photos/ --top 1 --json > found.jsonl
   python -m spvit_jax.predict pruned.safetensors photos/ --merged pictures/
+  python -m spvit_jax.predict hf-hub:facebook/dinov2-small photos/ --features photos.npz
 With --json each image is a line:
   {"image": "photo.jpg", "top": [{"class": 0, "name": "tench", "probability": 0.98}, …]}
 and with --merged also has the picture: "merged": "pictures/photo-merged.png"."""
 MEAN, STD, CROP_RATIO = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875  # ImageNet's
 BATCH = 32  # images at once
-SIDE = 448  # pixels a side that a picture of merged patches has at least
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     """Prints the classes of every image; the number of those that could not be read."""
+    from spvit_jax import pictures
     from spvit_jax.training.normalise import Normalise
 
     files = image_files(options.images)
@@ -84,8 +87,10 @@ def _predict(options: argparse.Namespace) -> int:
     )
     size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or CROP_RATIO
     batch = min(BATCH, len(files))
-    pictures = {} if options.merged is None else _pictures(options.merged, files, model)
-    classify = _classifier(model, normalise, min(options.top, model.spec.classes), bool(pictures))
+    if options.features is not None or not model.spec.classes:
+        return _features(options, files, model, normalise, round(size / ratio))
+    where = {} if options.merged is None else pictures.places(options.merged, files, model)
+    classify = _classifier(model, normalise, min(options.top, model.spec.classes), bool(where))
     show = _as_json if options.json else _as_text
     bad = 0
     for found, images, errors in _batches(files, batch, size, round(size / ratio)):
@@ -96,11 +101,32 @@ def _predict(options: argparse.Namespace) -> int:
             results = zip(found, images, *classify(images), strict=False)
             for file, pixels, labels, shares, *sources in results:
                 top = [(int(i), names[i], float(p)) for i, p in zip(labels, shares, strict=True)]
-                if pictures:
-                    _draw(pictures[file], pixels, *sources)
-                print(show(file, top, pictures.get(file)), flush=True)
+                if where:
+                    pictures.draw(where[file], pixels, *sources)
+                print(show(file, top, where.get(file)), flush=True)
     if bad:
         print(f"error: {bad:,} of {len(files):,} images could not be read", file=sys.stderr)
+    return bad
+
+
+def _features(
+    options: argparse.Namespace, files: list[str], model: Any, normalise: "Normalise", short: int
+) -> int:
+    """Writes the features of every image; the number of those that could not be read."""
+    from spvit_jax.data.errors import DataError
+    from spvit_jax.features import write_features
+
+    if options.features is None:
+        raise DataError(
+            "this model has no head to predict classes with; --features FILE.npz writes its"
+            " features"
+        )
+    batches = _batches(files, min(BATCH, len(files)), model.spec.image_size, short)
+    bad = 0
+    for error in write_features(Path(options.features), model, normalise, batches):
+        print(f"error: {error}", file=sys.stderr)
+        bad += 1
+    print(f"wrote {options.features}: the features of {len(files) - bad:,} images")
     return bad
 
 
@@ -182,67 +208,6 @@ def _batches(
             for row, (_, pixels) in zip(images, good, strict=False):
                 row[:] = pixels
             yield [f for f, _ in good], images, [one for _, one in read_ones if type(one) is str]
-
-
-def _pictures(folder: str, files: Sequence[str], model: Any) -> dict[str, Path]:
-    """Where the picture of each file goes, in a folder that is there from now on.
-
-    Raises:
-      DataError: the model merges nothing, or the folder takes no files.
-    """
-    import tempfile
-
-    from spvit_jax.data.errors import DataError
-
-    if model.architecture is None or not any(model.architecture.merges):
-        raise DataError(
-            "--merged: this model merges no tokens; leave it out, or take one that does"
-        )
-    try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise DataError(f"--merged {folder}: no files can be written there: {error}") from error
-    names = picture_names(list(dict.fromkeys(map(os.path.abspath, files))))
-    return {file: Path(folder, names[os.path.abspath(file)]) for file in files}
-
-
-def picture_names(files: Sequence[str]) -> dict[str, str]:
-    """A name for the picture of each file, all different; ``files`` are whole paths.
-
-    Files of the same name in different folders are told apart by the folder, others by a number.
-    """
-    stems = Counter(Path(file).stem.lower() for file in files)
-    names: dict[str, str] = {}
-    taken = {Path(file).name.lower() for file in files}  # lest one is written over
-    for file in map(Path, files):
-        stem = file.stem if stems[file.stem.lower()] == 1 else f"{file.parent.name}-{file.stem}"
-        ends = itertools.chain(("",), (f"-{i}" for i in itertools.count(2)))
-        tries = (f"{stem}-merged{end}.png" for end in ends)
-        names[str(file)] = next(name for name in tries if name.lower() not in taken)
-        taken.add(names[str(file)].lower())
-    return names
-
-
-def _draw(path: Path, pixels: "np.ndarray", sources: "np.ndarray") -> None:
-    """Writes the picture of one image, whole or not at all, enlarged where it is small."""
-    import io
-    import math
-
-    from PIL import Image
-
-    from spvit_jax.convert.files import write_whole
-    from spvit_jax.data.errors import DataError
-    from spvit_jax.mosaic import mosaic
-
-    times = math.ceil(SIDE / len(pixels))
-    large = pixels.repeat(times, 0).repeat(times, 1)
-    data = io.BytesIO()
-    Image.fromarray(mosaic(large, sources, math.isqrt(len(sources)))).save(data, "PNG")
-    try:
-        write_whole(path, data.getvalue())
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
 
 
 def _as_text(file: str, top: list[tuple[int, str, float]], picture: Path | None) -> str:
@@ -351,6 +316,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(parser)
     add("--merged", metavar="FOLDER", help="draw which patches the model merges, a PNG an image")
+    add(
+        "--features",
+        metavar="FILE.npz",
+        help="write features instead: arrays files, features and, where they are read, patches;"
+        " what a model without a head is for",
+    )
     add("--json", action="store_true", help="print a JSON object a line")
     return parser
 

@@ -11,14 +11,16 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spvit_jax import pipeline
+from spvit_jax import pipeline, predict
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load, save
+from spvit_jax.data.decode import open_image
 from spvit_jax.data.sources import open_source
 from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.progress import Console
 from spvit_jax.quality import Quality
 from spvit_jax.report import Result
+from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.probe import linear_probe, nearest_neighbours
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -125,6 +127,24 @@ def test_with_labels_features_are_probed(tmp_path):
         found = Quality(**point["quality"])
         assert found.knn > 0.75 and found.linear > 0.75 and found.top1 is None
     assert load(tmp_path / "frontier/00/model.safetensors").spec.classes == 0
+
+
+def test_predict_writes_features(photos, backbone, tmp_path, capsys):
+    file = tmp_path / "features.npz"
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [str(photos), str(tmp_path / "broken.png")]
+    assert predict.main([str(backbone), *images, "--features", str(file)]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    found = np.load(file)
+    assert found["files"].shape == (64,) and found["features"].shape == (64, 16)
+    assert found["patches"].shape == (64, 16, 16)
+    model, name = load(backbone), found["files"][40]
+    pixels = open_image(name, name).centre(round(16 / 0.875), 16)
+    normalise = Normalise(predict.MEAN, predict.STD)
+    expected = model(normalise(np.asarray(pixels)[None]))
+    np.testing.assert_allclose(found["features"][40], expected[0], atol=1e-4)
+    assert predict.main([str(backbone), str(photos)]) == 2
+    assert "--features FILE.npz" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spvit_jax import predict
+from spvit_jax import pictures, predict
 from spvit_jax.convert import save, save_torch
 from spvit_jax.convert.native import About
 from spvit_jax.data.decode import open_image
@@ -299,7 +299,7 @@ def test_text_says_where_a_picture_is(model, folder, tmp_path, capsys):
     ],
 )
 def test_no_picture_is_written_over_another_or_an_image(files, found):
-    names = predict.picture_names(files.split())
+    names = pictures.picture_names(files.split())
     assert list(names) == files.split() and list(names.values()) == found.split()
 
 
