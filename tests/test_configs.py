@@ -64,7 +64,7 @@ def test_config_is_valid_and_its_command_is_documented(name, variant):
     assert f"python -m spvit_jax.main --config=configs/{name}.py" in text
     assert variant in text
     if made.stage in ("all", "search"):
-        spec = VARIANTS[made.model.variant]
+        spec = VARIANTS[made.model.variant or "deit_small_patch16_224"]
         (budget,) = Gating.of(made.search, made.budget, spec).budgets
         assert budget.prices.base < budget.target < 0.9 * published_macs(spec).dense
 
