@@ -1,6 +1,7 @@
 """Other code bases' names: each model's own outputs against timm's, given its renamed arrays."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -725,6 +726,16 @@ def test_poolers_and_masks_are_left_out(transformers):
     found = rename(arrays(transformers.ViTModel(transformers.ViTConfig(**SIZES))), notes)
     assert not any("pooler" in name for name in found)
     assert "a pooler behind the class token: pooler.dense.weight and 1 more" in notes[0]
+
+
+def test_the_readme_lists_every_spelling_and_what_it_was_checked_against():
+    rows = {spelling.title: spelling.checked for spelling in SPELLINGS if spelling.checked}
+    assert {spelling.title for spelling in SPELLINGS} == rows.keys()
+    lines = [f"| {title} | {checked} |" for title, checked in sorted(rows.items())]
+    table = "\n".join(["| names of | checked against |", "|---|---|", *lines])
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    written = text.partition("<!-- spellings -->\n")[2].partition("\n<!-- /spellings -->")[0]
+    assert written == table, f"put this between the marks in README.md:\n{table}"
 
 
 def every_state(transformers, folder):

@@ -38,6 +38,8 @@ VIT = Spelling(
         Rule("distillation_classifier.{w}", "head_dist.{w}"),
     ),
     (MASK, POOLER, DECODER, (r"^rope_embeddings\.", "frequencies of the rotary embedding")),
+    checked="outputs and patches of random models of transformers 5.24: ViT, DeiT, DINOv2 with and"
+    " without SwiGLU and registers, DINOv3 with and without; of a real ViT-S/14",
 )
 DINOV3 = Spelling(VIT.title, "embeddings.patch_embeddings.weight", (), VIT.rules, VIT.ignored)
 
@@ -74,6 +76,7 @@ SWIN = Spelling(
         Rule("classifier.{w}", "head.fc.{w}"),
     ),
     (MASK, DECODER, (r"\.relative_position_index$", "counted positions")),
+    checked="outputs of random models of transformers 5.24",
 )
 
 CLIP = Spelling(
@@ -99,5 +102,7 @@ CLIP = Spelling(
         Rule("classifier.{w}", "head.{w}"),
     ),
     (POSITION_IDS,),
+    checked="outputs and patches of random models of transformers 5.24, CLIP with and without"
+    " projection",
 )
 SPELLINGS = (SWIN, VIT, DINOV3, CLIP)

@@ -21,6 +21,7 @@ OPEN_CLIP = Spelling(
         Rule("ln_post.{w}", "norm.{w}"),
         Rule("proj", "head.weight", transposed),
     ),
+    checked="outputs of random towers of open_clip 3.3",
 )
 
 LAYER = "encoder.layers.encoder_layer_{i}"
@@ -40,5 +41,6 @@ TORCHVISION = Spelling(
         Rule("encoder.ln.{w}", "norm.{w}"),
         Rule("heads.head.{w}", "head.{w}"),
     ),
+    checked="its names, by hand",
 )
 SPELLINGS = (OPEN_CLIP, TORCHVISION)

@@ -80,6 +80,7 @@ class Spelling:
       rules: the first that matches a name counts.
       ignored: patterns of names that are left out, and what those are.
       lenient: whether names that no rule knows stay as they are.
+      checked: what it was compared with, for the README.
     """
 
     title: str
@@ -88,6 +89,7 @@ class Spelling:
     rules: tuple[Rule, ...]
     ignored: tuple[tuple[str, str], ...] = ()
     lenient: bool = False
+    checked: str = ""
 
     @property
     def separator(self) -> str:

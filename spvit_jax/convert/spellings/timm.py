@@ -5,7 +5,7 @@ from spvit_jax.convert.spellings.rules import Rule, Spelling
 DINO_HEAD = "a projection head of self-supervised training"
 
 TIMM = Spelling(
-    "timm's ViT or Swin",
+    "timm's ViT, EVA or Swin, DINO's or MAE's own",
     "patch_embed.proj.weight",
     (),
     (
@@ -34,6 +34,16 @@ TIMM = Spelling(
         (r"^rope_embed\.periods$|^rope\.periods$", "frequencies of the rotary embedding"),
     ),
     lenient=True,
+    checked="logits, features and gradients of random models of timm 1.0.31; DINO's and MAE's own"
+    " names by hand",
 )
-REGNET = Spelling("timm's RegNet", "stem.conv.weight", ("s1.b1.conv1.",), (), (), lenient=True)
+REGNET = Spelling(
+    "timm's RegNet",
+    "stem.conv.weight",
+    ("s1.b1.conv1.",),
+    (),
+    (),
+    lenient=True,
+    checked="logits of random models of timm 1.0.31",
+)
 SPELLINGS = (TIMM, REGNET)
