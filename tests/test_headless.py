@@ -25,7 +25,7 @@ from spvit_jax.training.probe import linear_probe, nearest_neighbours
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SPEC = ViTSpec(
-    width=16, depth=3, heads=2, hidden=32, patch_size=4, image_size=16, classes=0, registers=2,
+    width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=16, classes=0, registers=2,
     gated=True, activation="silu", patches=True, rotary="dinov3", positions=False,
 )  # fmt: skip
 
@@ -92,6 +92,17 @@ def test_a_backbone_is_pruned_without_labels(photos, backbone, tmp_path):
     assert (tmp_path / "report.png").exists()
     rows = [json.loads(line) for line in (tmp_path / "finetune/metrics.jsonl").open()]
     assert rows and not any("top1" in row or "accuracy" in row for row in rows)
+
+
+def test_a_backbone_is_searched_without_labels(photos, backbone, tmp_path):
+    """The paper's search, gates of heads and units, by the dense model's blocks alone."""
+    learn = {"distillation": "features", "distillation_weight": 1.0, "batch_size": 8}
+    search = {"epochs": 1.0, "axes": ("op", "heads", "ffn"), "start": "released", **learn}
+    settings = config(photos, backbone, search=search, finetune={"start": "searched"})
+    run(settings, tmp_path)
+    result = Result.from_json((tmp_path / "result.json").read_text())
+    assert result.pruned_macs <= 0.6 * result.dense_published_macs
+    assert 0.3 < result.pruned_quality.cosine < 1 and result.decision == "project"
 
 
 def test_the_curve_of_a_backbone_is_of_cosines(photos, backbone, tmp_path):
