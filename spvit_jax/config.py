@@ -64,7 +64,8 @@ class Data:
     erasing: float = 0.0  # probability that a box of an image is filled with noise
     on_error: str = "raise"  # an image that cannot be decoded ends the run; "skip": is left out
     crop_ratio: float = 0.875  # evaluation: the centre crop's share of the resized image
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1; of a model that
+    # sees grey, one number
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     workers: int = 0  # decoding processes; 0: threads of this one
     eval_batch_size: int = 500

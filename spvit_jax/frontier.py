@@ -115,7 +115,8 @@ def _point(
     quality = judge(context, model, dense)
     seconds = config.measure_seconds / (len(config.frontier.budgets) + 1)
     taken = {"dense": dense} | ({folder: model} if model is not dense else {})
-    timing = measure(taken, spec.image_size, config.measure_batch, seconds)[list(taken)[-1]]
+    timings = measure(taken, spec.image_size, config.measure_batch, seconds, spec.channels)
+    timing = timings[list(taken)[-1]]
     run, published, kept = prices.macs(spec), prices.published_macs(spec), model.architecture
     found = Point(
         share,

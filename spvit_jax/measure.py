@@ -31,17 +31,24 @@ class Timing:
 
 
 def measure(
-    models: Mapping[str, Model], image_size: int, batch_size: int, seconds: float
+    models: Mapping[str, Model],
+    image_size: int,
+    batch_size: int,
+    seconds: float,
+    channels: int = 3,
 ) -> dict[str, Timing]:
     """The ``Timing`` of every model on this process's first device, an accelerator if it has one.
 
     Args:
-      models: pure functions of images [batch, image_size, image_size, 3], float32. What they close
-        over becomes an argument of the compiled program, as weights are when a model is served.
+      models: pure functions of images [batch, image_size, image_size, channels], float32. What
+        they close over becomes an argument of the compiled program, as weights are when a model is
+        served.
       image_size: pixels a side.
       batch_size: images a call when throughput is measured.
       seconds: time given to all calls for latency, and again for throughput; compiling not
         included. At least five turns are taken however long they last.
+
+      channels: of the images.
 
     Raises:
       ValueError: no model, or a size or time that is not positive.
@@ -53,8 +60,9 @@ def measure(
             "image_size, batch_size and seconds must be above 0, got"
             f" {image_size}, {batch_size} and {seconds}"
         )
-    one = _times(models, image_size, 1, seconds)
-    batch = _times(models, image_size, batch_size, seconds)
+    image = image_size, channels
+    one = _times(models, image, 1, seconds)
+    batch = _times(models, image, batch_size, seconds)
     quartiles = np.percentile(one, [25, 50, 75], axis=0) * 1e3
     latency_ratio = np.median(one / one[:, :1], axis=0)
     throughput_ratio = np.median(batch[:, :1] / batch, axis=0)
@@ -71,10 +79,11 @@ def measure(
 
 
 def _times(
-    models: Mapping[str, Model], image_size: int, batch_size: int, seconds: float
+    models: Mapping[str, Model], image: tuple[int, int], batch_size: int, seconds: float
 ) -> np.ndarray:
     """Seconds of each call [turns, models]."""
-    shape = (batch_size, image_size, image_size, 3)
+    side, channels = image
+    shape = (batch_size, side, side, channels)
     values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     images = jax.device_put(values, jax.local_devices()[0])
     calls = [_compiled(model, images) for model in models.values()]

@@ -356,6 +356,7 @@ def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[st
         image_size=context.spec.image_size,
         batch_size=config.measure_batch,
         seconds=config.measure_seconds,
+        channels=context.spec.channels,
     )
 
 

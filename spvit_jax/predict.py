@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _predict(options: argparse.Namespace) -> int:
     """Prints the classes of every image; the number of those that could not be read."""
     from spvit_jax import pictures
+    from spvit_jax.pretrained import check_channels
     from spvit_jax.training.normalise import Normalise
 
     files = image_files(options.images)
@@ -85,6 +86,7 @@ def _predict(options: argparse.Namespace) -> int:
     normalise = Normalise(
         tuple(options.mean or about.mean or MEAN), tuple(options.std or about.std or STD)
     )
+    check_channels(normalise.mean, getattr(model.spec, "channels", 3), "--mean and --std")
     size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or CROP_RATIO
     batch = min(BATCH, len(files))
     if options.features is not None or not model.spec.classes:
@@ -298,9 +300,14 @@ def _parser() -> argparse.ArgumentParser:
     add("images", metavar="IMAGE", nargs="+", help="an image file, or a folder of them")
     add("--top", type=_count, default=5, metavar="N", help="classes an image (default: 5)")
     add("--names", metavar="FILE", help="the names of the classes (default: the model file's)")
-    three: dict[str, Any] = {"nargs": 3, "metavar": ("R", "G", "B")}
-    add("--mean", type=float, **three, help="of pixels in 0..1 (default: the model file's)")
-    add("--std", type=_above_0, **three, help="likewise")
+    colours: dict[str, Any] = {"nargs": "+", "metavar": "X"}
+    add(
+        "--mean",
+        type=float,
+        **colours,
+        help="of pixels in 0..1, R G B, or of grey (default: the model file's)",
+    )
+    add("--std", type=_above_0, **colours, help="likewise")
     add(
         "--crop-ratio",
         type=_share,

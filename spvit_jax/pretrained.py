@@ -42,12 +42,25 @@ def dense_spec(config: Config, found: int) -> Spec:
             " Swin, and give the RegNetY as teacher.checkpoint"
         )
     spec = dataclasses.replace(spec, classes=_classes(config, spec, found))
+    check_channels(config.data.mean, getattr(spec, "channels", 3), "data.mean and data.std")
     if model.patches and isinstance(spec, ViTSpec):
         spec = dataclasses.replace(spec, patches=True)
     try:
         return resized(spec, model.image_size)
     except CheckpointError as error:
         raise ConfigError(f"model.{error}") from error
+
+
+def check_channels(mean: tuple[float, ...], channels: int, options: str) -> None:
+    """Raises ConfigError unless images are given as the model sees them: ``options`` say how."""
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"the model sees images of {channels} channels, and here images are grey or RGB; from"
+            " Python it takes whatever arrays have so many"
+        )
+    if len(mean) != channels:
+        kinds = {1: "grey images: give one number each", 3: "RGB images: give three numbers each"}
+        raise ConfigError(f"the model sees {kinds[channels]} for {options}; got {len(mean)}")
 
 
 def _classes(config: Config, spec: Spec, found: int) -> int:
@@ -221,6 +234,7 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
         return freeze(load(where, student, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
     model = load(where, image_size=size, facts=Facts.told(teacher.heads), dtype=dtype)
+    check_channels(normalise.mean, getattr(model.spec, "channels", 3), "teacher.mean and std")
     if model.spec.classes != student.classes:
         raise ConfigError(
             f"teacher.checkpoint={teacher.checkpoint} knows {model.spec.classes} classes, the"

@@ -87,14 +87,14 @@ def validate(config: Any) -> None:
     kind = config.data.source.partition(":")[0]
     one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "inat", "idx"))
     check(
-        len(config.data.mean) == len(config.data.std) == 3 and min(config.data.std) > 0,
-        "data.mean and data.std need three numbers each, std above 0",
+        len(config.data.mean) == len(config.data.std) in (1, 3) and min(config.data.std) > 0,
+        "data.mean and data.std need three numbers each, or one of grey, std above 0",
     )
     check(0 < config.data.crop_ratio <= 1, "data.crop_ratio must be in (0, 1]")
     mean, std = config.teacher.mean, config.teacher.std
     check(
-        len(mean) == len(std) and len(mean) in (0, 3) and min(std, default=1) > 0,
-        "teacher.mean and teacher.std need three numbers each, std above 0, or none",
+        len(mean) == len(std) and len(mean) in (0, 1, 3) and min(std, default=1) > 0,
+        "teacher.mean and teacher.std need three numbers each, or one of grey, std above 0",
     )
     for name in ("pretrain", "search", "finetune"):
         part = getattr(config, name)

@@ -1,8 +1,8 @@
 """Backbones: models without a head and images without labels, from end to end."""
 
-import dataclasses
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -105,6 +105,25 @@ def test_a_backbone_is_searched_without_labels(photos, backbone, tmp_path):
     assert 0.3 < result.pruned_quality.cosine < 1 and result.decision == "project"
 
 
+def test_a_model_that_sees_grey_gets_grey(photos, tmp_path):
+    grey = replace(SPEC, channels=1)
+    save(ViT(grey, rngs=nnx.Rngs(0)), tmp_path / "grey.safetensors")
+    file = tmp_path / "grey.safetensors"
+    settings = config(photos, file, stage="frontier", frontier={"budgets": (0.7,)})
+    with pytest.raises(ConfigError, match="sees grey images: give one number each"):
+        run(settings, tmp_path / "run")
+    settings.data.mean, settings.data.std = (0.5,), (0.25,)
+    run(settings, tmp_path / "run")
+    small = load(tmp_path / "run/frontier/00/model.safetensors")
+    assert small(np.zeros((1, 16, 16, 1))).shape == (1, 16)
+    with pytest.raises(ValueError, match="expected images of 1 channels, got 3"):
+        small(np.zeros((1, 16, 16, 3)))
+    photo = next(photos.glob("*.png"))
+    seen = Normalise((0.0,), (1.0,))(np.asarray(Image.open(photo))[None])
+    luma = np.asarray(Image.open(photo).convert("L"))
+    np.testing.assert_allclose(255 * np.asarray(seen)[0, ..., 0], luma, atol=1)
+
+
 def test_the_curve_of_a_backbone_is_of_cosines(photos, backbone, tmp_path):
     settings = config(photos, backbone, stage="frontier", frontier={"budgets": (0.8, 0.5)})
     run(settings, tmp_path)
@@ -196,4 +215,4 @@ def test_neighbours_vote_as_in_a_plain_loop():
 
 
 def test_output_features_leaves_the_head_out():
-    assert dataclasses.replace(SPEC, classes=0).blocks[-1].read == SPEC.blocks[-1].tokens
+    assert replace(SPEC, classes=0).blocks[-1].read == SPEC.blocks[-1].tokens

@@ -45,8 +45,10 @@ class About:
         if type(names) is not tuple or not all(type(name) is str for name in names):
             raise ValueError(f"class_names must be a tuple of strings, got {names!r}")
         for values in (self.mean, self.std):
-            if len(values) not in (0, 3) or not all(map(_is_number, values)):
-                raise ValueError(f"mean and std are three numbers each, or none; got {values!r}")
+            if len(values) not in (0, 1, 3) or not all(map(_is_number, values)):
+                raise ValueError(
+                    f"mean and std are three numbers each, or one of grey, or none; got {values!r}"
+                )
         if len(self.mean) != len(self.std) or min(self.std, default=1) <= 0:
             raise ValueError(f"mean and std go together, std above 0; got {self.mean}, {self.std}")
         ratio = self.crop_ratio

@@ -93,9 +93,8 @@ def _foreign_shapes(state: State) -> Iterator[tuple[str, str]]:
     if not vit and not swin:
         return
     patches = state.get("patch_embed.proj.weight", np.empty((0, 3, 0, 0)))
-    if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
-        found = f"patch_embed.proj.weight {list(patches.shape)}"
-        yield "patches that are no squares of 3 channels", found
+    if patches.ndim != 4 or patches.shape[2] != patches.shape[3]:
+        yield "patches that are no squares", f"patch_embed.proj.weight {list(patches.shape)}"
     if vit and "patch_embed.norm.weight" in state:
         yield "a norm after the patch embedding of a ViT", "patch_embed.norm.weight"
     if swin and "patch_embed.norm.weight" not in state:

@@ -17,7 +17,7 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
 from spvit_jax.convert.fit import drop_heads, fit_heads, resize_grid
-from spvit_jax.convert.tables import CENTRE_FIRST_TAPS, LINEAR, PATCHES, Rule, layer, norm, rule
+from spvit_jax.convert.tables import CENTRE_FIRST_TAPS, LINEAR, Rule, layer, norm, patches, rule
 from spvit_jax.models import SwinSpec
 from spvit_jax.models.swin import relative_position_index, shift_mask
 
@@ -38,11 +38,7 @@ WINDOW = 7  # of every published pruned one
 HEADS = "head", "head.fc"  # what Microsoft and timm call the classifier
 TABLE = "attn.relative_position_bias_table"
 
-STEM = (
-    *layer("patch_embed.proj", "patch_embed", PATCHES),
-    *norm("patch_embed.norm", "embed_norm"),
-    *norm("norm", "norm"),
-)
+NORMS = (*norm("patch_embed.norm", "embed_norm"), *norm("norm", "norm"))
 MIXING = blocks.kinds(CENTRE_FIRST_TAPS, position_bias=True), "kernel_thresholds_full"
 
 
@@ -69,11 +65,12 @@ def table(
     Dense models are written with timm's names, others with those SPViT released.
     """
     late = form == "dense" and not _microsoft(names)
-    head = layer(HEADS[late], "head", LINEAR)
+    stem = layer("patch_embed.proj", "patch_embed", patches(spec.channels))
+    head = layer(HEADS[late], "head", LINEAR) if spec.classes else ()
     merges = [
         r for s in range(len(spec.depths) - 1) for r in _merging(f"layers.{s + late}.downsample", s)
     ]
-    return (*STEM, *head, *merges, *blocks.rules(*MIXING, form, block_names(spec), ops))
+    return (*stem, *NORMS, *head, *merges, *blocks.rules(*MIXING, form, block_names(spec), ops))
 
 
 def _microsoft(names: Container[str]) -> bool:
@@ -111,12 +108,13 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
     Raises:
       CheckpointError: an array is missing, or the shapes are not those of a Swin.
     """
-    width, _, patch, _ = shape(state, "patch_embed.proj.weight", 4)
+    width, channels, patch, _ = shape(state, "patch_embed.proj.weight", 4)
     stages = _stages(_depths(state))
     windows = _windows(state, stages)
     window = max(windows.values(), default=WINDOW)
     head = HEADS["head.fc.weight" in state]
     features = width << max(len(stages) - 1, 0)
+    pruned = form_of(state) not in ("dense", "supernet")
     try:
         spec = SwinSpec(
             width=width,
@@ -127,7 +125,8 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
             window=window,
             patch_size=patch,
             image_size=patch * _grid(state, stages, windows, window),
-            classes=shape(state, f"{head}.weight", 2, (1000, features))[0],
+            classes=shape(state, f"{head}.weight", 2, (1000 if pruned else 0, features))[0],
+            channels=channels,
         )
         _require_windows(spec, windows)
     except CheckpointError:

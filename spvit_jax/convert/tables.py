@@ -78,11 +78,6 @@ def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def _unflatten_patches(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
-    side = round((kernel.shape[0] / 3) ** 0.5)
-    return (kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1),)
-
-
 def _unflatten_taps(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
     inputs, taps, outputs = kernel.shape
     side = round(taps**0.5)
@@ -127,11 +122,6 @@ CONV = Pair(
     lambda w: (w.transpose(1, 2, 3, 0).reshape(w.shape[1], -1, w.shape[0]),),
     _unflatten_taps,
 )
-PATCHES = Pair(
-    "[out, 3, py, px] <-> [(py, px, channel), out]",
-    lambda w: (w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),),
-    _unflatten_patches,
-)
 QKV = Pair(
     "[3 D, D] or [3 D] <-> query and key, value",
     _split_qkv,
@@ -152,6 +142,20 @@ KEYS_VALUES = Pair(
     lambda k, v: (np.concatenate([k.T, v.T]),),
 )
 UNBATCHED = Pair("[1, n, D] <-> [n, D]", lambda x: (x[0],), lambda x: (x[None],))
+
+
+def patches(channels: int) -> Pair:
+    """The kernel of a patch embedding of so many channels."""
+
+    def unflatten(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
+        side = round((kernel.shape[0] / channels) ** 0.5)
+        return (kernel.reshape(side, side, channels, -1).transpose(3, 2, 0, 1),)
+
+    return Pair(
+        f"[out, {channels}, py, px] <-> [(py, px, channel), out]",
+        lambda w: (w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),),
+        unflatten,
+    )
 
 
 def tokens(counts: tuple[int, ...]) -> Pair:

@@ -19,11 +19,11 @@ from spvit_jax.convert.tables import (
     COLUMN_MAJOR_TAPS,
     KEYS_VALUES,
     LINEAR,
-    PATCHES,
     UNBATCHED,
     Rule,
     layer,
     norm,
+    patches,
     rule,
     tokens,
 )
@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 KIND = "ViT (patch_embed.proj.weight, blocks.0.norm1.weight, …)"
-STEM = layer("patch_embed.proj", "patch_embed", PATCHES)
 HEADS = {  # of the published models, by their width
     192: 3, 320: 5, 384: 6, 432: 6, 448: 7, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16,
     1408: 16, 1536: 24, 1664: 16, 4096: 32,
@@ -74,7 +73,8 @@ def table(
     form: str, spec: ViTSpec, ops: tuple[str, ...] = (), names: object = ()
 ) -> tuple[Rule, ...]:
     """The rules between a checkpoint and our model; see ``families.Family``."""
-    rules = [*STEM, *norm("fc_norm" if spec.pool == "average_norm" else "norm", "norm")]
+    rules = [*layer("patch_embed.proj", "patch_embed", patches(spec.channels))]
+    rules += [*norm("fc_norm" if spec.pool == "average_norm" else "norm", "norm")]
     if spec.positions:
         rules.append(rule("pos_embed", "pos_embed", UNBATCHED))
     if spec.prefix:
@@ -119,7 +119,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
       CheckpointError: an array is missing, the shapes are not those of a ViT, or neither they nor
         the facts say what has to be known.
     """
-    width, _, patch, _ = shape(state, "patch_embed.proj.weight", 4)
+    width, channels, patch, _ = shape(state, "patch_embed.proj.weight", 4)
     indices = {m[1] for name in state if (m := re.match(r"blocks\.(\d+)\.", name))}
     names = [f"blocks.{i}" for i in range(len(indices))]
     widths = blocks.ffn_widths(state, names, width)
@@ -141,6 +141,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
             norm_pre="norm_pre.weight" in state,
             qk_norm="blocks.0.attn.q_norm.weight" in state,
             gated="blocks.0.mlp.fc1_g.weight" in state,
+            channels=channels,
             **_unseen(state, facts),
         )
     except CheckpointError:

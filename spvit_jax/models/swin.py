@@ -46,6 +46,7 @@ class SwinSpec:
     image_size: int = 224
     classes: int = 1000  # 0: no head; features are what the model is for
     epsilon: float = 1e-5  # of the norms
+    channels: int = 3  # of an image: 1 is grey, 3 are RGB
 
     def __post_init__(self) -> None:
         if not len(self.depths) == len(self.heads) == len(self.hidden) > 0:

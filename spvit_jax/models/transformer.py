@@ -79,7 +79,7 @@ class Transformer(Classifier):
         self.dropout = dropout
         self.dtype = dtype
         self.remat = remat
-        inputs, width = 3 * spec.patch_size**2, spec.blocks[0].width
+        inputs, width = spec.channels * spec.patch_size**2, spec.blocks[0].width
         self.patch_embed = Dense(inputs, width, dtype=dtype, rngs=rngs)
         self._embedding(rngs)
         last = max(len(spec.blocks) - 1, 1)
@@ -131,16 +131,18 @@ class Transformer(Classifier):
         Raises:
           ValueError: the images have another size than the spec says.
         """
-        side, patch = self.spec.image_size, self.spec.patch_size
-        batch, height, width, _ = images.shape
+        side, patch, channels = self.spec.image_size, self.spec.patch_size, self.spec.channels
+        batch, height, width, has = images.shape
         if (height, width) != (side, side):
             raise ValueError(
                 f"expected {side}x{side} images, got {height}x{width}; resize them, or build the"
                 " model with that image size"
             )
+        if has != channels:
+            raise ValueError(f"expected images of {channels} channels, got {has}; convert them")
         grid = side // patch
-        split = images.reshape(batch, grid, patch, grid, patch, 3).swapaxes(2, 3)
-        return self.patch_embed(split.reshape(batch, grid * grid, 3 * patch**2))
+        split = images.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)
+        return self.patch_embed(split.reshape(batch, grid * grid, channels * patch**2))
 
     def embed(self, images: Array) -> Array:
         """Images as the tokens that enter the first block."""

@@ -54,6 +54,7 @@ class ViTSpec:
     gated: bool = False  # each FFN unit is multiplied by another one, its gate (SwiGLU)
     activation: str = "gelu"  # of FFN units, or of the gate of each: one of ACTIVATIONS
     epsilon: float = 1e-6  # of the norms
+    channels: int = 3  # of an image: 1 is grey, 3 are RGB
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -256,7 +256,7 @@ def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: 
     """
     form = "deploy" if architecture else "dense"
     graph, shapes = nnx.split(forms.build(spec, form, architecture, dtype=dtype))
-    images = _random((batch, spec.image_size, spec.image_size, 3), 1.0, 0)
+    images = _random((batch, spec.image_size, spec.image_size, spec.channels), 1.0, 0)
     return _compiled(lambda state, x: nnx.merge(graph, state)(x), _filled(shapes, 0), images)
 
 

@@ -100,7 +100,9 @@ def _blocks(
 def _embedding_and_head(spec: Any, blocks: tuple[Geometry, ...]) -> int:
     """MACs outside the blocks: patch embedding, patch merging, pooling, heads."""
     first, last = blocks[0], blocks[-1]
-    total = first.patches * first.width * 3 * spec.patch_size**2 + last.width * spec.classes
+    total = (
+        first.patches * first.width * spec.channels * spec.patch_size**2 + last.width * spec.classes
+    )
     if isinstance(spec, SwinSpec):
         for stage in range(len(spec.depths) - 1):
             total += (spec.grid(stage) // 2) ** 2 * 8 * (spec.width << stage) ** 2

@@ -20,7 +20,7 @@ def random(*shape):
         (tables.CONV_1X1, [random(4, 3, 1, 1)]),
         (tables.CONV, [random(4, 2, 3, 3)]),
         (tables.CONV, [random(4, 2, 1, 1)]),
-        (tables.PATCHES, [random(5, 3, 4, 4)]),
+        (tables.patches(3), [random(5, 3, 4, 4)]),
         (tables.QKV, [random(12, 4)]),
         (tables.QKV, [random(12)]),
         (tables.CONV_HWIO, [random(4, 2, 3, 3)]),
@@ -49,7 +49,7 @@ def test_layouts():
     assert kernel[1, 3 * 2 + 0, 3] == conv[3, 1, 2, 0]
     (kernel,) = tables.CONV_HWIO.forward(conv)
     assert kernel[2, 0, 1, 3] == conv[3, 1, 2, 0]
-    (kernel,) = tables.PATCHES.forward(conv[:, [0, 1, 0]])
+    (kernel,) = tables.patches(3).forward(conv[:, [0, 1, 0]])
     assert kernel[(1 * 3 + 2) * 3 + 1, 2] == conv[2, 1, 1, 2]
     qk, v = tables.QKV.forward(np.arange(12))
     assert [*qk, *v] == [*range(12)]
