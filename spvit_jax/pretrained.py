@@ -107,7 +107,8 @@ def options(config: Config, spec: Spec) -> dict[str, Any]:
 def load_dense(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """The dense model with its pretrained weights; ``notes`` gets what had to be changed."""
     where = address(config.model.checkpoint)
-    dense = load(where, spec, notes=notes, **options(config, spec))
+    facts = Facts.told(**told(config.model))
+    dense = load(where, spec, facts=facts, notes=notes, **options(config, spec))
     notes += _seen_otherwise(about_of(where), config)
     return dense
 
@@ -132,7 +133,9 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     _check_trained(config, found.spec, spec.classes)
     if form(found) == "dense":
         wanted = dataclasses.replace(spec, classes=found.spec.classes)
-        return found if wanted == found.spec else load(where, wanted, notes=notes, dtype=dtype)
+        if wanted == found.spec:
+            return found
+        return load(where, wanted, facts=facts, notes=notes, dtype=dtype)
     found = decided(found, notes)
     _check_pruned(config, found.spec, spec)
     if model.variant:
@@ -231,7 +234,8 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
     dtype, size = _dtype(teacher.dtype), student.image_size
     if not teacher.checkpoint:
         where = address(config.model.checkpoint)
-        return freeze(load(where, student, dtype=dtype), normalise)
+        facts = Facts.told(**told(config.model))
+        return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
     model = load(where, image_size=size, facts=Facts.told(teacher.heads), dtype=dtype)
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "teacher.mean and std")
@@ -261,7 +265,7 @@ def load_reference(config: Config, spec: Spec) -> Classifier:
             " features are to another's; set teacher.checkpoint to the dense model it came from"
         )
     where = address(config.teacher.checkpoint)
-    return load(where, spec, facts=Facts.told(config.teacher.heads), dtype=_dtype("float32"))
+    return load(where, spec, facts=Facts.told(**told(config.model)), dtype=_dtype("float32"))
 
 
 def check_features(config: Config, student: Spec) -> None:

@@ -11,10 +11,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spvit_jax import pipeline, predict
+from spvit_jax import pipeline, predict, pretrained
 from spvit_jax.config import ConfigError, from_config_dict
-from spvit_jax.convert import load, save
+from spvit_jax.convert import load, save, save_torch
+from spvit_jax.convert.fit import resize_grid
 from spvit_jax.data.decode import open_image
+from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import open_source
 from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.progress import Console
@@ -72,6 +74,8 @@ def test_a_folder_of_images_has_no_labels(photos):
     assert (len(train), len(test), train.class_names) == (48, 16, ())
     assert train[0]["label"] == -1 and train[0]["image"].full().size == (24, 20)
     assert not {name for name, _ in train.files} & {name for name, _ in test.files}
+    with pytest.raises(DataError, match=r"hold some out: data.train_split='train\[:80%\]'"):
+        open_source(data, "val")
 
 
 def test_a_backbone_is_pruned_without_labels(photos, backbone, tmp_path):
@@ -188,6 +192,22 @@ def test_predict_writes_features(photos, backbone, tmp_path, capsys):
 def test_what_needs_labels_is_refused(photos, backbone, tmp_path, group, said):
     with pytest.raises(ConfigError, match=said):
         run(config(photos, backbone, **group), tmp_path)
+
+
+@pytest.mark.parametrize("how", ["bicubic", "antialiased"])
+def test_positions_are_resized_as_the_config_says(photos, tmp_path, how):
+    dense = ViT(replace(SPEC, positions=True, rotary="", gated=False, patches=False, registers=0),
+                rngs=nnx.Rngs(0))  # fmt: skip
+    save_torch(dense, tmp_path / "timm.safetensors")
+    model = {"image_size": 24, "heads": 2, "activation": "silu", "positions": how}
+    settings = config(photos, tmp_path / "timm.safetensors", model=model)
+    notes = []
+    found = pretrained.load_dense(settings, pretrained.dense_spec(settings, 0), notes)
+    assert f"interpolated ({how}) from 4x4 patches to 6x6" in notes[0]
+    assert found.spec.activation == "silu" and found.spec.patches
+    first = np.asarray(dense.pos_embed[...])[1:].reshape(4, 4, -1)
+    expected = resize_grid(first, 6, how).reshape(36, -1)
+    np.testing.assert_array_equal(np.asarray(found.pos_embed[...])[1:], expected)
 
 
 def test_probes_find_what_is_there():

@@ -155,7 +155,13 @@ class FolderSource:
         root = folder / part
         if originals.is_flat(root):
             return cls(root, _mixed(_unlabelled(root), split), ())
-        if part == train and originals.is_flat(folder):
+        if originals.is_flat(folder):
+            if part != train:
+                raise DataError(
+                    f"{folder} holds images in no class folders, which are all of the split"
+                    f" {train}; hold some out: data.train_split='{train}[:80%]' and"
+                    f" data.test_split='{train}[80%:]'"
+                )
             return cls(folder, _mixed(_unlabelled(folder), split), ())
         if folder.is_dir() and not root.is_dir() and not originals.has_splits(folder):
             return cls._divided(folder, part, split, data)
