@@ -30,7 +30,7 @@ class Model:
     # the heads of a ViT; 0: as said there, or those of a published model as wide
     activation: str = ""  # likewise, of its FFN units: gelu, gelu_tanh, quick_gelu or silu
     epsilon: float = 0.0  # likewise, of its norms
-    rotary: str = ""  # likewise, how rotary positions turn: dinov3 or eva
+    rotary: str = ""  # likewise, how rotary positions turn: dinov3, eva or none
     positions: str = ""  # likewise, how learned ones are interpolated for another image size:
     # antialiased, as timm does, or bicubic, as transformers and DINOv2's own code do
     output: str = ""  # "logits", or "features": without a head; "": as in the checkpoint

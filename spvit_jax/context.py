@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from spvit_jax import hosts, pretrained
 from spvit_jax.config import Budget, Config, ConfigError, Training
-from spvit_jax.convert import About
+from spvit_jax.convert import About, about_of
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
@@ -103,7 +103,10 @@ class Context:
     @property
     def about(self) -> About:
         """What its models are trained on, to be kept in their files."""
-        data, names = self.config.data, self.test.class_names if self.spec.classes else ()
+        data, names = self.config.data, self.test.class_names
+        if not names and self.config.stage != "pretrain":
+            names = about_of(pretrained.address(self.config.model.checkpoint)).class_names
+        names = names[: self.spec.classes]
         return About(names, data.mean, data.std, data.crop_ratio)
 
     @property
@@ -182,6 +185,8 @@ def check_labels(config: Config, spec: Any, test: Source) -> None:
     lacking = "the data has no labels" if not test.class_names else "the model has no head"
     if test.class_names and spec.classes:
         return
+    if isinstance(spec, RegNetSpec):
+        raise ConfigError(f"{lacking}, and a RegNetY is nothing but a classifier here")
     kinds = ("features", "soft", "hard") if spec.classes else ("features",)
     for name in config.trainings:
         training = getattr(config, name)
@@ -271,7 +276,8 @@ def load_teacher(context: Context, training: Training) -> Teacher | None:
     if training.distillation == "none":
         return None
     with hosts.together(*USER_ERRORS):
-        teacher = pretrained.load_teacher(context.config, context.spec)
+        features = training.distillation == "features"
+        teacher = pretrained.load_teacher(context.config, context.spec, features)
     hosts.agree_on("teacher.checkpoint", teacher.state)
     name = context.config.teacher.checkpoint or f"{context.name}, dense"
     context.console.say(f"teacher   {name}: {training.distillation} distillation")

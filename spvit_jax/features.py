@@ -47,6 +47,8 @@ def write_features(
         if found:
             files += found
             rows.append([np.asarray(x)[: len(found)] for x in run(state, jnp.asarray(images))])
+    if not files:
+        return
     names = ("features", "patches")
     columns = (np.concatenate(column) for column in zip(*rows, strict=True))
     arrays: dict[str, Any] = dict(zip(names, columns, strict=False))

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from spvit_jax.context import Context
-from spvit_jax.data.sources import Some
+from spvit_jax.data.sources import Some, open_source
 from spvit_jax.models import Classifier
 from spvit_jax.quality import Quality
 from spvit_jax.training.evaluate import Evaluation
@@ -45,9 +45,12 @@ def judge(context: Context, model: Classifier, dense: Classifier) -> Quality:
 
 
 def _probed(context: Context, model: Classifier, found: Quality) -> Quality:
-    count = len(context.train)
+    config, train = context.config, context.train
+    if config.stage == "evaluate":  # which has opened the test images alone
+        train = open_source(config.data, config.data.train_split)
+    count = len(train)
     some = np.linspace(0, count - 1, min(count, PROBE_IMAGES)).round().astype(int)
-    sources = Some(context.train, some), context.test
+    sources = Some(train, some), context.test
     pairs = [part for s in sources for part in features(context.evaluator, model, s)]
     return dataclasses.replace(found, knn=nearest_neighbours(*pairs), linear=linear_probe(*pairs))
 

@@ -28,7 +28,7 @@ from spvit_jax.context import (
     open_context,
 )
 from spvit_jax.convert import about_of, save, save_torch
-from spvit_jax.judged import evaluate, quality
+from spvit_jax.judged import evaluate, judge, quality
 from spvit_jax.measure import measure
 from spvit_jax.merges import Schedules
 from spvit_jax.models import MODELS, Classifier
@@ -130,13 +130,13 @@ def run_evaluate(context: Context) -> None:
     hosts.agree_on("model.checkpoint", nnx.state(network))
     about = about_of(pretrained.address(config.model.checkpoint))
     notes += pretrained.check_about(about, config, names)
-    if not context.labelled:
-        _compare(context, network)
-        return
     parameters, file = count_parameters(network), config.model.checkpoint
     console.stage("model", f"{file}: {form(network)}, {parameters:,} parameters")
     for note in notes:
         console.say(note)
+    if not context.labelled:
+        _compare(context, network)
+        return
     data = f"{config.data.source}, {config.data.test_split}"
     context.announce("evaluate", f"{len(context.test):,} images of {data}")
     counts = evaluate(context, network)
@@ -154,8 +154,11 @@ def _compare(context: Context, network: Classifier) -> None:
     """Evaluates a model without labels: by how near its features are to the teacher's."""
     with hosts.together(*USER_ERRORS):
         other = pretrained.load_reference(context.config, network.spec)
-    found = quality(context, "evaluation", network, other)
+    hosts.agree_on("teacher.checkpoint", nnx.state(other))
+    found = judge(context, network, other)
+    context.console.stage("evaluate", found.said())
     context.workdir.write("evaluation.txt", lambda path: path.write_text(found.said() + "\n"))
+    context.workdir.write_json("evaluation.json", dataclasses.asdict(found))
 
 
 def run_pretrain(context: Context) -> None:

@@ -118,17 +118,22 @@ def _features(
     from spvit_jax.data.errors import DataError
     from spvit_jax.features import write_features
 
+    if not hasattr(model.spec, "blocks"):
+        raise DataError("--features: a RegNetY is a classifier here; take a ViT or a Swin")
     if options.features is None:
         raise DataError(
             "this model has no head to predict classes with; --features FILE.npz writes its"
             " features"
         )
+    if not Path(options.features).absolute().parent.is_dir():
+        raise DataError(f"--features {options.features}: there is no such folder; make it first")
     batches = _batches(files, min(BATCH, len(files)), model.spec.image_size, short)
     bad = 0
     for error in write_features(Path(options.features), model, normalise, batches):
         print(f"error: {error}", file=sys.stderr)
         bad += 1
-    print(f"wrote {options.features}: the features of {len(files) - bad:,} images")
+    if bad < len(files):
+        print(f"wrote {options.features}: the features of {len(files) - bad:,} images")
     return bad
 
 

@@ -132,7 +132,7 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     found = load(where, facts=facts, notes=notes, dtype=dtype)
     _check_trained(config, found.spec, spec.classes)
     if form(found) == "dense":
-        wanted = dataclasses.replace(spec, classes=found.spec.classes)
+        wanted = spec if not spec.classes else dataclasses.replace(spec, classes=found.spec.classes)
         if wanted == found.spec:
             return found
         return load(where, wanted, facts=facts, notes=notes, dtype=dtype)
@@ -145,7 +145,12 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
 
 def _check_trained(config: Config, found: Spec, wanted: int) -> None:
     """Raises ConfigError unless the head of a model is one of ``wanted`` classes."""
-    if found.classes != wanted:
+    if wanted and not found.classes:
+        raise ConfigError(
+            f"model.checkpoint={config.model.checkpoint} has no head that knows the data's"
+            f" {wanted} classes; set model.output=features to measure its features"
+        )
+    if wanted and found.classes != wanted:
         said = "model.classes asks for" if config.model.classes else "the data has"
         raise ConfigError(
             f"model.checkpoint={config.model.checkpoint} knows {found.classes} classes, {said}"
@@ -162,6 +167,11 @@ def _check_pruned(config: Config, found: Spec, wanted: Spec) -> None:
         raise ConfigError(
             f"model.checkpoint={model.checkpoint} is a pruned model for images of"
             f" {found.image_size} pixels; set model.image_size to that, not {model.image_size}"
+        )
+    if model.patches and not isinstance(found, RegNetSpec) and found.blocks[-1].class_only:
+        raise ConfigError(
+            f"model.checkpoint={model.checkpoint} was pruned for its class token alone, so that"
+            " there are no patches; set model.patches=false"
         )
     shapes = [[block.width for block in getattr(s, "blocks", ())] for s in (found, wanted)]
     if type(found) is not type(wanted) or shapes[0] != shapes[1]:
@@ -221,8 +231,13 @@ def _seen_otherwise(about: About, config: Config) -> list[str]:
     return notes
 
 
-def load_teacher(config: Config, student: Spec) -> Teacher:
+def load_teacher(config: Config, student: Spec, features: bool = False) -> Teacher:
     """The teacher of ``config``, for the images and classes of ``student``.
+
+    Args:
+      config: of the run.
+      student: the dense model's spec.
+      features: its blocks' outputs teach, so that its head does not matter.
 
     Raises:
       ConfigError: it knows other classes.
@@ -237,9 +252,13 @@ def load_teacher(config: Config, student: Spec) -> Teacher:
         facts = Facts.told(**told(config.model))
         return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    model = load(where, image_size=size, facts=Facts.told(teacher.heads), dtype=dtype)
+    facts = Facts.told(teacher.heads)
+    model = load(where, image_size=size, facts=facts, dtype=dtype)
+    if features and form(model) == "dense":
+        wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
+        model = load(where, wanted, facts=facts, dtype=dtype)
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "teacher.mean and std")
-    if model.spec.classes != student.classes:
+    if not features and model.spec.classes != student.classes:
         raise ConfigError(
             f"teacher.checkpoint={teacher.checkpoint} knows {model.spec.classes} classes, the"
             f" student {student.classes}; a teacher must know the same ones, in the same order"
@@ -280,10 +299,17 @@ def check_features(config: Config, student: Spec) -> None:
     if names and teacher.checkpoint:
         found = read_spec(address(teacher.checkpoint), Facts.told(teacher.heads))
         try:
-            found = resized(found, student.image_size)
+            found = _as_read(resized(found, student.image_size), student)
         except CheckpointError as error:
             raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
         check_stream(names[0], teacher.checkpoint, found, student)
+
+
+def _as_read(teacher: Spec, student: Spec) -> Spec:
+    """A teacher's spec, whose patches leave the last block where the student's do."""
+    if isinstance(teacher, ViTSpec) and isinstance(student, ViTSpec):
+        return dataclasses.replace(teacher, patches=student.patches)
+    return teacher
 
 
 def check_stream(training: str, file: str, teacher: Spec, student: Spec) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 # Names of models.activations, models.rotary and convert.fit, which --help does not wait for.
 NAMES = {
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
-    "rotary": ("dinov3", "eva"),
+    "rotary": ("dinov3", "eva", "none"),
     "positions": ("antialiased", "bicubic"),
 }
 FACTS = ("heads", "epsilon", *NAMES)

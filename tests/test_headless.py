@@ -22,6 +22,8 @@ from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.progress import Console
 from spvit_jax.quality import Quality
 from spvit_jax.report import Result
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.probe import linear_probe, nearest_neighbours
 
@@ -141,10 +143,39 @@ def test_a_pruned_backbone_is_evaluated_by_its_dense_model(photos, backbone, tmp
     settings = config(photos, backbone, stage="evaluate")
     with pytest.raises(ConfigError, match="set teacher.checkpoint to the dense model"):
         run(settings, tmp_path / "without")
-    settings = config(photos, backbone, stage="evaluate", teacher={"checkpoint": str(backbone)})
+    units = Architecture(("msa", "msa"), (8, 8), merges=(2, 0))
+    save(fold(prune(load(backbone), units)), tmp_path / "small.safetensors")
+    teacher = {"checkpoint": str(backbone)}
+    settings = config(photos, tmp_path / "small.safetensors", stage="evaluate", teacher=teacher)
     run(settings, tmp_path / "with")
     found = Quality(**json.loads((tmp_path / "with" / "evaluation.json").read_text()))
-    assert found.images == 16 and found.cosine == pytest.approx(1, abs=1e-6)
+    assert found.images == 16 and 0.1 < found.cosine < 0.999 and found.patch_cosine < 0.999
+    assert found.said() in (tmp_path / "with" / "evaluation.txt").read_text()
+
+
+def test_features_of_a_model_with_a_head_are_evaluated(tmp_path):
+    values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
+    values["stage"], values["model"]["output"] = "evaluate", "features"
+    values["teacher"]["checkpoint"] = values["model"]["checkpoint"]
+    values["data"] |= {"train_split": "train[:512]", "test_split": "test[:256]"}
+    run(from_config_dict(values), tmp_path)
+    found = Quality(**json.loads((tmp_path / "evaluation.json").read_text()))
+    assert found.cosine == pytest.approx(1, abs=1e-6)
+    assert 0.75 < found.knn < 1 and 0.75 < found.linear < 1  # of other images than those tested
+
+
+def test_a_teacher_may_have_a_head_and_read_no_patches(photos, tmp_path):
+    """Its blocks teach: it is read as the student is."""
+    teacher = ViT(replace(SPEC, patches=False, classes=5), rngs=nnx.Rngs(1))
+    save(teacher, tmp_path / "teacher.safetensors")
+    save(ViT(SPEC, rngs=nnx.Rngs(0)), tmp_path / "student.safetensors")
+    named = {"checkpoint": str(tmp_path / "teacher.safetensors")}
+    settings = config(photos, tmp_path / "student.safetensors", teacher=named)
+    pretrained.check_features(settings, SPEC)
+    frozen = pretrained.load_teacher(settings, SPEC, features=True)
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    normalise = Normalise(settings.data.mean, settings.data.std)
+    assert frozen.stream(frozen.state, images, normalise)[-1].shape == (1, 19, 16)
 
 
 def test_with_labels_features_are_probed(tmp_path):
@@ -232,7 +263,3 @@ def test_neighbours_vote_as_in_a_plain_loop():
             votes[labels[i]] += cosines[i]
         right += votes.argmax() == label
     assert nearest_neighbours(train, labels, test, truth) == right / 30
-
-
-def test_output_features_leaves_the_head_out():
-    assert replace(SPEC, classes=0).blocks[-1].read == SPEC.blocks[-1].tokens

@@ -56,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.to_torch:
             save_torch(model, options.target)
         else:
-            save(model, options.target, about=about_of(options.source))
+            about = about_of(options.source)
+            if not model.spec.classes:
+                about = dataclasses.replace(about, class_names=())
+            save(model, options.target, about=about)
     except (ArchitectureError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -97,6 +100,8 @@ def _fields(spec: Any) -> str:
     """The fields of a spec as words: tuples number by number, and only what holds or is there."""
     words = []
     for name, value in dataclasses.asdict(spec).items():
+        if name.startswith("rotary_") and not spec.rotary:
+            continue
         label = name.replace("_", " ")
         if value is True:
             words.append(label)

@@ -61,7 +61,7 @@ class Rotary:
 
     Attributes:
       kind: "dinov3", of patch centres between -1 and 1, halves rotated; "eva", of patch indices,
-        neighbours rotated.
+        neighbours rotated; "none", which a user may say.
       base: of the geometric series of wavelengths.
       grid: patches a side that the indices of "eva" are scaled to; None: none.
     """
@@ -121,11 +121,12 @@ class Facts:
         positions: str = "",
     ) -> "Facts":
         """What a user says; 0 and "" say nothing."""
+        base = KINDS[rotary].base if rotary in KINDS else 0.0
         return cls(
             heads=heads or None,
             activation=activation or None,
             epsilon=epsilon or None,
-            rotary=Rotary(rotary, KINDS[rotary].base) if rotary else None,
+            rotary=Rotary(rotary, base) if rotary else None,
             positions=positions or None,
         )
 
@@ -287,6 +288,11 @@ def _open_clip(config: Fields) -> dict[str, Any]:
     """Of open_clip's form, the vision tower; one of timm's is known by its name."""
     model, images = config.inner("model_cfg"), config.inner("preprocess_cfg")
     tower = model.inner("vision_cfg")
+    for name in ("final_ln_after_pool", "act_kwargs", "norm_kwargs", "global_average_pool"):
+        if name in tower:
+            raise tower.wrong(name, "none: no tower here has that; take the model without it")
+    if tower.text("pool_type") not in (None, "tok"):
+        raise tower.wrong("pool_type", "tok: towers here look at the class token")
     found: dict[str, Any] = {
         "image_size": tower.side("image_size"),
         "mean": images.numbers("mean"),

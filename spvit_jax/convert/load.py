@@ -55,7 +55,7 @@ def load(
     notes = [] if notes is None else notes
     with _naming(path):
         if native.is_native(path):
-            return _load_native(path, spec, image_size, notes, options)
+            return _load_native(path, spec, image_size, notes, facts, options)
         family, state, facts = _recognised(path, facts, notes)
         if family.form_of(state) == "dense":
             wanted = spec or family.spec_from_state(state, facts)
@@ -77,7 +77,12 @@ def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, Sta
 
 
 def _load_native(
-    path: Any, spec: Spec | None, size: int, notes: list[str], options: dict[str, Any]
+    path: Any,
+    spec: Spec | None,
+    size: int,
+    notes: list[str],
+    facts: Facts,
+    options: dict[str, Any],
 ) -> Any:
     has, form = native.load_spec(path), native.load_form(path)
     if form != "dense" and spec is not None:
@@ -88,7 +93,7 @@ def _load_native(
         _check_size(model, size)
         return model
     state = revert_model(native.load_model(path))
-    return dense_from_state(state, wanted, notes, **options)
+    return dense_from_state(state, wanted, notes, facts, **options)
 
 
 def resized(spec: Spec, image_size: int) -> Spec:

@@ -90,6 +90,8 @@ def table(
         rules += layer("head", "head", LINEAR)
     if spec.classes and spec.distilled:
         rules += layer("head_dist", "head_dist", LINEAR)
+    if spec.rotary == "eva" and spec.qk_norm:
+        raise CheckpointError("no model here has EVA's rotary positions and normalised queries")
     if form == "dense":
         return (*rules, *blocks.dense(MIXING[0], block_names(spec), spec))
     if spec.gated or spec.qk_norm or spec.rotary:
@@ -124,6 +126,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
     names = [f"blocks.{i}" for i in range(len(indices))]
     widths = blocks.ffn_widths(state, names, width)
     pruned = form_of(state) not in ("dense", "supernet")
+    lost = pruned or "head.bias" in state  # a head that is not whole
     try:
         return ViTSpec(
             width=width,
@@ -132,7 +135,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
             hidden=max(4 * width, *widths) if pruned else widths[0],
             patch_size=patch,
             image_size=_image_size(state, patch, facts),
-            classes=shape(state, "head.weight", 2, (1000 if pruned else 0, width))[0],
+            classes=shape(state, "head.weight", 2, (1000 if lost else 0, width))[0],
             class_token="cls_token" in state,
             distilled="dist_token" in state,
             registers=_registers(state),
@@ -168,11 +171,14 @@ def _unseen(state: State, facts: Facts) -> dict[str, Any]:
     gated = "blocks.0.mlp.fc1_g.weight" in state
     found: dict[str, Any] = {"activation": activation or ("silu" if gated else "gelu")}
     found["epsilon"] = facts.epsilon or (1e-5 if clip else 1e-6)
-    if facts.rotary:
+    if facts.rotary and facts.rotary.kind != "none":
+        found["epsilon"] = facts.epsilon or (1e-5 if facts.rotary.kind == "dinov3" else 1e-6)
         kind, base, grid = facts.rotary.kind, facts.rotary.base, facts.rotary.grid
         return found | {"rotary": kind, "rotary_base": base, "rotary_grid": grid or 16}
     if "pos_embed" not in state:
         raise _ask("rotary", "how its rotary positions turn", "dinov3 or eva")
+    if gated and not facts.rotary and not facts.family:  # EVA-02 is, beside learned positions
+        raise _ask("rotary", "whether positions turn its queries too", "none, eva or dinov3")
     return found
 
 
@@ -244,6 +250,11 @@ def fit(state: State, spec: ViTSpec, notes: list[str], facts: Facts = UNKNOWN) -
     if not spec.classes:
         drop_heads(state, ("head", "head_dist"), notes)
         return
+    if "head.weight" in state and state["head.weight"].shape[1:] == (2 * spec.width,):
+        raise CheckpointError(
+            "its classifier sees the class token and the mean of the patches side by side, as none"
+            " here does; take the model without it: model.output=features in a config"
+        )
     fit_heads(state, names, spec.width, spec.classes, notes)
 
 

@@ -217,6 +217,12 @@ def _open_inat(folder: Path, split: str) -> FolderSource:
 def _class_folders(root: Path) -> tuple[str, ...]:
     found = os.scandir(root) if root.is_dir() else ()
     names = sorted(entry.name for entry in found if entry.is_dir())
+    loose = originals.images_in(root) if names else []
+    if loose:
+        raise DataError(
+            f"{root} holds images, such as {loose[0]}, beside folders, such as {names[0]}: are the"
+            " folders classes? Move the images into theirs, or all into one folder without labels"
+        )
     if not names:
         raise DataError(
             f"no class folders in {root}; expected {root}/CLASS/*{{{','.join(EXTENSIONS)}}}, one"

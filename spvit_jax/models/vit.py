@@ -199,6 +199,12 @@ class ViT(Transformer):
             return _average(self.norm(x), sizes)
         return self.norm(_average(x, sizes))
 
+    def patch_features(self, tokens: Tokens) -> Array:
+        """As every transformer's; not normalised where that norm is of the average alone."""
+        if self.spec.pool == "average_norm":
+            return tokens.unmerged()[:, self.spec.prefix :]
+        return super().patch_features(tokens)
+
 
 def _average(x: Array, sizes: Array | None) -> Array:
     """Averages tokens ``[batch, n, D]`` that stand for so many: ``[batch, 1, D]``."""

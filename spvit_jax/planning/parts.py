@@ -263,7 +263,7 @@ def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: 
 def _stack_call(geometry: Geometry, block: Any, batch: int, dtype: Any) -> Call:
     """Compiles ``COPIES`` of a block of shapes in sequence, each with weights of its own.
 
-    Where tokens were merged before it, they have sizes.
+    Where tokens were merged before it, they have sizes, and are so many of the embedded ones.
     """
     graph, shapes = nnx.split(block)
 
@@ -275,9 +275,13 @@ def _stack_call(geometry: Geometry, block: Any, batch: int, dtype: Any) -> Call:
         return x
 
     x = _random((batch, geometry.tokens, geometry.width), 1.0, 0).astype(dtype or jnp.float32)
-    sizes = jnp.ones(x.shape[:2]) if geometry.merged else None
+    tokens = Tokens(x)
+    if geometry.merged:
+        places = jnp.minimum(jnp.arange(geometry.tokens + geometry.merged), geometry.tokens - 1)
+        sources = jnp.broadcast_to(places, (batch, len(places)))
+        tokens = Tokens(x, jnp.ones(x.shape[:2]), sources)
     states = [_filled(shapes, copy) for copy in range(COPIES)]
-    return _compiled(run, states, Tokens(x, sizes))
+    return _compiled(run, states, tokens)
 
 
 def _compiled(function: Callable[[Any, Any], Any], weights: Any, x: Any) -> Call:

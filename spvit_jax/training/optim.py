@@ -7,7 +7,7 @@ import optax
 
 from spvit_jax.config import Training
 
-NO_DECAY = ("tokens", "pos_embed")  # besides everything with one axis: norms and biases
+NO_DECAY = ("tokens", "latent", "pos_embed")  # besides everything with one axis: norms and biases
 
 
 def schedule(training: Training, steps: int, steps_per_epoch: int) -> optax.Schedule:

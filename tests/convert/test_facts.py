@@ -176,14 +176,14 @@ VIT = {
 def test_transformers_form(tmp_path):
     expected = Facts(
         family="vit", width=768, depth=12, heads=12, epsilon=1e-12, activation="gelu",
-        image_size=384, patch_size=16, class_names=("cat", "dog", "owl"),
+        image_size=384, patch_size=16, class_names=("cat", "dog", "owl"), positions="bicubic",
     )  # fmt: skip
     assert beside(tmp_path, VIT) == expected
     labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(2)}}
     assert beside(tmp_path, VIT | labels).class_names is None
     bare = {"model_type": "vit", "image_size": [64, 64]}
     assert beside(tmp_path, bare) == Facts(
-        family="vit", epsilon=1e-12, activation="gelu", image_size=64
+        family="vit", epsilon=1e-12, activation="gelu", image_size=64, positions="bicubic"
     )
 
 
@@ -191,7 +191,7 @@ def test_towers_say_only_how_they_differ_from_transformers_defaults(tmp_path):
     clip = {"model_type": "clip", "vision_config": {"patch_size": 14}, "hidden_size": 512}
     assert beside(tmp_path, clip) == Facts(
         family="clip_vision_model", width=768, depth=12, heads=12, epsilon=1e-5,
-        activation="quick_gelu", image_size=224, patch_size=14,
+        activation="quick_gelu", image_size=224, patch_size=14, positions="bicubic",
     )  # fmt: skip
     siglip = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}
     found = beside(tmp_path, siglip)
@@ -229,6 +229,9 @@ def test_open_clips_form(tmp_path):
     assert read(tower) == huge
     assert read(tower, quick_gelu=True) == replace(huge, activation="quick_gelu")
     assert read({}) == replace(huge, width=768, depth=12, heads=12, patch_size=16, image_size=None)
+    for odd in ({"pool_type": "avg"}, {"act_kwargs": {"approximate": "tanh"}}):
+        with pytest.raises(CheckpointError, match=next(iter(odd))):
+            read(tower | odd)
     timm = {"timm_model_name": "vit_so400m_patch14_siglip_384", "timm_pool": "map"}
     assert read(timm | {"image_size": 384}) == Facts(
         family="vit_so400m_patch14_siglip_384", heads=16, epsilon=1e-6, activation="gelu",

@@ -52,7 +52,10 @@ MODELS = {  # what they are, and what has to be known besides the arrays
         replace(SPEC, class_token=False, pool="attention", activation="gelu_tanh"),
         Facts(activation="gelu_tanh"),
     ),
-    "vit_swiglu_packed": (replace(SPEC, gated=True, activation="silu"), Facts()),
+    "vit_swiglu_packed": (
+        replace(SPEC, gated=True, activation="silu"),
+        Facts(rotary=Rotary("none", 0.0)),
+    ),
     "vit_qk_norm": (replace(SPEC, qk_norm=True), Facts()),
     "vit_headless": (replace(SPEC, classes=0), Facts()),
     "eva02": (
@@ -157,6 +160,7 @@ def test_files_of_ours_and_timms_names_bring_it_back(name, tmp_path):
         ("vit_clip", Facts(heads=2), "--activation"),
         ("vit_siglip", Facts(heads=2), "--activation"),
         ("eva_dinov3", Facts(heads=2), "--rotary"),
+        ("eva02", Facts(heads=2), "--rotary"),
         ("vit_registers", Facts(), "--heads"),
     ],
 )
@@ -166,7 +170,7 @@ def test_what_nobody_says_is_asked_for(name, facts, option):
 
 
 def test_command_lines_know_all_names():
-    known = {"activation": set(ACTIVATIONS), "rotary": set(KINDS), "positions": set(RESIZED)}
+    known = {"activation": set(ACTIVATIONS), "rotary": {*KINDS, "none"}, "positions": set(RESIZED)}
     assert {name: set(values) for name, values in NAMES.items()} == known
 
 

@@ -49,7 +49,7 @@ def spelled(state: State, notes: list[str]) -> State:
         if spelling is hugging_face.CLIP and "classifier.weight" in found:
             _average(renamed, notes)
         if not spelling.lenient or "head.proj.weight" in found:
-            _fill_head(renamed)
+            _fill_head(renamed, notes)
         _note_wide_head(renamed, notes)
         return state if _same(renamed, state) else renamed
     return state
@@ -78,11 +78,15 @@ def _average(state: State, notes: list[str]) -> None:
         notes.append(left_out_note("attention pooling, which its classifier does not use", pool))
 
 
-def _fill_head(state: State) -> None:
-    """A projection without bias is a classifier with one of zeros."""
+def _fill_head(state: State, notes: list[str]) -> None:
+    """A projection without bias is a head with one of zeros, but of no classes: that is said."""
     weight = state.get("head.weight")
     if weight is not None and weight.ndim == 2 and "head.bias" not in state:
         state["head.bias"] = weight[:, 0] * 0
+        notes.append(
+            f"its projection to {len(weight)} features is kept as a head, whose outputs are no"
+            " classes; model.output=features leaves it out"
+        )
 
 
 def _note_wide_head(state: State, notes: list[str]) -> None:
