@@ -94,7 +94,7 @@ def validate(config: Any) -> None:
     mean, std = config.teacher.mean, config.teacher.std
     check(
         len(mean) == len(std) and len(mean) in (0, 1, 3) and min(std, default=1) > 0,
-        "teacher.mean and teacher.std need three numbers each, std above 0, or none, or one of grey",
+        "teacher.mean and teacher.std need three numbers each, std above 0, or none, or one",
     )
     for name in ("pretrain", "search", "finetune"):
         part = getattr(config, name)
