@@ -16,7 +16,6 @@ same number of tokens in every block of the dense model, no more; "smaller" show
 
 import argparse
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -28,10 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from spvit_jax.config import Budget, Data
-from spvit_jax.convert import load
+from spvit_jax.convert import Facts, load, read_spec
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.models import ViT
 from spvit_jax.single_path import prices
@@ -55,19 +53,10 @@ NORMALISE = Normalise(Data().mean, Data().std)
 
 
 def backbone(file: Path, heads: int, size: int) -> Any:
-    """Loads the model, all of whose tokens are read."""
-    state = load_file(file)
-    if "head.weight" not in state:  # which is not looked at
-        width = state["norm.weight"].shape[0]
-        state |= {"head.weight": np.zeros((2, width), np.float32)}
-        state |= {"head.bias": np.zeros(2, np.float32)}
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder, "whole.safetensors")
-        save_file(state, whole)
-        pooled = load(whole, heads=heads, image_size=size)
-    model = ViT(dataclasses.replace(pooled.spec, pool="norm_average"), rngs=nnx.Rngs(0))
-    nnx.update(model, nnx.state(pooled))
-    return model
+    """Loads the model without its head; its class token and patches are read."""
+    facts = Facts.told(heads)
+    spec = dataclasses.replace(read_spec(str(file), facts), classes=0, patches=True)
+    return load(file, dataclasses.replace(spec, image_size=size), facts=facts)
 
 
 def photos(folder: Path, size: int) -> np.ndarray:
