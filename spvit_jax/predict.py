@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Prints, for each image, the classes that a model gives the highest probabilities.
 
-CHECKPOINT is anything that converts: a path, https://…, hf-hub:ORG/NAME or gs://… of a DeiT, ViT,
-Swin or RegNetY, of a released SPViT, or a model file of this package such as a run's
-pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a folder, all .jpg
+CHECKPOINT is anything that converts: a file, a folder, https://…, hf-hub:ORG/NAME or gs://… of a
+ViT (DeiT, DINOv2, CLIP, …), Swin or RegNetY, of a released SPViT, or a model file of this package
+such as a run's pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a folder, all .jpg
 .jpeg .png .webp and .bmp files at any depth."""
 EPILOG = """\
 A run's pruned.safetensors knows its class names, mean, std and crop ratio. Other files do not:

@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", metavar="SRC", help="a path, https://…, hf-hub:ORG/NAME or gs://…"
+        "source", metavar="SRC", help="a file, a folder, https://…, hf-hub:ORG/NAME or gs://…"
     )
     parser.add_argument(
         "target", metavar="DST", help="the .safetensors file to write; with --to-torch .pth too"
