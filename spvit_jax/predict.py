@@ -22,8 +22,8 @@ Prints, for each image, the classes that a model gives the highest probabilities
 
 CHECKPOINT is anything that converts: a file, a folder, https://…, hf-hub:ORG/NAME or gs://… of a
 ViT (DeiT, DINOv2, CLIP, …), Swin or RegNetY, of a released SPViT, or a model file of this package
-such as a run's pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a folder, all .jpg
-.jpeg .png .webp and .bmp files at any depth."""
+such as a run's pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a
+folder, all .jpg .jpeg .png .webp and .bmp files at any depth."""
 EPILOG = """\
 A run's pruned.safetensors knows its class names, mean, std and crop ratio. Other files do not:
 give --names, and what the model was trained with where that is not ImageNet's usual
@@ -144,9 +144,8 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
 
     notes: list[str] = []
     where = pretrained.address(options.checkpoint)
-    found = load(
-        where, image_size=options.image_size or 0, facts=Facts.told(**told(options)), notes=notes
-    )
+    facts = pretrained.known(options.checkpoint, Facts.told(**told(options)))
+    found = load(where, image_size=options.image_size or 0, facts=facts, notes=notes)
     model = pretrained.decided(found, notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

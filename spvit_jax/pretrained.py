@@ -35,7 +35,8 @@ def dense_spec(config: Config, found: int) -> Spec:
     if model.variant:
         spec = VARIANTS[model.variant]
     else:
-        spec = read_spec(address(model.checkpoint), Facts.told(**told(model)))
+        facts = known(model.checkpoint, Facts.told(**told(model)))
+        spec = read_spec(address(model.checkpoint), facts)
     if isinstance(spec, RegNetSpec) and config.stage not in TRAINED_ONLY:
         raise ConfigError(
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
@@ -91,6 +92,14 @@ def address(checkpoint: str) -> str:
     return checkpoint
 
 
+def known(checkpoint: str, facts: Facts) -> Facts:
+    """These facts, and of a packaged model its own: its file does not say its heads."""
+    name = checkpoint.removeprefix("packaged:")
+    if name == checkpoint or name not in VARIANTS:
+        return facts
+    return facts.over(Facts.told(_heads(VARIANTS[name])))
+
+
 def options(config: Config, spec: Spec) -> dict[str, Any]:
     """How the dense model computes and is regularised."""
     model = config.model
@@ -126,7 +135,7 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """
     model, where = config.model, address(config.model.checkpoint)
     dtype = _dtype(model.dtype)
-    facts = Facts.told(**told(model))
+    facts = known(model.checkpoint, Facts.told(**told(model)))
     if model.variant:
         facts = facts.over(Facts.told(_heads(VARIANTS[model.variant])))
     found = load(where, facts=facts, notes=notes, dtype=dtype)
@@ -252,7 +261,7 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
         facts = Facts.told(**told(config.model))
         return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    facts = Facts.told(teacher.heads)
+    facts = known(teacher.checkpoint, Facts.told(teacher.heads))
     model = load(where, image_size=size, facts=facts, dtype=dtype)
     if features and form(model) == "dense":
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
@@ -297,7 +306,8 @@ def check_features(config: Config, student: Spec) -> None:
     teacher = config.teacher
     names = [n for n in config.trainings if getattr(config, n).distillation == "features"]
     if names and teacher.checkpoint:
-        found = read_spec(address(teacher.checkpoint), Facts.told(teacher.heads))
+        facts = known(teacher.checkpoint, Facts.told(teacher.heads))
+        found = read_spec(address(teacher.checkpoint), facts)
         try:
             found = _as_read(resized(found, student.image_size), student)
         except CheckpointError as error:

@@ -30,7 +30,7 @@ import pytest
 from flax import nnx
 
 from spvit_jax.config import Training
-from spvit_jax.convert import forms, released_from_state
+from spvit_jax.convert import Facts, forms, released_from_state
 from spvit_jax.convert.families import FAMILIES, ignored
 from spvit_jax.convert.tables import apply
 from spvit_jax.models import SwinSpec
@@ -68,7 +68,7 @@ class Golden:
         self.config = self.meta.get("cfg", self.meta)
         heads = self.config.get("num_heads")
         heads = heads if isinstance(heads, int) else None  # Swin's tables tell
-        self.model, self.gate_logits = released_from_state(self.under("state/"), heads)
+        self.model, self.gate_logits = released_from_state(self.under("state/"), Facts(heads=heads))
         self.form, self.architecture = form(self.model), self.model.architecture
         self.space = Space(getattr(self.model.spec, "blocks", ()))
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import context, measure, pipeline, pretrained, recipes
+from spvit_jax import context, judged, measure, pipeline, pretrained, recipes
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
@@ -127,7 +127,7 @@ def test_the_saved_model_is_the_one_that_was_measured(whole):
     about, data = read_about(whole / "pruned.safetensors"), tiny().data
     assert about.class_names[:2] == ("T-shirt/top", "Trouser") and len(about.class_names) == 10
     assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
-    again = context.evaluate(opened(tiny(), whole), model)
+    again = judged.evaluate(opened(tiny(), whole), model)
     assert again.top1 == json.loads((whole / "pruned.json").read_text())["top1"]
 
 

@@ -134,7 +134,14 @@ def test_processes_with_different_configurations_stop_and_say_what_differs(tmp_p
             "finetune.architecture",
             ("--config.stage=finetune", "--config.finetune.start=pretrained"),
         ),
-        ("teacher.checkpoint", ("--config.stage=pretrain", "--config.pretrain.distillation=hard")),
+        (
+            "teacher.checkpoint",
+            (
+                "--config.stage=pretrain",
+                "--config.pretrain.distillation=hard",
+                "--config.teacher.heads=4",
+            ),
+        ),
     ],
 )
 def test_processes_whose_files_differ_under_one_name_stop_and_say_which(tmp_path, field, arguments):
