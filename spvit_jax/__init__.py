@@ -32,7 +32,7 @@ _HOMES = {
     "single_path.prune": ("fold", "form", "prune"),
     "single_path.space": ("Space",),
     "single_path.supernet": ("supernet",),
-    "convert": ("load", "read_spec", "save", "save_torch"),
+    "convert": ("Facts", "load", "read_spec", "save", "save_torch"),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

@@ -53,7 +53,7 @@ def plain(state: State) -> State:
 
     Layer scale is folded into the layer before it; layers without bias get one of zeros, as do
     keys where only queries and values have one; class tokens and registers without a position get
-    one of zeros; queries, keys and values become one array, units and their gates two.
+    one of zeros. What is stored apart or together otherwise, ``spellings`` has regrouped.
 
     Args:
       state: a checkpoint in timm's names; not changed.
@@ -68,9 +68,7 @@ def plain(state: State) -> State:
             f"the checkpoint's model is none that can be built here:\n  {lines}\n{CONVERTS}"
         )
     state = dict(state)
-    _join_projections(state)
     _join_biases(state)
-    _split_gates(state)
     _fill_biases(state)
     _fill_positions(state)
     _fold_scales(state)
@@ -131,30 +129,6 @@ def _join_biases(state: State) -> None:
             q, v = state.pop(f"{block}attn.q_bias"), state.pop(f"{block}attn.v_bias")
             k = state.pop(f"{block}attn.k_bias", np.zeros_like(q))
             state[f"{block}attn.qkv.bias"] = np.hstack([q, k, v])
-
-
-def _join_projections(state: State) -> None:
-    """Queries, keys and values that are projected apart, as one; keys may lack a bias (EVA)."""
-    for block in _owners(state, "attn.q_proj.weight"):
-        for name in ("weight", "bias"):
-            parts = [state.pop(f"{block}attn.{part}_proj.{name}", None) for part in "qkv"]
-            known = [part for part in parts if part is not None]
-            if known:
-                filled = (np.zeros_like(known[0]) if p is None else p for p in parts)
-                state[f"{block}attn.qkv.{name}"] = np.concatenate(list(filled))
-
-
-def _split_gates(state: State) -> None:
-    """A gated FFN's packed projection as two: the gates, which are activated, come first."""
-    for block in _owners(state, "mlp.fc1.weight"):
-        first, second = state[f"{block}mlp.fc1.weight"], state.get(f"{block}mlp.fc2.weight")
-        if second is None or first.ndim != 2 or len(first) != 2 * second.shape[-1]:
-            continue
-        for name in ("weight", "bias"):
-            packed = state.pop(f"{block}mlp.fc1.{name}", None)
-            if packed is not None:
-                halves = np.split(packed, 2)
-                state[f"{block}mlp.fc1_g.{name}"], state[f"{block}mlp.fc1_x.{name}"] = halves
 
 
 def _fill_biases(state: State) -> None:

@@ -33,6 +33,8 @@ from spvit_jax.convert.plain import CONVERTS, plain
 from spvit_jax.models import SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form
 
+from . import recordings
+
 DATA = Path(__file__).parent / "data"
 TOLERANCES = {"float32": 1e-5, "float64": 1e-6}  # of the largest logit
 VIT = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=16, classes=5)
@@ -103,13 +105,7 @@ ADDED = {  # a name that, added to a plain model, gives away a feature
 
 
 def recorded(name):
-    with np.load(DATA / f"{name}.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    state = {
-        key.removeprefix("state/"): value.astype(np.float32)
-        for key, value in arrays.items()
-        if key.startswith("state/")
-    }
+    state, arrays = recordings.read(DATA / f"{name}.npz")
     return state, arrays["images"].transpose(0, 2, 3, 1).astype(np.float32), arrays["logits"]
 
 

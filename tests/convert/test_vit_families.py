@@ -39,6 +39,8 @@ from spvit_jax.models.activations import ACTIVATIONS
 from spvit_jax.models.rotary import KINDS
 from spvit_jax.told import NAMES
 
+from . import recordings
+
 DATA = Path(__file__).parent / "data" / "families"
 SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=16, classes=5)
 MODELS = {  # what they are, and what has to be known besides the arrays
@@ -72,13 +74,7 @@ MODELS = {  # what they are, and what has to be known besides the arrays
 
 
 def recorded(name):
-    with np.load(DATA / f"{name}.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    state = {
-        key.removeprefix("state/"): value.astype(np.float32)
-        for key, value in arrays.items()
-        if key.startswith("state/")
-    }
+    state, arrays = recordings.read(DATA / f"{name}.npz")
     images = arrays["images"].transpose(0, 2, 3, 1)
     return state, images, arrays["logits"], arrays["features"], arrays["gradient"]
 
