@@ -157,11 +157,11 @@ def test_features_of_a_model_with_a_head_are_evaluated(tmp_path):
     values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
     values["stage"], values["model"]["output"] = "evaluate", "features"
     values["teacher"]["checkpoint"] = values["model"]["checkpoint"]
-    values["data"] |= {"train_split": "train[:12]", "test_split": "test[:256]"}
+    values["data"] |= {"train_split": "train[:4]", "test_split": "test[:256]"}
     run(from_config_dict(values), tmp_path)
     found = Quality(**json.loads((tmp_path / "evaluation.json").read_text()))
     assert found.cosine == pytest.approx(1, abs=1e-6)
-    assert found.knn < 0.7 and found.linear < 0.75  # of so few images, and not those tested
+    assert 0.1 < found.knn < 0.6 and found.linear < 0.6  # four images know four classes at most
 
 
 def test_a_teacher_may_have_a_head_and_read_no_patches(photos, tmp_path):
