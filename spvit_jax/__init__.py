@@ -15,6 +15,7 @@ From the shell, ``python -m spvit_jax.main --help``. In Python:
     found = spvit.project(space, gate_logits, (budget,))         # an Architecture within it
     small = spvit.fold(spvit.prune(network, found))              # fine-tune in between
     spvit.save(small, "small.safetensors")
+    spvit.export(small, "small.onnx")                            # or .stablehlo, .int8.onnx, …
 
 ``models`` are the dense networks, ``single_path`` the paper, ``data``, ``training`` and ``convert``
 what it takes to use them, ``pipeline`` the whole of it, ``config`` its schema.
@@ -34,11 +35,13 @@ _HOMES = {
     "single_path.supernet": ("supernet",),
     "convert": ("Facts", "load", "read_spec", "save", "save_torch"),
 }
-__all__ = sorted(name for names in _HOMES.values() for name in names)
+__all__ = sorted(["export", *(name for names in _HOMES.values() for name in names)])
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: ``--help`` does not wait for JAX."""
+    if name == "export":  # a package that is a function too
+        return importlib.import_module("spvit_jax.export")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"spvit_jax.{home}"), name)

@@ -50,7 +50,6 @@ examples:
 With --json each image is a line:
   {"image": "photo.jpg", "top": [{"class": 0, "name": "tench", "probability": 0.98}, …]}
 and with --merged also has the picture: "merged": "pictures/photo-merged.png"."""
-MEAN, STD, CROP_RATIO = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875  # ImageNet's
 BATCH = 32  # images at once
 
 
@@ -77,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _predict(options: argparse.Namespace) -> int:
     """Prints the classes of every image; the number of those that could not be read."""
     from spvit_jax import pictures
+    from spvit_jax.convert import USUAL
     from spvit_jax.pretrained import check_channels
     from spvit_jax.training.normalise import Normalise
 
@@ -84,10 +84,11 @@ def _predict(options: argparse.Namespace) -> int:
     model, about = _load(options)
     names = class_names(options.names, about.class_names, model.spec.classes)
     normalise = Normalise(
-        tuple(options.mean or about.mean or MEAN), tuple(options.std or about.std or STD)
+        tuple(options.mean or about.mean or USUAL.mean),
+        tuple(options.std or about.std or USUAL.std),
     )
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "--mean and --std")
-    size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or CROP_RATIO
+    size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or USUAL.crop_ratio
     batch = min(BATCH, len(files))
     if options.features is not None or not model.spec.classes:
         return _features(options, files, model, normalise, round(size / ratio))

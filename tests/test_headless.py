@@ -13,7 +13,7 @@ from PIL import Image
 
 from spvit_jax import pipeline, predict, pretrained
 from spvit_jax.config import ConfigError, from_config_dict
-from spvit_jax.convert import load, save, save_torch
+from spvit_jax.convert import USUAL, load, save, save_torch
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.data.decode import open_image
 from spvit_jax.data.errors import DataError
@@ -205,7 +205,7 @@ def test_predict_writes_features(photos, backbone, tmp_path, capsys):
     assert found["patches"].shape == (64, 16, 16)
     model, name = load(backbone), found["files"][40]
     pixels = open_image(name, name).centre(round(16 / 0.875), 16)
-    normalise = Normalise(predict.MEAN, predict.STD)
+    normalise = Normalise(USUAL.mean, USUAL.std)
     expected = model(normalise(np.asarray(pixels)[None]))
     np.testing.assert_allclose(found["features"][40], expected[0], atol=1e-4)
     assert predict.main([str(backbone), str(photos)]) == 2

@@ -18,6 +18,7 @@ COMMANDS = (  # what a shell starts, and what reads its flags
     "prepare.py",
     "prices.py",
     "convert/__main__.py",
+    "export/__main__.py",
     "data/package.py",
     "told.py",
 )
@@ -37,7 +38,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "single_path",
         "workdir",
     },
-    "export": {"models", "single_path", "convert"},
+    "export": {"config", "convert", "data", "models", "pretrained", "single_path", "told"},
     "planning": {
         "config",
         "convert",

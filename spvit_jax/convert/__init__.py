@@ -20,10 +20,11 @@ from spvit_jax.convert.load import (
     read_spec,
     released_from_state,
 )
-from spvit_jax.convert.native import About, save
+from spvit_jax.convert.native import USUAL, About, save
 from spvit_jax.convert.to_torch import save_torch, state_for_torch
 
 __all__ = [
+    "USUAL",
     "About",
     "CheckpointError",
     "Facts",

@@ -31,6 +31,10 @@ VERSION = 2
 SPECS = {spec.__name__: spec for spec in MODELS}
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """What a model was trained on, as far as it is known; empty where it is not."""
@@ -54,6 +58,9 @@ class About:
         ratio = self.crop_ratio
         if ratio is not None and not (_is_number(ratio) and 0 < ratio <= 1):
             raise ValueError(f"crop_ratio must be in (0, 1], got {ratio!r}")
+
+
+USUAL = About(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_ratio=0.875)  # ImageNet's
 
 
 def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> None:
@@ -151,10 +158,6 @@ def _check_names(about: About, spec: Spec) -> None:
         raise ValueError(
             f"class_names has {len(about.class_names)} names, the model {spec.classes} classes"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 @contextlib.contextmanager

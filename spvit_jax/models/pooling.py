@@ -35,7 +35,7 @@ class AttentionPool(nnx.Module):
         """Pools ``x [batch, n, D]`` to ``[batch, 1, D]``; merged ``tokens`` count as so many."""
         bias = None if tokens.sizes is None else jnp.log(tokens.sizes)[:, None, None]
         latent = cast(self.latent[...], x.dtype)
-        query = jnp.broadcast_to(self.q(latent), (len(x), *latent.shape))
+        query = jnp.broadcast_to(self.q(latent), (x.shape[0], *latent.shape))
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (query, self.k(x), self.v(x)))
         pooled = self.out(attention(q, k, v, bias).reshape(query.shape))
         return pooled + self.ffn(self.norm(pooled))

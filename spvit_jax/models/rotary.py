@@ -53,18 +53,24 @@ class Rotary(NamedTuple):
     trained: int
     prefix: int
 
+    def places(self) -> np.ndarray:
+        """Computes the coordinates of every patch, ``[patches, 2]``."""
+        line = KINDS[self.kind].coordinates(self.grid, self.trained)
+        return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+
+    def bands(self, head_dim: int) -> np.ndarray:
+        """Computes what a coordinate is multiplied by for each of its angles."""
+        return self.base ** -(np.arange(head_dim // 4) / (head_dim // 4))
+
     def angles(self, tokens: Tokens | None, head_dim: int) -> Array:
         """Computes angles ``[batch or 1, patches, head_dim / 2]`` of tokens, merged or not."""
-        kind = KINDS[self.kind]
-        line = kind.coordinates(self.grid, self.trained)
-        places = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(1, -1, 2)
-        where = jnp.asarray(places, float)
+        where = jnp.asarray(self.places()[None], float)
         if tokens is not None and tokens.sources is not None:
-            batch, patches = len(tokens.sources), self.grid**2
+            batch, patches = tokens.sources.shape[0], self.grid**2
             where = jnp.pad(where, ((0, 0), (self.prefix, 0), (0, 0)))
             where = jnp.broadcast_to(where, (batch, self.prefix + patches, 2))
             where = tokens.means(where)[:, self.prefix :]
-        bands = jnp.asarray(self.base ** -(np.arange(head_dim // 4) / (head_dim // 4)), where.dtype)
+        bands = jnp.asarray(self.bands(head_dim), where.dtype)
         return (where[..., None] * bands).reshape(*where.shape[:2], -1)
 
     def turn(self, x: Array, angles: Array) -> Array:

@@ -102,7 +102,7 @@ def match(alike: Array, count: int, prefix: int) -> Matching:
     stay = so_far - 1
     joins = jnp.take_along_axis(stay[:, 0::2], partner, axis=1)
     places = _interleaved(stay[:, 0::2], jnp.where(rank < count, joins, stay[:, 1::2]))
-    first = jnp.broadcast_to(jnp.arange(prefix), (len(alike), prefix))
+    first = jnp.broadcast_to(jnp.arange(prefix), (alike.shape[0], prefix))
     return Matching(
         jnp.concatenate([first, prefix + places], 1),
         jnp.concatenate([first, prefix + kept], 1),
@@ -122,7 +122,7 @@ def _interleaved(even: Array, odd: Array) -> Array:
     """``even`` and ``odd`` in turn along axis 1; there is one more even than odd, or as many."""
     total = even.shape[1] + odd.shape[1]
     odd = jnp.pad(odd, ((0, 0), (0, even.shape[1] - odd.shape[1])))
-    return jnp.stack([even, odd], axis=2).reshape(len(even), -1)[:, :total]
+    return jnp.stack([even, odd], axis=2).reshape(even.shape[0], -1)[:, :total]
 
 
 def _summed(x: Array, matching: Matching) -> Array:

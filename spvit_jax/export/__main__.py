@@ -1,0 +1,141 @@
+"""``python -m spvit_jax.export MODEL OUT…``: a model as files that run elsewhere."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from spvit_jax.told import add_arguments, told
+
+DESCRIPTION = """\
+Writes a model as files that run without this package, by the suffix of each OUT:
+
+  .onnx         ONNX: onnxruntime, OpenVINO, TensorRT, …; any batch size
+  .fp16.onnx    the same with weights and computation in float16
+  .stablehlo    StableHLO, one file for CPUs, GPUs and TPUs; runs with jax alone
+  .safetensors  the weights, and beside them spvit_torch.py, which builds the model in PyTorch
+
+Each is run and compared with the model before it takes its place; one that fails is kept as
+OUT.failed, and the exit code is 1. Beside it NAME.preprocess.json says how a photograph becomes
+its input. MODEL is whatever spvit_jax.predict takes; a pruned one is folded."""
+EPILOG = """\
+examples:
+  python -m spvit_jax.export /tmp/spvit/pruned.safetensors small.onnx
+  python -m spvit_jax.export pruned.safetensors small.onnx --pixels uint8 --layout NHWC
+  python -m spvit_jax.export pruned.safetensors small.onnx small.fp16.onnx small.stablehlo
+  python -m spvit_jax.export hf-hub:timm/deit_small_patch16_224.fb_in1k deit_s.onnx --opset 20
+ONNX needs more libraries: pip install 'spvit_jax[export]'."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 1 after a failed check, 2 after bad input."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
+    # Imported late: --help does not wait for it.
+    from spvit_jax.config import ConfigError
+    from spvit_jax.convert import CheckpointError
+    from spvit_jax.data.errors import DataError
+    from spvit_jax.export.errors import CheckFailed, ExportError
+
+    try:
+        _export(options)
+    except CheckFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (CheckpointError, ConfigError, DataError, ExportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from spvit_jax import pretrained
+    from spvit_jax.convert import Facts, about_of, load
+    from spvit_jax.export.export import export, needs, suffix_of
+
+    for out in options.outs:  # before a download
+        needs(suffix_of(Path(out)))
+    notes: list[str] = []
+    where = pretrained.address(options.checkpoint)
+    facts = pretrained.known(options.checkpoint, Facts.told(**told(options)))
+    found = load(where, image_size=options.image_size, facts=facts, notes=notes)
+    model = pretrained.decided(found, notes)
+    about = about_of(where)
+    given = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
+    given = {name: tuple(v) if type(v) is list else v for name, v in given.items() if v}
+    about = dataclasses.replace(about, **given)
+    for out in options.outs:
+        done = export(
+            model,
+            out,
+            about=about,
+            pixels=options.pixels,
+            layout=options.layout,
+            opset=options.opset,
+            beside=options.weights == "beside",
+            source=options.checkpoint,
+            notes=notes,
+        )
+        for note in dict.fromkeys(notes):
+            print(f"note: {note}", file=sys.stderr)
+        notes.clear()
+        print(f"wrote {out}: {done.size / 1e6:,.1f} MB, {', '.join(done.facts)}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spvit_jax.export",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="MODEL", help="the model")
+    add("outs", metavar="OUT", nargs="+", help="a file to write")
+    add(
+        "--pixels",
+        choices=("float32", "uint8"),
+        default="float32",
+        help="what goes in: normalised images, or pixels as they are decoded, which the file"
+        " normalises (default: %(default)s)",
+    )
+    add(
+        "--layout",
+        choices=("NCHW", "NHWC"),
+        default="",
+        help="of what goes in (default: NCHW in ONNX, NHWC in StableHLO)",
+    )
+    add(
+        "--opset",
+        type=int,
+        default=17,
+        metavar="N",
+        help="of ONNX: 17, 20 (one operator for GELU) or 23 (and for attention); default:"
+        " %(default)s",
+    )
+    add(
+        "--weights",
+        choices=("inside", "beside"),
+        default="inside",
+        help="of a .stablehlo: in it, or as NAME.weights.safetensors next to it (default:"
+        " %(default)s)",
+    )
+    add("--mean", type=float, nargs="+", metavar="X", help="of pixels in 0..1, as predict's")
+    add("--std", type=float, nargs="+", metavar="X", help="likewise")
+    add("--crop-ratio", type=float, metavar="SHARE", help="likewise")
+    add(
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pixels a side (default: the model's)",
+    )
+    add_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""``export``: a model as a file of another kind, written aside, checked, and put in its place."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spvit_jax.convert import About, save
+from spvit_jax.export.check import check
+from spvit_jax.export.errors import CheckFailed, ExportError
+from spvit_jax.export.preprocess import Preprocess
+from spvit_jax.models import Classifier
+from spvit_jax.single_path.prune import fold, form
+
+PIXELS = ("float32", "uint8")
+LAYOUTS = ("NCHW", "NHWC")
+TORCH = "spvit_torch.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be written: ``export``'s arguments, filled in."""
+
+    model: Classifier
+    about: About
+    preprocess: Preprocess
+    pixels: str
+    layout: str
+    opset: int
+    beside: bool
+    images: np.ndarray | None
+    said: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+      files: all of them, the one that was asked for first.
+      size: their bytes together, without the preprocessing's.
+      facts: what there is to say of it, in words.
+    """
+
+    files: tuple[Path, ...]
+    size: int
+    facts: tuple[str, ...]
+
+
+def export(
+    model: Classifier,
+    path: str | os.PathLike[str],
+    *,
+    about: About | None = None,
+    pixels: str = "float32",
+    layout: str = "",
+    opset: int = 17,
+    beside: bool = False,
+    images: np.ndarray | None = None,
+    source: str = "",
+    notes: list[str] | None = None,
+) -> Exported:
+    """Writes ``model`` to ``path``, in the format that its suffix says, see ``SUFFIXES``.
+
+    Args:
+      model: dense or pruned, which is folded for it.
+      path: in a folder that there is.
+      about: what it was trained on: its mean, std, crop ratio and class names.
+      pixels: what goes in: "float32", normalised, or "uint8", as decoded.
+      layout: of what goes in: "NCHW" or "NHWC"; "": as usual there, NCHW in ONNX and NHWC in JAX.
+      opset: of ONNX.
+      beside: of StableHLO, whether weights lie beside the program.
+      images: photographs of the kind the model is for, uint8 ``[n, height, width, channels]``, by
+        which int8 is calibrated.
+      source: where the model came from, to be said in the file.
+      notes: gets a sentence for what had to be assumed.
+
+    Returns:
+      The files and what is to be said of them.
+
+    Raises:
+      ExportError: no such suffix or option, or a model that cannot be exported.
+      CheckFailed: the file does not compute what the model does; it stays as ``….failed``.
+      OSError: it cannot be written; what was there is untouched.
+    """
+    path, notes = Path(path), [] if notes is None else notes
+    suffix = suffix_of(path)
+    _check_options(pixels, layout, beside, suffix)
+    needs(suffix)
+    if not path.absolute().parent.is_dir():
+        raise ExportError(f"{path}: there is no such folder; make it first")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the name of a file")
+    model = exportable(model)
+    about = about or About()
+    preprocess = Preprocess.of(model, about, notes)
+    usual = "NHWC" if suffix == ".stablehlo" else "NCHW"
+    said = {"source": source, "macs": _macs(model)}
+    job = Job(model, about, preprocess, pixels, layout or usual, opset, beside, images, said)
+    with _draft(path) as draft:
+        facts = SUFFIXES[suffix](job, draft)
+        size = sum(file.stat().st_size for file in draft.parent.iterdir())
+        beside_it = draft.with_name(_stem(path) + ".preprocess.json")
+        beside_it.write_text(preprocess.to_json(), encoding="utf-8")
+        names = sorted(file.name for file in draft.parent.iterdir() if file != draft)
+    return Exported((path, *(path.with_name(name) for name in names)), size, tuple(facts))
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of ``SUFFIXES`` that a path ends in.
+
+    Raises:
+      ExportError: none.
+    """
+    found = [suffix for suffix in SUFFIXES if path.name.endswith(suffix)]
+    if not found or not _stem(path):
+        raise ExportError(
+            f"{path}: what to write is said by the suffix, one of {', '.join(SUFFIXES)}"
+        )
+    return max(found, key=len)
+
+
+def needs(suffix: str) -> None:
+    """Raises ExportError where a library is missing that this format takes."""
+    libraries = ("onnx", "onnxruntime") if suffix.endswith(".onnx") else ()
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"{suffix} needs {' and '.join(missing)}: pip install 'spvit_jax[export]'"
+        )
+
+
+def exportable(model: Classifier) -> Classifier:
+    """The model as it is exported: dense, or folded with its batch norms.
+
+    Raises:
+      ExportError: it is a supernet.
+    """
+    if form(model) == "supernet":
+        raise ExportError(
+            "a search's supernet holds every choice, and is no model to run; export what it decided"
+            " on, the run's pruned.safetensors"
+        )
+    return model if form(model) == "dense" else fold(model, batch_norm=True)
+
+
+def _check_options(pixels: str, layout: str, beside: bool, suffix: str) -> None:
+    if pixels not in PIXELS:
+        raise ExportError(f"pixels must be one of {', '.join(PIXELS)}; got {pixels!r}")
+    if layout not in ("", *LAYOUTS):
+        raise ExportError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    if beside and suffix != ".stablehlo":
+        raise ExportError(f"weights lie beside the program of a .stablehlo; {suffix} has no such")
+
+
+def _stem(path: Path) -> str:
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
+
+
+def _macs(model: Classifier) -> int:
+    """Multiply-accumulates per image; of a RegNetY not counted, 0."""
+    from spvit_jax.single_path import prices
+
+    if model.architecture is not None:
+        return model.architecture.macs(model.spec)
+    return prices.macs(model.spec).dense if hasattr(model.spec, "blocks") else 0
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A place to write ``path`` at first; all files there are moved to its folder in the end.
+
+    A file that fails its check is moved as ``….failed``.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        yield folder / path.name
+        _move(folder, path)
+    except CheckFailed as error:
+        _move(folder, path, ".failed")
+        raise CheckFailed(f"{path}: {error}; the file is kept as {path}.failed") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, path: Path, suffix: str = "") -> None:
+    """Moves all files of a folder next to ``path``, itself the last."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+        os.replace(file, path.with_name(file.name + suffix))
+
+
+def _onnx(job: Job, path: Path, *, half: bool = False) -> tuple[str, ...]:
+    from spvit_jax.export.onnx import OPSETS, onnx_model, save_onnx
+    from spvit_jax.export.runtimes import run_onnx
+
+    if job.opset not in OPSETS:
+        raise ExportError(
+            f"opset must be one of {', '.join(map(str, OPSETS))}; got {job.opset}."
+            " LayerNormalization came with 17, Gelu with 20, Attention with 23"
+        )
+    dtype = np.float16 if half else np.float32
+    made = onnx_model(
+        job.model,
+        job.preprocess,
+        opset=job.opset,
+        pixels=job.pixels,
+        layout=job.layout,
+        dtype=dtype,
+        said=job.said,
+    )
+    save_onnx(made, path)
+    run = run_onnx(path, job.preprocess)
+    checked = check(job.model, job.preprocess, run, tolerance=3e-2 if half else 1e-4)
+    return f"opset {job.opset}", f"{len(made.graph.node)} nodes", checked.said()
+
+
+def _half(job: Job, path: Path) -> tuple[str, ...]:
+    return _onnx(job, path, half=True)
+
+
+def _stablehlo(job: Job, path: Path) -> tuple[str, ...]:
+    from spvit_jax.export.runtimes import run_stablehlo
+    from spvit_jax.export.stablehlo import PLATFORMS, save_stablehlo
+
+    save_stablehlo(
+        job.model,
+        job.preprocess,
+        path,
+        pixels=job.pixels,
+        layout=job.layout,
+        beside=job.beside,
+    )
+    run = run_stablehlo(path, job.preprocess)
+    checked = check(job.model, job.preprocess, run, tolerance=1e-4)
+    return ", ".join(PLATFORMS), checked.said()
+
+
+def _torch(job: Job, path: Path) -> tuple[str, ...]:
+    save(job.model, path, about=job.about)
+    shutil.copy(Path(__file__).with_name(TORCH), path.with_name(TORCH))
+    return (f"for PyTorch: import spvit_torch; spvit_torch.load({path.name!r})",)
+
+
+SUFFIXES: dict[str, Callable[[Job, Path], Sequence[str]]] = {
+    ".onnx": _onnx,
+    ".fp16.onnx": _half,
+    ".stablehlo": _stablehlo,
+    ".safetensors": _torch,
+}

@@ -1,0 +1,64 @@
+"""Tiny models of every kind that files are written from."""
+
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+
+from spvit_jax.models import RegNet, RegNetSpec, Swin, SwinSpec, ViT, ViTSpec
+from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.prune import prune
+
+VIT = ViTSpec(width=24, depth=3, heads=3, hidden=40, patch_size=4, image_size=16, classes=7)
+SPECS = {
+    "vit": VIT,
+    "distilled": dataclasses.replace(VIT, distilled=True),
+    "dinov3": dataclasses.replace(
+        VIT, registers=2, gated=True, activation="silu", rotary="dinov3", positions=False
+    ),
+    "clip": dataclasses.replace(VIT, norm_pre=True, activation="quick_gelu", qk_norm=True),
+    "siglip": dataclasses.replace(
+        VIT, class_token=False, pool="attention", activation="gelu_tanh", classes=0
+    ),
+    "patches": dataclasses.replace(VIT, registers=3, patches=True, classes=0, rotary="eva"),
+    "grey": dataclasses.replace(VIT, pool="average_norm", channels=1, patches=True),
+    "average": dataclasses.replace(VIT, pool="norm_average", qk_norm=True, rotary="eva"),
+    "swin": SwinSpec(
+        width=16, depths=(2, 2), heads=(2, 4), hidden=(24, 40), window=4, patch_size=2,
+        image_size=16, classes=7,
+    ),
+    "regnet": RegNetSpec((16, 32), (1, 2), 8, image_size=16, classes=7),
+}  # fmt: skip
+KINDS = {ViTSpec: ViT, SwinSpec: Swin, RegNetSpec: RegNet}
+UNITS = (0, 3, 5, 8, 39)
+PRUNED = Architecture(
+    ("msa", "conv3x3", "msa"), (UNITS, (1, 2), tuple(range(40))), heads=((0, 2), (), (1,))
+)
+MERGED = Architecture(
+    ("msa", "skip", "msa"), (UNITS, (1, 2), tuple(range(40))), heads=((0, 2), (), (1,)),
+    merges=(5, 3, 0),
+)  # fmt: skip
+SMALL_SWIN = Architecture(
+    ("msa", "conv3x3", "conv1x1", "msa"), ((1, 2), (5,), UNITS, UNITS), heads=((0,), (), (), (1, 3))
+)
+
+
+@pytest.fixture(scope="session")
+def made():
+    """Models by the name of a spec, "NAME, pruned" and "NAME, merged", each made once."""
+    found = {}
+
+    def make(name):
+        if name not in found:
+            kind, _, cut = name.partition(", ")
+            spec = SPECS[kind]
+            model = KINDS[type(spec)](spec, rngs=nnx.Rngs(0))
+            if cut:
+                small = SMALL_SWIN if kind == "swin" else {"pruned": PRUNED, "merged": MERGED}[cut]
+                model = prune(model, small)
+            nnx.update(model, jax.tree.map(lambda a: a + 0.01, nnx.state(model, nnx.Param)))
+            found[name] = model
+        return found[name]
+
+    return make

@@ -1,0 +1,135 @@
+"""``export`` and its command: suffixes, what is refused, what is kept of a failure."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import spvit_jax as spvit
+from spvit_jax.convert import About, load, save
+from spvit_jax.export import CheckFailed, ExportError, __main__, export
+from spvit_jax.export.given import given
+from spvit_jax.export.onnx import layers
+from spvit_jax.single_path.supernet import supernet
+
+ABOUT = About(("cat", "dog"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.9)
+LOADER = """
+import sys
+import jax
+import numpy as np
+from jax import export
+
+program = export.deserialize(bytearray(open("small.stablehlo", "rb").read()))
+inputs = [np.load("images.npy")]
+if len(program.in_avals) > 1:
+    import safetensors.numpy
+    inputs.insert(0, safetensors.numpy.load_file("small.weights.safetensors"))
+np.savez("outputs.npz", **program.call(*inputs))
+assert "spvit_jax" not in sys.modules and "flax" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"), [("vit, merged", False), ("patches", True), ("swin, pruned", False)]
+)
+def test_stablehlo_runs_in_a_process_with_jax_alone(name, beside, made, tmp_path):
+    model = made(name)
+    done = spvit.export(model, tmp_path / "small.stablehlo", about=ABOUT, beside=beside)
+    names = {file.name for file in done.files}
+    weights = {"small.weights.safetensors"} if beside else set()
+    assert names == {"small.stablehlo", "small.preprocess.json"} | weights
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    np.save(tmp_path / "images.npy", x)
+    subprocess.run([sys.executable, "-I", "-c", LOADER], check=True, cwd=tmp_path)
+    found, expected = np.load(tmp_path / "outputs.npz"), nnx.jit(given)(model, x)
+    assert sorted(found) == sorted(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("small.pdf", {}, "one of .onnx, .fp16.onnx"),
+        (".onnx", {}, "the suffix"),
+        ("nowhere/small.onnx", {}, "no such folder"),
+        ("small.onnx", {"opset": 16}, "17, 20, 23; got 16"),
+        ("small.onnx", {"pixels": "int8"}, "float32, uint8"),
+        ("small.onnx", {"layout": "HWC"}, "NCHW, NHWC"),
+        ("small.onnx", {"beside": True}, ".stablehlo"),
+        ("small.onnx", {"about": About(mean=(0.5,), std=(0.5,))}, "3 channels"),
+    ],
+)
+def test_what_cannot_be_is_said(name, options, said, made, tmp_path):
+    with pytest.raises(ExportError, match=said):
+        export(made("vit"), tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_supernet_is_no_model_to_run(made, tmp_path):
+    with pytest.raises(ExportError, match=r"pruned\.safetensors"):
+        export(supernet(made("vit")), tmp_path / "small.onnx")
+
+
+def test_a_file_that_fails_its_check_is_kept_aside(made, tmp_path, monkeypatch):
+    path = tmp_path / "small.onnx"
+    path.write_text("the one before")
+    other = made("distilled")
+    right = layers.ffn
+    monkeypatch.setattr(layers, "ffn", lambda g, layer, x: right(g, layer, g.op("Neg", x)))
+    with pytest.raises(CheckFailed, match=r"small\.onnx\.failed"):
+        export(other, path, about=ABOUT)
+    assert path.read_text() == "the one before"
+    assert (tmp_path / "small.onnx.failed").stat().st_size > 1000
+    model = tmp_path / "model.safetensors"
+    save(other, model, about=ABOUT)
+    assert __main__.main([str(model), str(path)]) == 1
+    found = {file.name for file in tmp_path.iterdir()}
+    assert found == {"model.safetensors", "small.onnx", "small.onnx.failed"}
+
+
+def test_a_place_that_cannot_be_written_is_left_as_it_was(made, tmp_path, monkeypatch):
+    (tmp_path / "small.stablehlo").mkdir()
+    with pytest.raises(ExportError, match="is a folder"):
+        export(made("vit"), tmp_path / "small.stablehlo", about=ABOUT)
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("spvit_jax.export.onnx.save_onnx", full)
+    with pytest.raises(OSError, match="no space left"):
+        export(made("vit"), tmp_path / "small.onnx", about=ABOUT)
+    assert [file.name for file in tmp_path.iterdir()] == ["small.stablehlo"]
+
+
+def test_the_command_writes_every_format_it_is_asked_for(made, tmp_path, capsys):
+    model = tmp_path / "model.safetensors"
+    save(made("vit, pruned"), model)
+    outs = [str(tmp_path / name) for name in ("a.onnx", "a.fp16.onnx", "b.safetensors")]
+    assert __main__.main([str(model), *outs, "--pixels", "uint8", "--crop-ratio", "0.5"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("ImageNet's usual") == 3 and "crop_ratio" not in said.err
+    assert [line.split(":")[0] for line in said.out.splitlines()] == [f"wrote {o}" for o in outs]
+    assert "largest error" in said.out and "nodes" in said.out
+    beside = json.loads((tmp_path / "a.preprocess.json").read_text())
+    assert beside["resize"] == 32 and (tmp_path / "spvit_torch.py").exists()
+    assert load(outs[-1]).architecture.ops == ("msa", "conv3x3", "msa")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["missing.safetensors", "a.onnx"], "missing"), (["missing.safetensors", "a.xyz"], "suffix")],
+)
+def test_the_command_says_what_is_wrong(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_onnx_the_error_names_what_to_install(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"pip install 'spvit_jax\[export\]'"):
+        export(made("vit"), tmp_path / "small.onnx")
