@@ -10,7 +10,7 @@ from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.load import about_of, load
 from spvit_jax.convert.native import save
-from spvit_jax.convert.to_torch import save_torch
+from spvit_jax.convert.to_torch import save_torch, unsaid
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prices import count_parameters
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
             model = fold(model, batch_norm=options.batch_norm)
         if options.to_torch:
             save_torch(model, options.target)
+            if note := unsaid(model):
+                print(f"note: {note}", file=sys.stderr)
         else:
             about = about_of(options.source)
             if not model.spec.classes:

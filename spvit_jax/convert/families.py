@@ -10,7 +10,8 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.plain import plain
-from spvit_jax.convert.spellings import spelled
+from spvit_jax.convert.spellings import SPELLINGS, spelled
+from spvit_jax.convert.spellings.nearest import nearest
 from spvit_jax.convert.tables import Arrays, Rule, revert
 from spvit_jax.models import RegNetSpec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form
@@ -79,7 +80,7 @@ def recognise(state: State, notes: list[str] | None = None) -> tuple[Family, Sta
     known = "".join(f"\n  {family.KIND}" for family in FAMILIES.values())
     raise CheckpointError(
         f"expected a checkpoint of one of{known}\nthis one has {len(state)} names:"
-        f" {', '.join(list(state)[:5])} …"
+        f" {', '.join(list(state)[:5])} …{nearest(state, SPELLINGS)}"
     )
 
 

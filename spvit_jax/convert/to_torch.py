@@ -16,6 +16,7 @@ from spvit_jax.convert.checkpoint import TORCH, State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.families import FAMILIES, revert_model
 from spvit_jax.convert.files import write_whole
+from spvit_jax.models import ViTSpec
 from spvit_jax.models.layers import BatchNorm
 from spvit_jax.single_path.prune import form
 
@@ -37,6 +38,24 @@ def state_for_torch(model: Any) -> dict[str, np.ndarray]:
     for name in [name for name in state if name.endswith(".running_mean")]:
         state[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return {name: np.asarray(value, order="C") for name, value in state.items()}
+
+
+def unsaid(model: Any) -> str:
+    """Says what of a model a state dict does not: a sentence, or "" where names and shapes do."""
+    plain = ViTSpec()
+    if not isinstance(model.spec, ViTSpec):
+        return ""
+    found = [
+        f"{name} {value}"
+        for name in ("pool", "rotary", "activation", "epsilon")
+        if (value := getattr(model.spec, name)) != getattr(plain, name)
+    ]
+    if not found:
+        return ""
+    return (
+        f"a state dict does not say {', '.join(found)}: build the model so in PyTorch, or take"
+        " python -m spvit_jax.export MODEL OUT.safetensors, which comes with a module that knows"
+    )
 
 
 def _pruned(model: Any) -> State:

@@ -5,9 +5,11 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from spvit_jax.convert import About, about_of, forms, load, released_from_state, save
 from spvit_jax.convert.__main__ import main
+from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.single_path.prune import fold
 from spvit_jax.single_path.prune import form as form_of
 
@@ -150,3 +152,16 @@ def test_what_a_model_was_trained_on_stays_with_it(released, tmp_path):
     save(shared, tmp_path / "shared", about=about)
     assert main([str(tmp_path / "shared"), str(tmp_path / "folded"), "--fold"]) == 0
     assert about_of(str(tmp_path / "folded")) == about
+
+
+def test_what_a_state_dict_cannot_say_is_said(tmp_path, capsys):
+    spec = ViTSpec(
+        width=8, depth=1, heads=2, hidden=8, patch_size=4, image_size=8, activation="quick_gelu",
+        epsilon=1e-5, classes=3,
+    )  # fmt: skip
+    save(ViT(spec, rngs=nnx.Rngs(0)), tmp_path / "clip.safetensors")
+    arguments = [str(tmp_path / "clip.safetensors"), str(tmp_path / "out.safetensors")]
+    assert main([*arguments, "--to-torch"]) == 0
+    assert "activation quick_gelu, epsilon 1e-05" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "state dict" not in capsys.readouterr().err

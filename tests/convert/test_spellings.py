@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spvit_jax.convert import CheckpointError, load, read_state
+from spvit_jax.convert.families import recognise
 from spvit_jax.convert.spellings import SPELLINGS, heads_of, spelled
 from spvit_jax.convert.spellings.jax_names import unstacked
 from spvit_jax.convert.spellings.prefixes import find, take_off
@@ -771,3 +772,14 @@ def test_every_rule_is_of_use_to_some_state(transformers, tmp_path):
                 used |= {next((r for r in spelling.rules if r.named(n)), None) for n in names}
                 break
     assert not [rule.source for rule in rules - used]
+
+
+def test_of_a_model_nobody_knows_the_nearest_is_named():
+    known = {f"blocks.{i}.norm{n}.weight": np.ones(8) for i in range(4) for n in (1, 2)}
+    stem = {"stem.convolution.weight": np.ones((8, 3, 4, 4))}
+    with pytest.raises(CheckpointError, match=r"nearest is timm's ViT.*no stem\.convolution"):
+        recognise(known | stem)
+    unlike = {f"stages.{i}.conv.weight": np.ones((8, 8, 3, 3)) for i in range(9)}
+    with pytest.raises(CheckpointError, match="this one has 10 names") as error:
+        recognise(unlike | stem)
+    assert "nearest" not in str(error.value)
