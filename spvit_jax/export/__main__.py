@@ -13,6 +13,8 @@ Writes a model as files that run without this package, by the suffix of each OUT
   .onnx         ONNX: onnxruntime, OpenVINO, TensorRT, …; any batch size
   .fp16.onnx    the same with weights and computation in float16
   .stablehlo    StableHLO, one file for CPUs, GPUs and TPUs; runs with jax alone
+  .tflite       LiteRT, for phones and boards, at the batch size of --batch
+  .int8.tflite  the same with weights of 8 bits
   .safetensors  the weights, and beside them spvit_torch.py, which builds the model in PyTorch
 
 Each is run and compared with the model before it takes its place; one that fails is kept as
@@ -24,7 +26,9 @@ examples:
   python -m spvit_jax.export pruned.safetensors small.onnx --pixels uint8 --layout NHWC
   python -m spvit_jax.export pruned.safetensors small.onnx small.fp16.onnx small.stablehlo
   python -m spvit_jax.export hf-hub:timm/deit_small_patch16_224.fb_in1k deit_s.onnx --opset 20
-ONNX needs more libraries: pip install 'spvit_jax[export]'."""
+  python -m spvit_jax.export pruned.safetensors small.int8.tflite --pixels uint8
+ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT pip install
+'spvit_jax[litert]'."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,6 +80,7 @@ def _export(options: argparse.Namespace) -> None:
             layout=options.layout,
             opset=options.opset,
             beside=options.weights == "beside",
+            batch=options.batch,
             source=options.checkpoint,
             notes=notes,
         )
@@ -106,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--layout",
         choices=("NCHW", "NHWC"),
         default="",
-        help="of what goes in (default: NCHW in ONNX, NHWC in StableHLO)",
+        help="of what goes in (default: NCHW in ONNX, NHWC elsewhere)",
     )
     add(
         "--opset",
@@ -122,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         default="inside",
         help="of a .stablehlo: in it, or as NAME.weights.safetensors next to it (default:"
         " %(default)s)",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of a .tflite: images at once (default: 1)",
     )
     add("--mean", type=float, nargs="+", metavar="X", help="of pixels in 0..1, as predict's")
     add("--std", type=float, nargs="+", metavar="X", help="likewise")

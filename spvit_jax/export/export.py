@@ -22,6 +22,10 @@ from spvit_jax.single_path.prune import fold, form
 PIXELS = ("float32", "uint8")
 LAYOUTS = ("NCHW", "NHWC")
 TORCH = "spvit_torch.py"
+LIBRARIES = {  # the extra that brings them, and what is imported, by the last part of a suffix
+    "onnx": ("export", ("onnx", "onnxruntime")),
+    "tflite": ("litert", ("litert_converter", "ai_edge_litert", "ai_edge_quantizer")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Job:
     layout: str
     opset: int
     beside: bool
+    batch: int
     images: np.ndarray | None
     said: dict[str, Any]
 
@@ -63,6 +68,7 @@ def export(
     layout: str = "",
     opset: int = 17,
     beside: bool = False,
+    batch: int = 1,
     images: np.ndarray | None = None,
     source: str = "",
     notes: list[str] | None = None,
@@ -74,9 +80,10 @@ def export(
       path: in a folder that there is.
       about: what it was trained on: its mean, std, crop ratio and class names.
       pixels: what goes in: "float32", normalised, or "uint8", as decoded.
-      layout: of what goes in: "NCHW" or "NHWC"; "": as usual there, NCHW in ONNX and NHWC in JAX.
+      layout: of what goes in: "NCHW" or "NHWC"; "": NCHW in ONNX, NHWC elsewhere.
       opset: of ONNX.
       beside: of StableHLO, whether weights lie beside the program.
+      batch: of LiteRT, images at once; other files take any number.
       images: photographs of the kind the model is for, uint8 ``[n, height, width, channels]``, by
         which int8 is calibrated.
       source: where the model came from, to be said in the file.
@@ -101,9 +108,9 @@ def export(
     model = exportable(model)
     about = about or About()
     preprocess = Preprocess.of(model, about, notes)
-    usual = "NHWC" if suffix == ".stablehlo" else "NCHW"
+    usual = "NCHW" if suffix.endswith(".onnx") else "NHWC"
     said = {"source": source, "macs": _macs(model)}
-    job = Job(model, about, preprocess, pixels, layout or usual, opset, beside, images, said)
+    job = Job(model, about, preprocess, pixels, layout or usual, opset, beside, batch, images, said)
     with _draft(path) as draft:
         facts = SUFFIXES[suffix](job, draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir())
@@ -129,12 +136,10 @@ def suffix_of(path: Path) -> str:
 
 def needs(suffix: str) -> None:
     """Raises ExportError where a library is missing that this format takes."""
-    libraries = ("onnx", "onnxruntime") if suffix.endswith(".onnx") else ()
+    extra, libraries = LIBRARIES.get(suffix.rpartition(".")[2], ("", ()))
     missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
-        raise ExportError(
-            f"{suffix} needs {' and '.join(missing)}: pip install 'spvit_jax[export]'"
-        )
+        raise ExportError(f"{suffix} needs {', '.join(missing)}: pip install 'spvit_jax[{extra}]'")
 
 
 def exportable(model: Classifier) -> Classifier:
@@ -245,6 +250,20 @@ def _stablehlo(job: Job, path: Path) -> tuple[str, ...]:
     return ", ".join(PLATFORMS), checked.said()
 
 
+def _litert(job: Job, path: Path, *, int8: bool = False) -> tuple[str, ...]:
+    from spvit_jax.export.litert import run_litert, save_litert
+
+    options: dict[str, Any] = {"pixels": job.pixels, "layout": job.layout, "batch": job.batch}
+    save_litert(job.model, job.preprocess, path, int8=int8, **options)
+    run = run_litert(path, job.preprocess)
+    checked = check(job.model, job.preprocess, run, tolerance=0.2 if int8 else 1e-4)
+    return f"batch {job.batch}", checked.said()
+
+
+def _litert_int8(job: Job, path: Path) -> tuple[str, ...]:
+    return _litert(job, path, int8=True)
+
+
 def _torch(job: Job, path: Path) -> tuple[str, ...]:
     save(job.model, path, about=job.about)
     shutil.copy(Path(__file__).with_name(TORCH), path.with_name(TORCH))
@@ -255,5 +274,7 @@ SUFFIXES: dict[str, Callable[[Job, Path], Sequence[str]]] = {
     ".onnx": _onnx,
     ".fp16.onnx": _half,
     ".stablehlo": _stablehlo,
+    ".tflite": _litert,
+    ".int8.tflite": _litert_int8,
     ".safetensors": _torch,
 }

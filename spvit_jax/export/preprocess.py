@@ -12,9 +12,9 @@ from spvit_jax.export.errors import ExportError
 class Preprocess:
     """What happens to an image before a model sees it.
 
-    The image, upright, is resized so that its short side is ``resize`` pixels (the long side
-    rounded down), and the middle ``crop`` pixels are taken; its values, in 0..1, less ``mean``,
-    divided by ``std``.
+    The image is resized so that its short side is ``resize`` pixels (the long side rounded down),
+    and the middle ``crop`` pixels are taken; its values, in 0..1, less ``mean``, divided by
+    ``std``.
     """
 
     resize: int

@@ -40,14 +40,10 @@ def save_stablehlo(
       layout: of the images, "NHWC" or "NCHW".
       beside: whether the weights lie beside the program.
     """
-    height, width = preprocess.crop
-    shape = (height, width, preprocess.channels)
-    shape = shape if layout == "NHWC" else (shape[2], *shape[:2])
     (batch,) = exporting.symbolic_shape("batch")
-    kind = jnp.uint8 if pixels == "uint8" else jnp.float32
-    images = jax.ShapeDtypeStruct((batch, *shape), kind)
+    images = given_images(preprocess, batch, pixels, layout)
     weights = forms.variables(model)
-    run = _program(model, preprocess, pixels, layout)
+    run = program(model, preprocess, pixels, layout)
     if beside:
         shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
         made = exporting.export(jax.jit(run), platforms=PLATFORMS)(shapes, images)
@@ -59,13 +55,23 @@ def save_stablehlo(
     path.write_bytes(made.serialize())
 
 
+def given_images(
+    preprocess: Preprocess, batch: Any, pixels: str, layout: str
+) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of what goes in; ``batch`` is a number, or a symbol for any."""
+    height, width = preprocess.crop
+    shape = (height, width, preprocess.channels)
+    shape = shape if layout == "NHWC" else (shape[2], *shape[:2])
+    return jax.ShapeDtypeStruct((batch, *shape), jnp.uint8 if pixels == "uint8" else jnp.float32)
+
+
 def weights_beside(path: Path) -> Path:
     """Names the file of a program's weights."""
     return path.with_name(path.stem + WEIGHTS)
 
 
-def _program(model: Any, preprocess: Preprocess, pixels: str, layout: str) -> Callable:
-    """A function of weights by name and images."""
+def program(model: Any, preprocess: Preprocess, pixels: str, layout: str) -> Callable:
+    """A model as a function of weights by name and images, see ``given_images``."""
     graph, state = nnx.split(model)
     paths = [path for path, _ in nnx.to_flat_state(state)]
     mean, std = jnp.asarray(preprocess.mean), jnp.asarray(preprocess.std)

@@ -1,0 +1,103 @@
+"""A model as a LiteRT (TFLite) file, from its StableHLO at one batch size: for phones."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export as exporting
+
+from spvit_jax.convert import forms
+from spvit_jax.export.preprocess import Preprocess
+from spvit_jax.export.stablehlo import given_images, program
+
+INPUT = "images"
+SIGNATURE = "serving_default"
+
+
+def save_litert(
+    model: Any,
+    preprocess: Preprocess,
+    path: Path,
+    *,
+    batch: int = 1,
+    pixels: str = "float32",
+    layout: str = "NHWC",
+    int8: bool = False,
+) -> None:
+    """Writes a flatbuffer of one signature, from ``images`` to outputs by name.
+
+    Args:
+      model: dense or folded.
+      preprocess: how images become its input.
+      path: conventionally ``….tflite``.
+      batch: images at once, always as many.
+      pixels: "float32", normalised, or "uint8", as they are decoded.
+      layout: of the images, "NHWC" or "NCHW".
+      int8: whether weights are 8 bits; products are then computed so too, the rest in float32.
+    """
+    weights, run = forms.variables(model), program(model, preprocess, pixels, layout)
+    images = given_images(preprocess, batch, pixels, layout)
+    made = exporting.export(jax.jit(lambda x: run(weights, x)), platforms=("cpu",))(images)
+    names = list(jax.tree.unflatten(made.out_tree, range(len(made.out_avals))))
+    flat = _converted(str(made.mlir_module()), names)
+    path.write_bytes(_with_int8_weights(flat) if int8 else flat)
+
+
+def _converted(module: str, names: list[str]) -> bytes:
+    from litert_converter import converter_api_ext as converter
+    from litert_converter.mlir import ir, passmanager
+
+    context = ir.Context()
+    converter.prepare_mlir_context(context)
+    parsed = ir.Module.parse(module, context)
+    with context:
+        public = (op for op in parsed.body.operations if '"main"' in str(op.attributes["sym_name"]))
+        converter.set_signature(next(public), SIGNATURE, [INPUT], names)
+        passes = passmanager.PassManager()
+        converter.run_convert_to_tfl_passes(parsed, passes, converter.ConvertToTFLConfig())
+        return converter.export_flatbuffer_to_bytes(parsed.operation)
+
+
+def _with_int8_weights(flat: bytes) -> bytes:
+    from ai_edge_quantizer import quantizer, recipe
+
+    made = quantizer.Quantizer(bytearray(flat))
+    made.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    return bytes(made.quantize().quantized_model)
+
+
+def batch_of(path: Path) -> int:
+    """How many images a file takes at once."""
+    return int(_runner(path)[1]["shape"][0])
+
+
+def _runner(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A file's signature to call, and what its input is like."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path)).get_signature_runner(SIGNATURE)
+    return runner, runner.get_input_details()[INPUT]
+
+
+def run_litert(path: Path, preprocess: Preprocess) -> Any:
+    """Loads a file; the function takes any number of images, and runs as many as it can at once."""
+    from spvit_jax.export.runtimes import arranged
+
+    runner, details = _runner(path)
+    batch, shape = int(details["shape"][0]), details["shape"]
+    layout = "NHWC" if shape[3] == preprocess.channels else "NCHW"
+    raw = details["dtype"] == np.uint8
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        rows = -(-len(pixels) // batch) * batch
+        padded = np.concatenate([pixels, np.repeat(pixels[-1:], rows - len(pixels), 0)])
+        given = arranged(padded, preprocess, raw, layout)
+        # What a runner gives is its own memory, which the next call overwrites.
+        parts = [
+            {name: value.copy() for name, value in runner(images=given[i : i + batch]).items()}
+            for i in range(0, rows, batch)
+        ]
+        return {name: np.concatenate([p[name] for p in parts])[: len(pixels)] for name in parts[0]}
+
+    return run
