@@ -1,0 +1,44 @@
+"""The lines of the README that classify a photograph, run as they stand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spvit_jax import predict
+from spvit_jax.convert import About, save
+from spvit_jax.export import export
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_its_lines_for_onnxruntime_say_what_predict_says(made, tmp_path, monkeypatch, capsys):
+    text = README.read_text(encoding="utf-8")
+    block = text.split("<!-- onnxruntime -->")[1].split("<!-- /onnxruntime -->")[0]
+    lines = block.strip().removeprefix("```python").removesuffix("```")
+    assert len([line for line in lines.splitlines() if line.strip()]) <= 12
+    about = About(tuple("abcdefg"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.8)
+    model = made("vit, pruned")
+    monkeypatch.chdir(tmp_path)
+    export(model, "small.onnx", about=about)
+    save(model, "model.safetensors", about=about)
+    coarse = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((61, 43)).save("photo.jpg", quality=95)
+    script = [
+        lines,
+        "print(json.dumps([float(v) for v in logits[0]]))",
+        'assert "jax" not in __import__("sys").modules',
+    ]
+    command = [sys.executable, "-I", "-c", "\n".join(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    name, logits = done.stdout.splitlines()
+    assert predict.main(["model.safetensors", "photo.jpg", "--json", "--top", "7"]) == 0
+    top = json.loads(capsys.readouterr().out)["top"]
+    assert name == top[0]["name"]
+    shares = np.exp(json.loads(logits))
+    shares /= shares.sum()
+    for one in top:
+        assert abs(shares[one["class"]] - one["probability"]) < 2e-3
