@@ -23,7 +23,7 @@ Prints, for each image, the classes that a model gives the highest probabilities
 CHECKPOINT is anything that converts: a file, a folder, https://…, hf-hub:ORG/NAME or gs://… of a
 ViT (DeiT, DINOv2, CLIP, …), Swin or RegNetY, of a released SPViT, or a model file of this package
 such as a run's pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a
-folder, all .jpg .jpeg .png .webp and .bmp files at any depth."""
+folder, all image files at any depth (.jpg, .png, .webp, .tif, …), hidden ones left out."""
 EPILOG = """\
 A run's pruned.safetensors knows its class names, mean, std and crop ratio. Other files do not:
 give --names, and what the model was trained with where that is not ImageNet's usual
@@ -234,16 +234,15 @@ def image_files(paths: Sequence[str]) -> list[str]:
     Raises:
       DataError: a folder has none.
     """
-    from spvit_jax.data.decode import EXTENSIONS
     from spvit_jax.data.errors import DataError
+    from spvit_jax.data.folders import EXTENSIONS, images_below
 
     files = []
     for path in paths:
         if not os.path.isdir(path):
             files.append(path)
             continue
-        inside = (file for file in Path(path).rglob("*") if file.suffix.lower() in EXTENSIONS)
-        found = sorted(str(file) for file in inside if file.is_file())
+        found = sorted(os.path.join(path, file) for file in images_below(Path(path)))
         if not found:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {path}")
         files += found

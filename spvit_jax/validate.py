@@ -104,6 +104,11 @@ def validate(config: Any) -> None:
             f"{name}.accumulation must divide {name}.batch_size={part.batch_size},"
             f" got {part.accumulation}",
         )
+        check(
+            part.epochs == 0 or part.warmup_epochs < part.epochs,
+            f"{name}.warmup_epochs={part.warmup_epochs:g} never ends in {name}.epochs="
+            f"{part.epochs:g}; make it shorter",
+        )
         check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
         check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
         one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft", "features"))

@@ -211,3 +211,10 @@ def test_features_are_of_more_than_one_image():
     values["finetune"] |= {"batch_size": 8, "accumulation": 8}
     with pytest.raises(ConfigError, match=r"finetune\.batch_size must be above"):
         from_config_dict(values)
+
+
+def test_a_warm_up_ends_within_its_training():
+    values = dataclasses.asdict(Config()) | {"stage": "pretrain"}
+    values["pretrain"] |= {"epochs": 2.0, "warmup_epochs": 2.0}
+    with pytest.raises(ConfigError, match=r"pretrain\.warmup_epochs=2 never ends"):
+        from_config_dict(values)

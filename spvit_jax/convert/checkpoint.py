@@ -1,6 +1,7 @@
 """Checkpoint files as named arrays. Nothing in a file is ever executed."""
 
 import argparse
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 
 State = dict[str, np.ndarray]
 
-TORCH = (".pth", ".pt", ".bin", ".tar")
+TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 WRAPPERS = (  # the first that is there
     "model",
     "state_dict",
@@ -29,23 +30,25 @@ EXPECTED = "expected weights in .safetensors, as NumPy's .npz, or as a torch fil
 )
 
 
-def read_state(address: str) -> State:
+def read_state(address: str, notes: list[str] | None = None) -> State:
     """Names and arrays of a checkpoint; half precision becomes float32.
 
     Args:
       address: a path, ``https://…``, ``hf-hub:ORG/NAME`` or ``gs://…``; see ``fetch``. Of an
         index, all its shards are read.
+      notes: gets a sentence where a file holds the weights twice, as averages too.
 
     Raises:
       CheckpointError: not a readable file of weights, or shards are missing.
     """
     path = fetch(address)
+    notes = [] if notes is None else notes
     if path.name.endswith(INDEX):
-        return _read_shards(path)
-    return _read_file(path)
+        return _read_shards(path, notes)
+    return _read_file(path, notes)
 
 
-def _read_file(path: Path) -> State:
+def _read_file(path: Path, notes: list[str]) -> State:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; {EXPECTED}")
     if path.suffix == ".safetensors":
@@ -53,7 +56,7 @@ def _read_file(path: Path) -> State:
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix in TORCH:
-        return _read_torch(path)
+        return _read_torch(path, notes)
     raise CheckpointError(f"{path} is {describe(path)}; {EXPECTED}")
 
 
@@ -62,7 +65,7 @@ def describe(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(64)
     known = {
-        b"PK\x03\x04": "a zip archive, as torch writes",
+        b"PK\x03\x04": "a zip archive, as torch and NumPy write",
         b"\x80": "a bare pickle, as torch wrote before 1.6",
         b"<": "a web page or XML, as from a failed download",
         b"version https://git-lfs": "a git-lfs pointer; fetch the file itself",
@@ -88,7 +91,7 @@ def _read_safetensors(path: Path) -> State:
         ) from error
 
 
-def _read_shards(index: Path) -> State:
+def _read_shards(index: Path, notes: list[str]) -> State:
     """The arrays of all files that an index names."""
     shards = shards_of(index)
     missing = [name for name in shards if not (index.parent / name).is_file()]
@@ -99,7 +102,7 @@ def _read_shards(index: Path) -> State:
         )
     state: State = {}
     for name in shards:
-        found = _read_file(index.parent / name)
+        found = _read_file(index.parent / name, notes)
         twice = state.keys() & found.keys()
         if twice:
             raise CheckpointError(f"{index}: two of its files have {', '.join(sorted(twice))}")
@@ -119,7 +122,7 @@ def _read_npz(path: Path) -> State:
         ) from error
 
 
-def _read_torch(path: Path) -> State:
+def _read_torch(path: Path, notes: list[str]) -> State:
     try:
         import torch
     except ImportError:
@@ -132,22 +135,31 @@ def _read_torch(path: Path) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or hostile file makes it fail in any way whatever
+        unsafe = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        if unsafe:
+            raise CheckpointError(
+                f"{path} holds a {unsafe[1]} beside its weights, which is not read, since it could"
+                ' execute anything. Save the weights alone: torch.save(checkpoint["model"],'
+                " FILE), or as .safetensors"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} is not a torch file of nothing but weights, or not a whole one; it looks like"
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed."
             f" torch says: {reason}"
         ) from error
-    return {name: _from_torch(name, value, path) for name, value in _unwrap(content, path).items()}
+    found = _unwrap(content, path, notes)
+    return {name: _from_torch(name, value, path) for name, value in found.items()}
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Any]:
+def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:
     """The names and tensors inside a training script's checkpoint."""
     if isinstance(content, dict):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
+        keys = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+        if len(keys) > 1:
+            others = ", ".join(repr(key) for key in keys[1:])
+            notes.append(f"took the weights under {keys[0]!r}; the file also holds {others}")
+        content = content[keys[0]] if keys else content
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, expected named tensors, bare or under"

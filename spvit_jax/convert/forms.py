@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.tables import Shapes, require
 from spvit_jax.models import MODELS
 from spvit_jax.single_path.architecture import Architecture
@@ -84,12 +85,32 @@ def fill(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """A model of shapes with ``arrays`` in it, in the model's dtypes.
 
     Raises:
-      CheckpointError: the arrays are not those of the model; names all.
+      CheckpointError: the arrays are not those of the model, or are no weights; names all.
     """
     require({name: value.shape for name, value in arrays.items()}, shapes(model))
+    _check_numbers(arrays)
     graph, state = nnx.split(model)
     leaves = [
         (path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))], leaf.dtype)))
         for path, leaf in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ``CheckpointError`` where arrays hold whole numbers, or some that are not finite."""
+    floats = {n: v for n, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+    whole = [f"{n} ({v.dtype})" for n, v in arrays.items() if n not in floats]
+    if whole:
+        raise CheckpointError(
+            f"weights are floating-point numbers; {', '.join(whole[:5])}"
+            f"{' …' if len(whole) > 5 else ''} are not: quantised files do not convert, take the"
+            " ones they were made from"
+        )
+    bad = [name for name, value in floats.items() if not np.isfinite(value).all()]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} arrays hold NaN or infinite numbers: {', '.join(bad[:5])}"
+            f"{' …' if len(bad) > 5 else ''}; the training that made them diverged, or the file is"
+            " damaged"
+        )

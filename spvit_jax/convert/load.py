@@ -69,7 +69,7 @@ def load(
 
 def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, State, Facts]:
     """A checkpoint's family and its arrays in timm's names, and all that is known besides."""
-    found = read_state(str(path))
+    found = read_state(str(path), notes)
     family, state = recognise(found, notes)
     beside = facts_beside(path)
     check(beside, state)

@@ -28,6 +28,10 @@ from spvit_jax.single_path.supernet import SinglePathAttention
 
 HEADER = "spvit_jax"  # the metadata key
 VERSION = 2
+POSITIVE = (  # fields of specs
+    *("width", "widths", "depth", "depths", "heads", "hidden", "patch_size", "image_size"),
+    *("window", "group", "channels"),
+)
 SPECS = {spec.__name__: spec for spec in MODELS}
 
 
@@ -180,16 +184,28 @@ def _described(path: str | os.PathLike) -> dict[str, Any]:
     """How to build the model, as the header says: arguments of ``forms.build``."""
     values = _values(path)
     fields = _with_tuples(values["spec"])
+    _check_sizes(fields, os.path.getsize(path))
     said: dict[str, Any] = {"form": values["form"]}
     for name in ("temperature", "ops"):
         if name in values:
             said |= _with_tuples({name: values[name]})
     if "temperature" in fields:  # version 1 had it in the spec
         said["temperature"] = fields.pop("temperature")
+    temperature = said.get("temperature", 1.0)
+    if not (_is_number(temperature) and temperature > 0):
+        raise ValueError(f"temperature {temperature!r}")
     said["spec"] = SPECS[str(fields.pop("type"))](**fields)
     architecture = values["architecture"] if said["form"] != "dense" else None  # a remark, once
     said["architecture"] = architecture and from_json(json.dumps(architecture))
     return said
+
+
+def _check_sizes(fields: dict[str, Any], size: int) -> None:
+    """Raises ``ValueError`` where sizes are those of no model in a file of so many bytes."""
+    for name, value in fields.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and not int(name in POSITIVE) <= number <= size:
+                raise ValueError(f"{name} {number}")
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from PIL import Image, UnidentifiedImageError
 
 from spvit_jax.data.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of files that are taken for images
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
 BICUBIC = Image.Resampling.BICUBIC
 REDUCTIONS = (8, 4, 2)  # scales 1/n that libjpeg decodes to at a part of the cost
@@ -109,6 +108,8 @@ def open_image(image: bytes | str | os.PathLike[str], name: str) -> Opened:
         (a decompression bomb); says ``name``.
     """
     with _as_data_error(name):
+        if not isinstance(image, bytes) and not Path(image).exists():
+            raise DataError(f"there is no file {name}; check its name and folder")
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         if not data:
             raise DataError(f"cannot decode the image {name}: it has 0 bytes; replace it")

@@ -6,8 +6,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from spvit_jax.data.decode import EXTENSIONS
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.folders import EXTENSIONS
 from spvit_jax.data.originals import Original, Originals, checked_names, in_order
 
 TRAIN = "ILSVRC2012_img_train.tar"  # of a tar a class, n01440764.tar

@@ -5,12 +5,12 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from spvit_jax.data.decode import EXTENSIONS
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, subfolders
 
 SPLITS = ("train", "val", "validation", "test")  # one of them makes a folder a folder of splits
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -79,7 +79,7 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
       DataError: not such a folder, a class without images, or splits with other classes.
     """
     if has_splits(folder):
-        found = _visible(folder)
+        found = subfolders(folder)
         if val_share:
             raise DataError(
                 f"{folder} has splits already: {', '.join(found)}; leave out the share for val"
@@ -97,8 +97,8 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
 
 def has_splits(folder: Path) -> bool:
     """Whether a folder holds splits, rather than classes."""
-    found = _visible(folder)
-    return any(name in SPLITS and not _holds_images(folder / name) for name in found)
+    found = subfolders(folder)
+    return any(name in SPLITS and not images_in(folder / name) for name in found)
 
 
 def in_order(originals: Iterable[Original]) -> list[Original]:
@@ -138,7 +138,7 @@ def checked_names(names: Iterable[str], where: Path) -> tuple[str, ...]:
 def _list_splits(folder: Path, found: list[str]) -> Originals:
     splits, notes, reference = {}, [], None
     for split in sorted(found, key=lambda name: (name != "train", name)):
-        if not _subfolders(folder / split):
+        if not subfolders(folder / split):
             notes.append(f"{folder / split} is left out: it has no class folders, so no labels")
             continue
         if not _SPLIT_NAME.fullmatch(split) or split == "all":
@@ -159,19 +159,8 @@ def _list_splits(folder: Path, found: list[str]) -> Originals:
     return Originals(reference[1], splits, tuple(notes))
 
 
-def _visible(folder: Path) -> list[str]:
-    return [name for name in _subfolders(folder) if not name.startswith(".")]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
-
-
 def _class_names(folder: Path) -> tuple[str, ...]:
-    return checked_names(_subfolders(folder), folder)
+    return checked_names(subfolders(folder), folder)
 
 
 def _list_classes(root: Path, names: tuple[str, ...]) -> list[Original]:
@@ -179,7 +168,7 @@ def _list_classes(root: Path, names: tuple[str, ...]) -> list[Original]:
     for label, name in enumerate(names):
         found = [
             Original(path, label, os.stat(os.path.join(where, path)).st_size, where)
-            for path in _image_paths(root, name)
+            for path in (os.path.join(name, file) for file in images_below(root / name))
         ]
         if not found:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
@@ -187,28 +176,9 @@ def _list_classes(root: Path, names: tuple[str, ...]) -> list[Original]:
     return originals
 
 
-def _image_paths(root: Path, name: str) -> Iterator[str]:
-    for folder, _, files in os.walk(root / name, followlinks=True):
-        for file in files:
-            if file.lower().endswith(EXTENSIONS):
-                yield os.path.relpath(os.path.join(folder, file), root)
-
-
-def _holds_images(folder: Path) -> bool:
-    return bool(images_in(folder))
-
-
-def images_in(folder: Path) -> list[str]:
-    """The names of the image files directly in a folder, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            one.name for one in entries if one.is_file() and one.name.lower().endswith(EXTENSIONS)
-        )
-
-
 def is_flat(folder: Path) -> bool:
     """Whether a folder holds images, and no folders that could be classes."""
-    return folder.is_dir() and not _visible(folder) and _holds_images(folder)
+    return folder.is_dir() and not subfolders(folder) and bool(images_in(folder))
 
 
 def _divided(

@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 
 from spvit_jax import config
 from spvit_jax.data import idx, inat, originals, package, splits
-from spvit_jax.data.decode import EXTENSIONS, from_array, open_image
+from spvit_jax.data.decode import from_array, open_image
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, subfolders
 from spvit_jax.remote import is_remote, reading
 
 UNLABELLED = -1  # the label of an image that has none
@@ -170,7 +171,7 @@ class FolderSource:
             _check_same(root, names, _class_folders(folder / train))
         files = []
         for label, name in enumerate(names):
-            found = _image_files(root, name)
+            found = [os.path.join(name, file) for file in images_below(root / name)]
             if not found:
                 raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
             files += [(path, label) for path in found]
@@ -199,7 +200,7 @@ class FolderSource:
 
 
 def _unlabelled(folder: Path) -> list[tuple[str, int]]:
-    return [(file, UNLABELLED) for file in originals.images_in(folder)]
+    return [(file, UNLABELLED) for file in images_in(folder)]
 
 
 def _mixed(files: list[tuple[str, int]], split: str) -> tuple[tuple[str, int], ...]:
@@ -215,9 +216,8 @@ def _open_inat(folder: Path, split: str) -> FolderSource:
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
-    found = os.scandir(root) if root.is_dir() else ()
-    names = sorted(entry.name for entry in found if entry.is_dir())
-    loose = originals.images_in(root) if names else []
+    names = subfolders(root) if root.is_dir() else []
+    loose = images_in(root) if names else []
     if loose:
         raise DataError(
             f"{root} holds images, such as {loose[0]}, beside folders, such as {names[0]}: are the"
@@ -240,15 +240,6 @@ def _check_same(root: Path, names: tuple[str, ...], wanted: tuple[str, ...]) -> 
             f"{root} must have the class folders of the training split, or their labels mean"
             f" different things; only one of the two has {', '.join(odd[:10])}"
         )
-
-
-def _image_files(root: Path, name: str) -> list[str]:
-    return [
-        os.path.relpath(os.path.join(folder, file), root)
-        for folder, _, files in os.walk(root / name, followlinks=True)
-        for file in files
-        if file.lower().endswith(EXTENSIONS)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import argparse
 import collections
 import os
+import pathlib
 import pickle
 import sys
 
@@ -32,7 +33,7 @@ def check(state):
     assert state["b"] == 3
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar", ".ckpt"])
 @pytest.mark.parametrize(
     "content",
     [
@@ -156,3 +157,23 @@ def test_damaged_npz_files_execute_nothing(tmp_path, damage):
             np.save(file, np.ones(3))
     with pytest.raises(CheckpointError, match="Nothing in it was executed"):
         read_state(str(path))
+
+
+def test_of_two_averages_one_is_taken_and_said(tmp_path):
+    other = {name: value * 2 for name, value in WEIGHTS.items()}
+    torch.save({"state_dict": WEIGHTS, "state_dict_ema": other}, tmp_path / "m.pth")
+    notes = []
+    check(read_state(str(tmp_path / "m.pth"), notes))
+    assert notes == ["took the weights under 'state_dict'; the file also holds 'state_dict_ema'"]
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "m.pth")
+    check(read_state(str(tmp_path / "m.pth"), notes))
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("kept", [pathlib.PurePosixPath("x"), np.float64(1.0)])
+def test_an_unsafe_type_is_named_with_the_way_out(tmp_path, kept):
+    torch.save({"model": WEIGHTS, "more": kept}, tmp_path / "m.pth")
+    with pytest.raises(
+        CheckpointError, match=r"holds a (pathlib|numpy)\.\S+.*checkpoint\[.model.\]"
+    ):
+        read_state(str(tmp_path / "m.pth"))

@@ -257,6 +257,11 @@ def rewrite(path, change_header=None, change_arrays=None):
         (lambda h: h["architecture"]["ops"].__setitem__(1, "conv3x3"), "wrong shape|unexpected"),
         (lambda h: h["architecture"]["heads"].__setitem__(3, 4), "heads must be a number up to 3"),
         (lambda h: h["architecture"]["heads"].__setitem__(3, 1), "wrong shape"),
+        *[(lambda h, n=n: h["spec"].update({n: 0}), f"{n} 0") for n in native.POSITIVE[4:8]],
+        (lambda h: h["spec"].update(hidden=10**12), "hidden 1000000000000"),
+        (lambda h: h["spec"].update(classes=-1), "classes -1"),
+        (lambda h: h.update(temperature=0), "temperature 0"),
+        (lambda h: h.update(temperature=float("nan")), "temperature nan"),
         (lambda h: h["spec"].update(classes=9), r"wrong shape head\.kernel.*\[24, 7\].*\[24, 9\]"),
     ],
 )
@@ -287,6 +292,23 @@ def test_arrays_that_do_not_fit_are_all_named(models, tmp_path):
         "wrong shape head.bias",
     ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.full(24, np.nan, np.float32), r"1 arrays hold NaN or infinite numbers: norm\.scale"),
+        (np.full(24, -np.inf, np.float32), r"norm\.scale; the training that made them diverged"),
+        (np.ones(24, np.int8), r"norm\.scale \(int8\) are not: quantised"),
+        (np.ones(24, bool), r"norm\.scale \(bool\)"),
+    ],
+)
+def test_what_are_no_weights_is_refused_by_name(models, tmp_path, value, said):
+    path = tmp_path / "m.safetensors"
+    save(models["dense"], path)
+    rewrite(path, change_arrays=lambda arrays: arrays.update({"norm.scale": value}))
+    with pytest.raises(CheckpointError, match=said):
+        load(str(path))
 
 
 ABOUT = native.About(("cat", "hund", "猫"), (0.1, 0.2, 0.3), (0.4, 0.5, 1.0), 0.875)

@@ -302,3 +302,25 @@ def test_tfds_set_without_images_is_refused(tmp_path):
 def test_source_that_is_not_there(source, split, message):
     with pytest.raises(DataError, match=message):
         open_source(Data(source=source), split)
+
+
+def test_hidden_and_system_folders_are_no_classes(folder):
+    data = Data(source=f"folder:{folder}", train_split="train", test_split="val")
+    before = contents(open_source(data, "train"))
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX", "b/.ipynb_checkpoints", "b/__MACOSX"):
+        (folder / "train" / name).mkdir()
+        solid("RGB").save(folder / "train" / name / "copy.png")
+    solid("RGB").save(folder / "train" / "b" / "._x.png")
+    source = open_source(data, "train")
+    assert source.class_names == ("a b", "b") and contents(source) == before
+
+
+@pytest.mark.parametrize("suffix", ["tif", "TIFF", "gif", "jfif"])
+def test_images_of_other_endings_are_read(tmp_path, suffix):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        kind = {"tif": "TIFF", "jfif": "JPEG"}.get(suffix.lower(), suffix[:4])
+        solid("RGB").save(tmp_path / "train" / name / f"x.{suffix}", format=kind)
+    source = open_source(Data(source=f"folder:{tmp_path}", train_split="train"), "train")
+    assert labels_of(source) == [0, 1] or labels_of(source) == [1, 0]
+    assert pixels(source[0]).shape == (6, 9, 3)

@@ -1,0 +1,49 @@
+"""Folders of images: which files are images, and which folders are nobody's classes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from spvit_jax.data.errors import DataError
+
+EXTENSIONS = (  # of files that are taken for images
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+)
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of that name is taken for an image; hidden ones are not."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder of that name is a system's or a program's own."""
+    return name.startswith(".") or name in SYSTEM
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in one, sorted, hidden ones left out.
+
+    Raises:
+      DataError: it is none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    with os.scandir(folder) as entries:
+        return sorted(one.name for one in entries if one.is_dir() and not is_hidden(one.name))
+
+
+def images_in(folder: Path) -> list[str]:
+    """The names of the image files directly in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(one.name for one in entries if one.is_file() and is_image(one.name))
+
+
+def images_below(folder: Path) -> Iterator[str]:
+    """The paths of the image files at any depth, relative to the folder; links are followed."""
+    for where, inside, files in os.walk(folder, followlinks=True):
+        inside[:] = sorted(name for name in inside if not is_hidden(name))
+        for file in sorted(files):
+            if is_image(file):
+                yield os.path.relpath(os.path.join(where, file), folder)
