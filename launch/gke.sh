@@ -65,8 +65,8 @@ check_slice() {
     check CHIPS '[148]' 4
     check SPOT 'true|false' true
     check SERVICE_ACCOUNT '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' default
-    check GRACE '[0-9]+' 300
-    check RESTARTS '[0-9]+' 100
+    check GRACE '0|[1-9][0-9]{0,8}' 300
+    check RESTARTS '0|[1-9][0-9]{0,8}' 100
     IFS=x read -r -a sides <<<"$TOPOLOGY"
     for side in "${sides[@]}"; do chips=$((chips * side)); done
     ((chips % CHIPS == 0)) ||

@@ -58,10 +58,10 @@ check_pod() {
     check NAME '[a-z]([a-z0-9-]{0,48}[a-z0-9])?' spvit
     check PROJECT '[a-z][a-z0-9.:-]*[a-z0-9]' my-project
     check ZONE '[a-z]+-[a-z]+[0-9]+-[a-z]' us-west4-a
-    check POLL '[0-9]+' 60
-    check GRACE '[0-9]+' 300
-    check RESTARTS '[0-9]+' 20
-    check PAUSE '[0-9]+' 10
+    check POLL '0|[1-9][0-9]{0,8}' 60
+    check GRACE '0|[1-9][0-9]{0,8}' 300
+    check RESTARTS '0|[1-9][0-9]{0,8}' 20
+    check PAUSE '0|[1-9][0-9]{0,8}' 10
 }
 
 check_request() {

@@ -110,6 +110,8 @@ def test_a_dry_run_prints_the_command_and_runs_none(job):
         ({"COMMIT": "0" * 40}, f"not at COMMIT={'0' * 40}"),
         ({"CHECKOUT": "/nowhere"}, "there is no checkout in /nowhere"),
         ({"RESTARTS": "many"}, "RESTARTS=many"),
+        ({"RESTARTS": "08"}, "RESTARTS=08"),  # octal, to a shell
+        ({"RESTARTS": "9" * 20}, "RESTARTS=9999"),
         ({"SLURM_JOB_ID": None}, "this is a job's script: sbatch launch/slurm.sbatch"),
     ],
 )
