@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from spvit_jax import hosts, pretrained
 from spvit_jax.config import Budget, Config, ConfigError, Training
 from spvit_jax.convert import About, about_of
 from spvit_jax.convert import CheckpointError as PretrainedError
+from spvit_jax.convert.fetch import fetch
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.pipeline import (
@@ -148,7 +150,7 @@ def open_context(
     """
     with hosts.together(*USER_ERRORS):
         train, test = (open_source(config.data, split) for split in _splits(config))
-        seen = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
+        seen: dict[str, Any] = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
         spec: Any = pretrained.dense_spec(config, len(test.class_names))
         if config.stage in ("all", "search"):
             gating = Gating.of(config.search, config.budget, spec)
@@ -160,7 +162,7 @@ def open_context(
             for share in config.frontier.budgets:
                 gating = Gating.of(config.search, budget_at(config, share), spec)
                 gating.project(gating.initial())
-        pretrained.check_features(config, spec)
+        pretrained.check_teachers(config, spec)
         check_labels(config, spec, test)
         if config.judges and config.score.patch_weight and spec.blocks[-1].class_only:
             raise ConfigError(
@@ -168,7 +170,9 @@ def open_context(
                 " patches, which nobody reads behind the last block of this model: its head sees"
                 " class tokens alone; set it to 0"
             )
+        seen |= _weights(config)
     hosts.agree(seen)
+    workdir.began(seen)
     mesh = make_mesh(config.sharding.fsdp)
     for name in config.trainings:
         training = getattr(config, name)
@@ -178,6 +182,20 @@ def open_context(
         held = len(held_indices(config, len(train)))
         steps_per_epoch(len(train) - held, config.finetune.batch_size)
     return Context(config, workdir, console, should_stop, profile, spec, train, test, mesh)
+
+
+def _weights(config: Config) -> dict[str, int]:
+    """Checksums of the files of weights that a run begins from, by the fields that name them."""
+    named = {} if config.stage == "pretrain" else {"model.checkpoint": config.model.checkpoint}
+    if config.teacher.checkpoint:
+        named["teacher.checkpoint"] = config.teacher.checkpoint
+    found = {}
+    for name, given in named.items():
+        with open(fetch(pretrained.address(given)), "rb") as file:
+            found[name] = 0
+            while part := file.read(2**20):
+                found[name] = zlib.crc32(part, found[name])
+    return found
 
 
 def check_labels(config: Config, spec: Any, test: Source) -> None:

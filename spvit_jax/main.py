@@ -36,7 +36,8 @@ many devices and hosts there are may change between one start and the next.
 
 Ctrl-C or SIGTERM, to any of the processes, ends the step, saves it and exits with 130 or 143 on
 all of them; a second one exits at once. Exit codes: 0 finished; 2 bad input, which the message
-explains; 130 and 143 stopped and saved; others: a crash or a lost host. But for 2 the same command
+explains; 75 a fault of a disk or network that may pass; 130 and 143 stopped and saved; others: a
+crash or a lost host. But for 2 the same command
 goes on from the last checkpoint.
 """
 
@@ -51,6 +52,7 @@ from absl import app, flags, logging
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import from_config_dict
 
+PASSES = 75  # the exit code of what may be well at another time, as sysexits.h has it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
 _PROFILE = flags.DEFINE_string("profile", "", "Folder for a jax.profiler trace")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0")
@@ -77,6 +79,7 @@ def main(arguments: list[str]) -> int:
 
     from spvit_jax import pipeline
     from spvit_jax.progress import Console
+    from spvit_jax.remote import is_transient
 
     name = f"process {jax.process_index()}: " if jax.process_index() else ""
     try:
@@ -90,9 +93,12 @@ def main(arguments: list[str]) -> int:
             print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return 128 + (received or [signal.SIGTERM])[0]
     except pipeline.USER_ERRORS as error:
-        print(f"{name}error: {error}", file=sys.stderr)
-        hosts.leave(2)
-        return 2
+        passes = is_transient(error)
+        advice = "; where that passes, the same command goes on" if passes else ""
+        print(f"{name}error: {error}{advice}", file=sys.stderr)
+        code = PASSES if passes else 2
+        hosts.leave(code)
+        return code
     except Exception:
         traceback.print_exc()
         hosts.leave(1)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from spvit_jax import evaluation, frontier, hosts, pretrained
 from spvit_jax.calibrated import repaired, score
-from spvit_jax.config import Config
+from spvit_jax.config import Config, ConfigError
 from spvit_jax.context import (
     USER_ERRORS,
     Context,
@@ -79,9 +79,28 @@ def run(
       USER_ERRORS: bad input, or a disk that does not write.
     """
     hosts.agree({"config": dataclasses.asdict(config)} | versions())
-    files, stage = Workdir(workdir), STAGES[config.stage]
-    files.claim(config)
+    files = Workdir(workdir)
+    with files.locked():
+        files.claim(config)
+        _run(config, files, console, should_stop, profile)
+
+
+def _run(
+    config: Config,
+    files: Workdir,
+    console: Console,
+    should_stop: Callable[[], bool],
+    profile: str,
+) -> None:
+    """Runs a stage in a folder that is its own."""
+    stage = STAGES[config.stage]
     if files.exists(stage.result):
+        gone = [name for name in stage.others if not files.exists(name)]
+        if gone:
+            raise ConfigError(
+                f"the run in {files.path} is finished, but {', '.join(gone)} is gone; put it back,"
+                f" or remove {stage.result}, and the same command makes it again"
+            )
         result = files / stage.result
         console.stage("finished", f"before this run; nothing is left to do, see {result}")
         if stage.summary:
@@ -90,7 +109,7 @@ def run(
     with jax.default_device(host()):  # of models; trainings and measurements choose their own
         stage.run(open_context(config, files, console, should_stop, profile))
     hosts.from_first(None)  # no process ends before process 0 has written everything
-    console.stage("finished", f"{stage.result} and all else is in {workdir}")
+    console.stage("finished", f"{stage.result} and all else is in {files.path}")
 
 
 def run_all(context: Context) -> None:
@@ -178,6 +197,7 @@ class Stage:
 
     run: Callable[[Context], None]
     result: str  # its last file
+    others: tuple[str, ...] = ()  # that are there as well then
     summary: Callable[[str], str] | None = None  # of that file, for a run that finds it
 
 
@@ -191,13 +211,14 @@ def _evaluated(text: str) -> str:
     return evaluation.summary(evaluation.Report.from_json(text))
 
 
+_MODEL = ("pruned.safetensors", "architecture.json")
 STAGES = {
-    "all": Stage(run_all, "result.json", _table),
+    "all": Stage(run_all, "result.json", _MODEL, _table),
     "search": Stage(run_search, "architecture.json"),
-    "finetune": Stage(run_finetune, "result.json", _table),
-    "frontier": Stage(frontier.run_frontier, "frontier.json", frontier.summary),
-    "pretrain": Stage(run_pretrain, "pretrained.json"),
-    "evaluate": Stage(run_evaluate, "evaluation.json", _evaluated),
+    "finetune": Stage(run_finetune, "result.json", _MODEL[:1], _table),
+    "frontier": Stage(frontier.run_frontier, "frontier.json", (), frontier.summary),
+    "pretrain": Stage(run_pretrain, "pretrained.json", ("pretrained.safetensors",)),
+    "evaluate": Stage(run_evaluate, "evaluation.json", (), _evaluated),
 }
 
 

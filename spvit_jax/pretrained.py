@@ -267,11 +267,8 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
         model = load(where, wanted, facts=facts, dtype=dtype)
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "teacher.mean and std")
-    if not features and model.spec.classes != student.classes:
-        raise ConfigError(
-            f"teacher.checkpoint={teacher.checkpoint} knows {model.spec.classes} classes, the"
-            f" student {student.classes}; a teacher must know the same ones, in the same order"
-        )
+    if not features:
+        _check_classes(config, model.spec, student)
     if form(model) == "supernet":
         raise ConfigError(
             f"teacher.checkpoint={teacher.checkpoint} is a supernet; give a dense, fine-tuned or"
@@ -296,23 +293,37 @@ def load_reference(config: Config, spec: Spec) -> Classifier:
     return load(where, spec, facts=Facts.told(**told(config.model)), dtype=_dtype("float32"))
 
 
-def check_features(config: Config, student: Spec) -> None:
-    """Looks at the teacher's file where a training of the stage distils features.
+def check_teachers(config: Config, student: Spec) -> None:
+    """Looks at the teacher's file where a training of the stage distils from one.
 
     Raises:
-      ConfigError: see ``check_stream``.
+      ConfigError: see ``check_stream``, or it knows other classes than the student.
       convert.CheckpointError: the file is not one that converts.
     """
     teacher = config.teacher
-    names = [n for n in config.trainings if getattr(config, n).distillation == "features"]
-    if names and teacher.checkpoint:
-        facts = known(teacher.checkpoint, Facts.told(teacher.heads))
-        found = read_spec(address(teacher.checkpoint), facts)
+    kinds = {name: getattr(config, name).distillation for name in config.trainings}
+    if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
+        return
+    facts = known(teacher.checkpoint, Facts.told(teacher.heads))
+    found = read_spec(address(teacher.checkpoint), facts)
+    for name, kind in kinds.items():
+        if kind in ("hard", "soft"):
+            _check_classes(config, found, student)
+        if kind != "features":
+            continue
         try:
-            found = _as_read(resized(found, student.image_size), student)
+            read = _as_read(resized(found, student.image_size), student)
         except CheckpointError as error:
             raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
-        check_stream(names[0], teacher.checkpoint, found, student)
+        check_stream(name, teacher.checkpoint, read, student)
+
+
+def _check_classes(config: Config, teacher: Spec, student: Spec) -> None:
+    if teacher.classes != student.classes:
+        raise ConfigError(
+            f"teacher.checkpoint={config.teacher.checkpoint} knows {teacher.classes} classes, the"
+            f" student {student.classes}; a teacher must know the same ones, in the same order"
+        )
 
 
 def _as_read(teacher: Spec, student: Spec) -> Spec:

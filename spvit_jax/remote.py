@@ -1,6 +1,7 @@
 """Paths that may lead to an object store: ``gs://BUCKET/...``, which gcsfs reads and writes."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,19 @@ ADVICE = (
     "check the address, your rights there (gcloud auth application-default login) and that gcsfs is"
     " installed (pip install 'spvit_jax[gcs]')"
 )
+
+
+TRANSIENT = {  # faults of disks and networks that may pass
+    *(errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED),
+    *(errno.ECONNREFUSED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is of a disk or a network that may be well again in a while."""
+    if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
+        return False
+    return isinstance(error, TimeoutError | ConnectionError) or error.errno in TRANSIENT
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

@@ -3,6 +3,7 @@
 It may be on ``gs://``. Only process 0 of several writes, and what one reads all of them read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from spvit_jax import hosts
+from spvit_jax import hosts, lock
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.remote import ADVICE, absolute, is_remote, publish
 
-CONFIG, VERSIONS = "config.json", "versions.json"
-NO_RESULTS = {CONFIG, VERSIONS, "compilation_cache"}  # what may be there before anything is done
+CONFIG, VERSIONS, BEGAN = "config.json", "versions.json", "began.json"
+NO_RESULTS = {CONFIG, VERSIONS, BEGAN, "compilation_cache"}  # there before anything is done
 SAME_RESULTS = {"sharding": {"fsdp"}, "data": {"workers"}}  # fields that may change on the way
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SEEN_SECONDS = 20  # until what process 0 writes is to be seen by all
@@ -93,6 +94,73 @@ class Workdir:
         """A JSON file, whole or not at all."""
         self.write(name, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this run alone.
+
+        Raises:
+          ConfigError: it cannot be written, or another run is at work in it.
+        """
+        with contextlib.ExitStack() as stack:
+            problem = self._lock(stack) if jax.process_index() == 0 else ""
+            problem = hosts.from_first(problem)
+            if problem:
+                raise ConfigError(problem)
+            yield
+
+    def _lock(self, stack: contextlib.ExitStack) -> str:
+        """Takes the lock; returns what stands against it."""
+        try:
+            self._make()
+            holder = stack.enter_context(lock.locked(self.path))
+        except Exception as error:  # object stores raise many kinds
+            return self._unwritable(error)
+        if holder:
+            return (
+                f"another run is at work in --workdir={self.path}: {holder}; wait for it, stop it,"
+                " or choose another --workdir"
+            )
+        return ""
+
+    def _make(self) -> None:
+        """Makes the folder; a bucket is not made, which a mistyped name would be.
+
+        Raises:
+          OSError: it cannot be, or is of no kind that is known.
+        """
+        if is_remote(self.path):
+            return
+        if not self.path.is_absolute():
+            raise OSError("it is of no known kind; give a folder or gs://BUCKET/FOLDER")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _unwritable(self, error: Exception) -> str:
+        """Says why the folder cannot be written; raises what is no such error."""
+        remote = is_remote(self.path)
+        if not remote and not isinstance(error, OSError):
+            raise error
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        return f"cannot write to --workdir={self.path} ({reason}); {REMEDIES[remote]}"
+
+    def began(self, facts: dict[str, Any]) -> None:
+        """Notes what a run began from, or compares it with what is noted.
+
+        Args:
+          facts: nested, of JSON's types, the same on all processes.
+
+        Raises:
+          ConfigError: it is something else now; names all.
+        """
+        before = self.read_json(BEGAN)
+        changed = [] if before is None else hosts.differences(before, facts)
+        if changed:
+            raise ConfigError(
+                f"what the run in {self.path} began from has changed: {'; '.join(changed)}. Put"
+                " it back, or choose another --workdir"
+            )
+        if before is None:
+            self.write_json(BEGAN, facts)
+
     def claim(self, config: Config) -> None:
         """Makes the folder this configuration's, and notes code, libraries and devices.
 
@@ -108,12 +176,8 @@ class Workdir:
 
     def _claim(self, config: Config) -> str:
         """Claims the folder; returns what stands against it."""
-        remote = is_remote(self.path)
-        if not remote and not self.path.is_absolute():
-            return f"--workdir={self.path} is of no known kind; give a folder or gs://BUCKET/FOLDER"
         try:
-            if not remote:  # where it would make a bucket of a mistyped name
-                self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             found, damage = self._read(CONFIG)
             if damage:
                 return damage
@@ -123,13 +187,12 @@ class Workdir:
                     f"{self.path} belongs to a run with another configuration"
                     f" ({'; '.join(changed)}); go on with that one or choose another --workdir"
                 )
+            if changed:
+                (self / BEGAN).unlink(missing_ok=True)
             self.write_json(CONFIG, dataclasses.asdict(config))
             self.write_json(VERSIONS, versions())
         except Exception as error:  # object stores raise many kinds
-            if not remote and not isinstance(error, OSError):
-                raise
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            return f"cannot write to --workdir={self.path} ({reason}); {REMEDIES[remote]}"
+            return self._unwritable(error)
         return ""
 
     def _check_shared(self) -> None:

@@ -171,7 +171,7 @@ def test_a_teacher_may_have_a_head_and_read_no_patches(photos, tmp_path):
     save(ViT(SPEC, rngs=nnx.Rngs(0)), tmp_path / "student.safetensors")
     named = {"checkpoint": str(tmp_path / "teacher.safetensors")}
     settings = config(photos, tmp_path / "student.safetensors", teacher=named)
-    pretrained.check_features(settings, SPEC)
+    pretrained.check_teachers(settings, SPEC)
     frozen = pretrained.load_teacher(settings, SPEC, features=True)
     images = np.zeros((1, 16, 16, 3), np.float32)
     normalise = Normalise(settings.data.mean, settings.data.std)

@@ -146,7 +146,17 @@ def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monke
     assert "nothing is left to do" in printed and (whole / "table.txt").read_text() in printed
     after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
     changed = {file.name for file in after if after[file] != before.get(file)}
-    assert changed <= {"config.json", "versions.json"}
+    assert changed <= {"config.json", "versions.json", ".lock"}
+
+
+@pytest.mark.parametrize("name", ["pruned.safetensors", "architecture.json"])
+def test_a_finished_run_says_what_of_it_is_gone(whole, name):
+    kept = (whole / name).rename(whole / "elsewhere")
+    try:
+        with pytest.raises(ConfigError, match=rf"finished, but {name} is gone; put it back, or"):
+            pipeline.run(tiny(), whole, Console(), lambda: False)
+    finally:
+        kept.rename(whole / name)
 
 
 def test_another_config_in_the_same_folder_names_what_differs(whole):
@@ -260,6 +270,11 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     assert not notes and np.isfinite(model.head.kernel[...]).all()
 
 
+NOTHING_DONE = {"config.json", "versions.json", "began.json", ".lock"}
+SOFT = {"finetune__distillation": "soft", "model__classes": 11}
+TEN = "packaged:deit_fashion_mnist"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -284,12 +299,14 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
         ({"model__classes": 3}, ConfigError, "model.classes=3"),
         ({"model__image_size": 30}, ConfigError, "model.image_size=30"),
         ({"model__checkpoint": ""}, ConfigError, "model.checkpoint is empty"),
+        (SOFT | {"teacher__checkpoint": "no.pth"}, CheckpointError, r"no\.pth"),
+        (SOFT | {"teacher__checkpoint": TEN}, ConfigError, "knows 10 classes, the student 11"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_computed(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         run(tiny(**changes), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "versions.json"}
+    assert {path.name for path in tmp_path.iterdir()} <= NOTHING_DONE
 
 
 SWIN, REGNET = (f"packaged:{name}_fashion_mnist" for name in ("swin", "regnety"))
@@ -302,7 +319,7 @@ def test_a_teacher_of_features_has_the_students_shape(tmp_path, teacher, message
     config = tiny(finetune__distillation="features", teacher__checkpoint=teacher)
     with pytest.raises(ConfigError, match=rf"finetune\.distillation=features .*{message}"):
         run(config, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "versions.json"}
+    assert {path.name for path in tmp_path.iterdir()} <= NOTHING_DONE
 
 
 def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tmp_path):

@@ -55,6 +55,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "config.py": {"validate"},
     "validate.py": {"told"},
     "hosts.py": set(),
+    "lock.py": {"remote"},
     "drawing.py": set(),
     "evaluation.py": {"text", "training"},
     "features.py": {"convert"},
@@ -84,7 +85,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "report.py": {"drawing", "gate_maps", "measure", "quality", "single_path", "text", "trials"},
     "text.py": set(),
     "trials.py": {"text"},
-    "workdir.py": {"config", "hosts", "remote"},
+    "workdir.py": {"config", "hosts", "lock", "remote"},
 }
 
 

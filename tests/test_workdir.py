@@ -1,12 +1,18 @@
 """A run's folder, local; ``test_hosts`` shares one between processes, ``test_gcs`` is remote."""
 
+import contextlib
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
-from spvit_jax import workdir
+from spvit_jax import lock, workdir
 from spvit_jax.config import Config, ConfigError, Data, Sharding
+from spvit_jax.remote import is_transient
 
 
 def names(folder):
@@ -77,3 +83,69 @@ def test_the_code_has_a_version_that_every_change_changes(tmp_path, monkeypatch)
     assert len(seen) == 5
     Path(package, "notes.txt").write_text("not code")
     assert workdir.code_version() in seen
+
+
+HOLD = """
+import sys, time
+from spvit_jax.workdir import Workdir
+with Workdir(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_run_a_folder_also_after_a_kill(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        said = rf"another run is at work.*process {other.pid} on"
+        with pytest.raises(ConfigError, match=said), workdir.Workdir(tmp_path).locked():
+            pass
+        other.kill()
+        other.wait()
+    with workdir.Workdir(tmp_path).locked(), workdir.Workdir(tmp_path / "else").locked():
+        pass
+    with workdir.Workdir(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_where_nobody_keeps_locks_signs_of_life_do(tmp_path, monkeypatch, alive):
+    monkeypatch.setattr(lock, "is_remote", lambda path: True)
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    file = tmp_path / lock.NAME
+    with contextlib.ExitStack() as stack:
+        if alive:
+            assert not stack.enter_context(lock.locked(epath.Path(tmp_path)))
+        else:
+            file.write_text(json.dumps({"holder": "process 1 on a host", "beat": 3}))
+        with lock.locked(epath.Path(tmp_path)) as holder:
+            assert bool(holder) == alive
+    assert not file.exists()
+
+
+def test_what_a_run_began_from_is_compared(tmp_path):
+    folder = workdir.Workdir(tmp_path)
+    folder.claim(Config())
+    folder.began({"data": {"images": 10}, "model.checkpoint": 7})
+    folder.began({"data": {"images": 10}, "model.checkpoint": 7})
+    with pytest.raises(ConfigError, match=r"data\.images: 10, now 11.*Put it back"):
+        folder.began({"data": {"images": 11}, "model.checkpoint": 7})
+    folder.claim(Config(seed=5))  # nothing is finished: another run may begin here
+    folder.began({"data": {"images": 11}, "model.checkpoint": 7})
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EIO, "io"), True),
+        (ConnectionResetError(errno.ECONNRESET, "gone"), True),
+        (TimeoutError(), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (FileNotFoundError(errno.ENOENT, "none"), False),
+        (BrokenPipeError(errno.EPIPE, "closed"), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_faults_that_may_pass_are_told_apart(error, passes):
+    assert is_transient(error) == passes

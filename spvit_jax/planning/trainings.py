@@ -126,7 +126,7 @@ def _teacher(config: Config, student: Any, training: str) -> tuple[Teacher, str]
     file = PurePosixPath(teacher.checkpoint.removeprefix("packaged:")).name
     variant = max((name for name in VARIANTS if file.startswith(name)), key=len, default="")
     if file and not variant:
-        pretrained.check_features(config, student)
+        pretrained.check_teachers(config, student)
         known = pretrained.load_teacher(config, student)
         shapes = jax.eval_shape(lambda: known.state)
         return dataclasses.replace(known, state=shapes), f"the teacher is {teacher.checkpoint}"
