@@ -51,6 +51,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import from_config_dict
+from spvit_jax.shell import run
 
 PASSES = 75  # the exit code of what may be well at another time, as sysexits.h has it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
@@ -122,4 +123,8 @@ def _stop(number: int, received: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR)))
+    run(
+        partial(
+            app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR))
+        )
+    )

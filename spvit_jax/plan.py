@@ -28,6 +28,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import Config, ConfigError, from_config_dict
+from spvit_jax.shell import run
 
 if TYPE_CHECKING:
     from spvit_jax.planning.chips import Target
@@ -97,4 +98,8 @@ def _plan(config: Config, target: "Target", images: "Images") -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _DEVICES)))
+    run(
+        partial(
+            app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _DEVICES))
+        )
+    )

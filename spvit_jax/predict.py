@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spvit_jax.shell import run
 from spvit_jax.told import add_arguments, told
 
 if TYPE_CHECKING:
@@ -356,4 +357,4 @@ def _share(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

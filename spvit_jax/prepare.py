@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spvit_jax.remote import is_remote
+from spvit_jax.shell import run
 
 if TYPE_CHECKING:
     from spvit_jax.data.originals import Originals
@@ -223,4 +224,4 @@ def _share(text: str) -> float:
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"  # the console asks JAX whether to print; no accelerator
-    sys.exit(main())
+    run(main)

@@ -33,6 +33,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import Config, ConfigError, from_config_dict
+from spvit_jax.shell import run
 
 if TYPE_CHECKING:
     from spvit_jax.single_path.latency import Table, Times
@@ -126,4 +127,4 @@ def _text(table: "Table", spec: Any, ops: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG,)))
+    run(partial(app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG,))))

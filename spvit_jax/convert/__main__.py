@@ -11,6 +11,7 @@ from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.load import about_of, load
 from spvit_jax.convert.native import save
 from spvit_jax.convert.to_torch import save_torch, unsaid
+from spvit_jax.shell import run
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prices import count_parameters
@@ -151,4 +152,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

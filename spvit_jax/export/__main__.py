@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from spvit_jax.shell import run
 from spvit_jax.told import add_arguments, told
 
 DESCRIPTION = """\
@@ -150,4 +151,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,0 +1,31 @@
+"""What every command does with the shell it is started from."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+UNREAD = 141  # what a shell shows of who wrote to nobody: 128 + SIGPIPE
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Runs a command and ends the process with its exit code.
+
+    Output passes in any locale, what a terminal cannot show as a question mark; and where nobody
+    reads any more, as in ``… | head``, the command ends quietly.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    code: Any = UNREAD
+    try:
+        try:
+            code = main()
+        except SystemExit as ended:
+            code = ended.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = UNREAD
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+    sys.exit(code)
