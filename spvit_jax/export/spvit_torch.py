@@ -10,7 +10,8 @@
 Any model that ``spvit_jax.save`` writes, a supernet excepted: dense, pruned, folded, deployed, with
 merged tokens; ViT, Swin, RegNetY. Everything trains and goes through ``torch.compile`` and
 ``torch.export``. Besides the spec, a model has ``class_names``, ``mean``, ``std`` (of RGB in 0..1),
-``crop_ratio`` and ``image_size``, each empty or None where the file does not say.
+``crop_ratio`` and ``image_size``, each empty or None where the file does not say. On NVIDIA's GPUs
+float32 convolutions are of less than float32 unless ``torch.backends.cudnn.allow_tf32 = False``.
 
 Names in ``state_dict`` are those of the file, with PyTorch's leaves: ``blocks.3.mixer.qk.weight``.
 A block has ``norm1``, ``mixer``, ``norm2`` and ``ffn``. A mixer is attention (``qk``, ``v``,
@@ -57,6 +58,7 @@ SPECS: dict[str, dict[str, Any]] = {  # the fields of each, and what files from 
     },
 }  # fmt: skip
 TEMPERATURES = {"ViTSpec": 0.01, "SwinSpec": 100.0}  # of head mixtures, where the file has none
+POOLS = ("token", "norm_average", "average_norm", "attention")
 FORMS = ("dense", "shared", "folded", "deploy")
 OPS = ("skip", "norm_skip", "conv1x1", "conv3x3", "msa")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -109,10 +111,6 @@ class Tokens(NamedTuple):
         return None if self.sizes is None else self.sizes.log()[:, None, None].to(self.x.dtype)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def merge(tokens: Tokens, alike: Tensor, count: int, prefix: int) -> Tokens:
     """Averages the ``count`` pairs of patches that are most ``alike [batch, n, k]`` by cosine.
 
@@ -120,7 +118,8 @@ def merge(tokens: Tokens, alike: Tensor, count: int, prefix: int) -> Tokens:
     gradient of which they are. Source: Bolya et al., ICLR 2023.
     """
     x, sizes, left = tokens.x, tokens.sizes, tokens.x.shape[1] - count
-    patches = alike.detach()[:, prefix:].to(_wide(alike.dtype))
+    patches = alike.detach()[:, prefix:]
+    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
     patches = F.normalize(patches, dim=-1, eps=torch.finfo(patches.dtype).tiny)
     best, partner = (patches[:, 1::2] @ patches[:, 0::2].mT).max(-1)
     order = torch.arange(best.shape[1], device=x.device)
@@ -171,16 +170,16 @@ class Attention(nn.Module):
         self.qk = Linear(geometry.width, 2 * inner)
         self.v = Linear(geometry.width, inner)
         self.out = Linear(inner, geometry.width)
-        norms = [nn.LayerNorm(geometry.head_dim, geometry.epsilon) for _ in range(2)]
-        self.q_norm, self.k_norm = norms if geometry.qk_norm else (None, None)
+        norm: Callable[[], nn.Module] = nn.Identity
+        if geometry.qk_norm:
+            norm = functools.partial(nn.LayerNorm, geometry.head_dim, geometry.epsilon)
+        self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         q, k = self.qk(x).chunk(2, -1)
         parts = (q[:, : self.read], k, self.v(x))
         q, keys, v = (a.unflatten(-1, (self.heads, -1)) for a in parts)
-        k = keys
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q), self.k_norm(keys)
         if tokens.angles is not None:
             q, k = _turned(q, tokens.angles), _turned(k, tokens.angles)
         return self.out(self.attend(q, k, v, tokens)), keys
@@ -238,7 +237,7 @@ class WindowAttention(Attention):
         if not self.shift:
             return bias
         line = torch.arange(self.columns, device=bias.device)
-        part = sum((line >= self.columns - border).long() for border in (window, self.shift))
+        part = (line >= self.columns - window).long() + (line >= self.columns - self.shift)
         region = self.split((3 * part[:, None] + part).flatten()[None])[0]
         return bias - 100.0 * (region[:, :, None] != region[:, None])[:, None].to(bias.dtype)
 
@@ -350,8 +349,8 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         query = self.q(self.latent).expand(x.shape[0], -1, -1)
-        parts = (a.unflatten(-1, (self.heads, -1)) for a in (query, self.k(x), self.v(x)))
-        pooled = self.out(attend(*parts, tokens.bias))
+        q, k, v = (a.unflatten(-1, (self.heads, -1)) for a in (query, self.k(x), self.v(x)))
+        pooled = self.out(attend(q, k, v, tokens.bias))
         return pooled + self.ffn(self.norm(pooled))
 
 
@@ -407,15 +406,13 @@ class Transformer(Network):
     def __init__(self, spec: SimpleNamespace, blocks: list[Geometry], convolution: Callable):
         super().__init__(spec, blocks[-1].width)
         self.patch_embed = Linear(spec.channels * spec.patch_size**2, blocks[0].width)
-        self.blocks = nn.ModuleList(Block(geometry, convolution) for geometry in blocks)
+        self.blocks = nn.Sequential(*(Block(geometry, convolution) for geometry in blocks))
         self.norm = nn.LayerNorm(blocks[-1].width, spec.epsilon)
 
     def embedded(self, images: Tensor) -> Tensor:
         """Embeds patches, ``[batch, S*S, D]``."""
-        expected, patch = (
-            (self.spec.channels, self.image_size, self.image_size),
-            self.spec.patch_size,
-        )
+        side, patch = self.image_size, self.spec.patch_size
+        expected = (self.spec.channels, side, side)
         if images.shape[1:] != expected:
             raise ValueError(
                 f"expected images [batch, {', '.join(map(str, expected))}], got"
@@ -430,7 +427,11 @@ class ViT(Transformer):
 
     def __init__(self, spec: SimpleNamespace, blocks: list[Geometry], convolution: Callable):
         super().__init__(spec, blocks, convolution)
-        self.prefix, width = blocks[0].prefix, spec.width
+        self.prefix, width, self.class_only = (
+            blocks[0].prefix,
+            spec.width,
+            blocks[-1].read is not None,
+        )
         self.tokens = nn.Parameter(torch.empty(self.prefix, width)) if self.prefix else None
         embedded = self.prefix + blocks[0].columns ** 2
         self.pos_embed = nn.Parameter(torch.empty(embedded, width)) if spec.positions else None
@@ -448,17 +449,16 @@ class ViT(Transformer):
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = x if self.norm_pre is None else self.norm_pre(x)
-        tokens = Tokens(x, self.angles(x) if self.spec.rotary else None)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens
+        return self.blocks(Tokens(x, self.angles(x) if self.spec.rotary else None))
 
     def angles(self, x: Tensor) -> Tensor:
         """Angles of the places of tokens, ``[1, n, d / 2]``; those of class tokens are 0."""
-        spec, wide = self.spec, {"device": x.device, "dtype": _wide(x.dtype)}
+        spec, wide = self.spec, torch.promote_types(x.dtype, torch.float32)
         grid, bands = spec.image_size // spec.patch_size, spec.width // spec.heads // 4
-        line = ROTARY[spec.rotary](torch.arange(grid, **wide), grid, spec.rotary_grid)
-        waves = spec.rotary_base ** -(torch.arange(bands, **wide) / bands)
+        line = ROTARY[spec.rotary](
+            torch.arange(grid, device=x.device, dtype=wide), grid, spec.rotary_grid
+        )
+        waves = spec.rotary_base ** (torch.arange(bands, device=x.device, dtype=wide) / -bands)
         angles = (torch.cartesian_prod(line, line)[..., None] * waves).flatten(1)
         return F.pad(angles, (0, 0, self.prefix, 0))[None]
 
@@ -479,7 +479,7 @@ class ViT(Transformer):
     def patches(self, tokens: Tokens) -> Tensor | None:
         """As documented for ``features``; not normalised where the norm is of averages alone."""
         x = tokens.x
-        if self.blocks[-1].read is not None:
+        if self.class_only:
             return None
         if tokens.sources is not None:
             x = x.gather(1, tokens.sources[..., None].expand(-1, -1, x.shape[2]))
@@ -556,16 +556,12 @@ class RegNet(Network):
         for width, depth in zip(spec.widths, spec.depths, strict=True):
             widths = [inputs] + [width] * (depth - 1)
             blocks = [Bottleneck(n, width, 1 + (not i), spec.group) for i, n in enumerate(widths)]
-            stages.append(nn.ModuleList(blocks))
+            stages.append(nn.Sequential(*blocks))
             inputs = width
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.Sequential(*stages)
 
     def stream(self, images: Tensor) -> Tokens:
-        x = F.relu(self.stem(images))
-        for stage in self.stages:
-            for block in stage:
-                x = block(x)
-        return Tokens(x.flatten(2).mT)
+        return Tokens(self.stages(F.relu(self.stem(images))).flatten(2).mT)
 
 
 def load(path: str | os.PathLike) -> Network:
@@ -582,8 +578,6 @@ def load(path: str | os.PathLike) -> Network:
         metadata, arrays = _read(path)
         model = _empty(metadata, len(arrays))
         _require_same({name: tuple(array.shape) for name, array in arrays.items()}, model)
-        side = model.image_size
-        model(torch.empty(1, getattr(model.spec, "channels", 3), side, side, device="meta"))
         dtype = functools.reduce(torch.promote_types, (array.dtype for array in arrays.values()))
         model = model.to(dtype).to_empty(device="cpu")
         for buffer in model.buffers():
@@ -707,16 +701,22 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
     )
     _require(form != "supernet", "a supernet is no network yet; prune it first: spvit_jax.prune")
     _require(form in FORMS, f"form must be one of {', '.join(FORMS)}; it is {form!r}")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values["spec"].items()}
-    kind = fields.pop("type")
-    temperature = fields.pop("temperature", values.get("temperature", TEMPERATURES.get(kind)))
-    new = sorted({*fields} - {*SPECS[kind]})
-    _require(not new, f"{kind} has no {', '.join(new)} here; take a newer spvit_torch.py")
-    spec = SimpleNamespace(**SPECS[kind] | fields)
+    said: dict[str, Any] = dict(values["spec"])
+    kind = said.pop("type")
+    known = SPECS[kind]
+    temperature = said.pop("temperature", values.get("temperature", TEMPERATURES.get(kind)))
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+    wrong = [
+        n for n, v in fields.items() if n not in known or not isinstance(v, type(known[n]) | int)
+    ]
+    _require(not wrong, f"no {kind} of this file's has such {', '.join(wrong)}: {said}")
+    spec = SimpleNamespace(**known | fields)
     depth = sum(getattr(spec, "depths", ())) + getattr(spec, "depth", 0)
     _require(depth <= most, f"it cannot have {depth} blocks, of {most} arrays")
     convolution = functools.partial(
-        Convolution, norm=form != "deploy", temperature=temperature if form == "shared" else None
+        Convolution,
+        norm=form != "deploy",
+        temperature=float(temperature) if form == "shared" else None,
     )
     model: Network
     with torch.device("meta"):
@@ -734,6 +734,9 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
 
 def _vit(spec: SimpleNamespace) -> list[Geometry]:
     """The blocks of a dense ViT; of the last, class tokens alone may be read."""
+    fits = spec.image_size % spec.patch_size == 0 and spec.width % spec.heads == 0
+    fits &= spec.pool in POOLS and spec.class_token >= (spec.pool == "token")
+    _require(fits and spec.rotary in ("", *ROTARY), f"there is no such ViT: {vars(spec)}")
     class_tokens = spec.class_token + spec.distilled
     said = {name: getattr(spec, name) for name in ("qk_norm", "gated", "activation", "epsilon")}
     block = Geometry(
@@ -746,13 +749,18 @@ def _vit(spec: SimpleNamespace) -> list[Geometry]:
 
 def _swin(spec: SimpleNamespace) -> list[Geometry]:
     """The blocks of a dense Swin; every second shifts its windows, if there are several."""
-    found, columns, width = [], spec.image_size // spec.patch_size, spec.width
-    for depth, heads, hidden in zip(spec.depths, spec.heads, spec.hidden, strict=True):
+    found = []
+    for stage, (depth, heads, hidden) in enumerate(
+        zip(spec.depths, spec.heads, spec.hidden, strict=True)
+    ):
+        width, columns = spec.width << stage, spec.image_size // spec.patch_size >> stage
         window = min(spec.window, columns)
+        whole = spec.image_size == columns * spec.patch_size << stage
+        fits = whole and width % heads == 0 == columns % window
+        _require(fits, f"there is no such Swin: {vars(spec)}")
         block = Geometry(width, width // heads, heads, hidden, columns, spec.epsilon, window=window)
         shift = window // 2 if window < columns else 0
         found += [block._replace(shift=shift if i % 2 else 0) for i in range(depth)]
-        columns, width = columns // 2, 2 * width
     return found
 
 
