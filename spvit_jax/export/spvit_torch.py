@@ -734,16 +734,18 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
 
 def _vit(spec: SimpleNamespace) -> list[Geometry]:
     """The blocks of a dense ViT; of the last, class tokens alone may be read."""
-    fits = spec.image_size % spec.patch_size == 0 and spec.width % spec.heads == 0
-    fits &= spec.pool in POOLS and spec.class_token >= (spec.pool == "token")
-    _require(fits and spec.rotary in ("", *ROTARY), f"there is no such ViT: {vars(spec)}")
+    head_dim, token = spec.width // spec.heads, spec.pool == "token"
+    fits = spec.image_size % spec.patch_size == 0 == spec.width % spec.heads
+    fits &= spec.pool in POOLS and (spec.class_token if token else not spec.distilled)
+    fits &= not spec.rotary or (spec.rotary in ROTARY and head_dim % 4 == 0)
+    _require(fits, f"there is no such ViT: {vars(spec)}")
     class_tokens = spec.class_token + spec.distilled
     said = {name: getattr(spec, name) for name in ("qk_norm", "gated", "activation", "epsilon")}
     block = Geometry(
-        width=spec.width, head_dim=spec.width // spec.heads, heads=spec.heads, hidden=spec.hidden,
+        width=spec.width, head_dim=head_dim, heads=spec.heads, hidden=spec.hidden,
         columns=spec.image_size // spec.patch_size, prefix=class_tokens + spec.registers, **said,
     )  # fmt: skip
-    alone = spec.pool == "token" and not spec.patches
+    alone = token and not spec.patches
     return [block] * (spec.depth - 1) + [block._replace(read=class_tokens if alone else None)]
 
 
@@ -771,11 +773,12 @@ def _pruned(blocks: list[Geometry], said: dict[str, Any]) -> list[Geometry]:
     merges = said.get("merges") or [0] * len(blocks)
     rows = zip(blocks, said["ops"], heads, said["ffn"], merges, strict=True)
     for i, (block, op, *kept, merged) in enumerate(rows):
-        most = 0 if block.window or block.read is not None else (block.columns**2 - away) // 2
-        fits = op in OPS and 0 <= merged <= most and not (op == "conv3x3" and away)
-        _require(fits, f"block {i} cannot be {op!r} and merge {merged}, behind {away} merged")
         count, hidden = (n if type(n) is int else len(n) for n in kept)
         count = count if op == "msa" else block.heads
+        most = 0 if block.window or block.read is not None else (block.columns**2 - away) // 2
+        fits = op in OPS and 0 <= merged <= most and not (op == "conv3x3" and away)
+        fits &= 0 < count <= block.heads and 0 <= hidden <= block.hidden
+        _require(fits, f"block {i} cannot be {op!r} with {kept} and merge {merged} behind {away}")
         found.append(block._replace(op=op, heads=count, hidden=hidden, merges=merged))
         away += merged
     return found

@@ -28,6 +28,8 @@ from spvit_jax.single_path.prune import FORMS, form
 from spvit_jax.single_path.sharing import TEMPERATURES
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import save_file  # noqa: E402
+
 from spvit_jax.export import spvit_torch  # noqa: E402
 
 VIT = ViTSpec(width=24, depth=2, heads=3, hidden=20, patch_size=4, image_size=16, classes=7)
@@ -44,7 +46,7 @@ PRUNED = Architecture(
 REPAIRED = Architecture(("norm_skip", "skip", "msa", "conv3x3"), (5, 20, 7, 3))
 MERGED = dataclasses.replace(PRUNED, merges=(3, 4, 2, 0))
 KEPT = Architecture(  # patches are read, so that the last block merges as well
-    ("msa", "norm_skip", "skip", "conv1x1"), (5, 20, 7, 3), merges=(7, 4, 2, 1)
+    ("msa", "skip", "msa", "conv1x1"), (5, 20, 7, 3), merges=(7, 4, 2, 1)
 )
 WINDOWS = Architecture(
     ("msa", "conv3x3", "msa", "msa"), (3, 10, 0, 9), heads=((0, 2), (), (1, 3), (0, 1, 2, 3))
@@ -230,6 +232,7 @@ def test_training_is_that_of_jax(name, quick_jit, tmp_path, float64):
     assert max(np.abs(value).max(initial=0) for value in gradients.values()) > 0.1
     for key, value in gradients.items():
         np.testing.assert_allclose(arrays[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
+        assert np.any(value) or not np.any(arrays[key]), key  # of a bias in front of a batch norm
 
 
 @pytest.mark.parametrize(("patches", "count"), [(8, 3), (9, 4), (9, 1)])
@@ -322,6 +325,27 @@ def test_half_precision_is_near(name, dtype, models, tmp_path):
     assert forms.variables(load(str(tmp_path / "m"))).keys() == forms.variables(model).keys()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_every_width_of_floats_is_read(models, tmp_path, dtype):
+    """Of several the widest; whatever the order of the arrays."""
+    _, path, other = models("shared")
+    dtype = getattr(torch, dtype)
+    with safetensors.safe_open(path, "pt") as file:
+        arrays = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118
+        save_file(arrays, tmp_path / "m", file.metadata())
+    with torch.no_grad():
+        expected = copy.deepcopy(other).to(dtype).state_dict()
+        found = spvit_torch.load(tmp_path / "m").state_dict()
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+        arrays["norm.scale"] = arrays["norm.scale"].float()
+        with safetensors.safe_open(path, "pt") as file:
+            save_file(arrays, tmp_path / "m", file.metadata())
+        mixed = spvit_torch.load(tmp_path / "m")
+        assert {p.dtype for p in mixed.parameters()} == {torch.promote_types(dtype, torch.float32)}
+
+
 def test_what_it_was_trained_on(models):
     other = models("vit")[2]
     assert dataclasses.asdict(ABOUT) == {
@@ -396,7 +420,7 @@ def rewritten(path, to, change):
         (lambda h: h["architecture"]["ops"].__setitem__(0, "conv5x5"), "block 0"),
         (lambda h: h["architecture"]["ops"].__setitem__(2, "conv3x3"), "block 2"),
         (lambda h: h["architecture"]["heads"].__setitem__(1, 1), "arrays do not fit"),
-        (lambda h: h["architecture"]["heads"].__setitem__(1, 4), "do not fit"),
+        (lambda h: h["architecture"]["heads"].__setitem__(1, 4), "block 1"),
         (lambda h: h["architecture"]["merges"].__setitem__(1, 40), "block 1"),
         (lambda h: h["architecture"]["ffn"].__setitem__(0, 6), r"blocks\.0\.ffn\.fc1\.bias"),
         (lambda h: h["about"].update(mean=3), "says of itself"),
@@ -461,6 +485,13 @@ def test_a_file_cut_anywhere(models, tmp_path):
         (tmp_path / "m").write_bytes(data[:end])
         with pytest.raises(spvit_torch.ModelFileError, match="damaged"):
             spvit_torch.load(tmp_path / "m")
+
+
+def test_a_header_longer_than_the_format_allows(models, monkeypatch):
+    path = models("vit")[1]
+    monkeypatch.setattr(spvit_torch, "LONGEST", 1000)
+    with pytest.raises(spvit_torch.ModelFileError, match="damaged: its header"):
+        spvit_torch.load(path)
 
 
 def test_a_missing_file(tmp_path):
