@@ -578,6 +578,8 @@ def load(path: str | os.PathLike) -> Network:
         metadata, arrays = _read(path)
         model = _empty(metadata, len(arrays))
         _require_same({name: tuple(array.shape) for name, array in arrays.items()}, model)
+        bad = [name for name, array in arrays.items() if not array.isfinite().all()]
+        _require(not bad, f"damaged: {', '.join(bad[:5])} holds what is no number, or infinite")
         dtype = functools.reduce(torch.promote_types, (array.dtype for array in arrays.values()))
         model = model.to(dtype).to_empty(device="cpu")
         for buffer in model.buffers():
@@ -713,11 +715,9 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
     spec = SimpleNamespace(**known | fields)
     depth = sum(getattr(spec, "depths", ())) + getattr(spec, "depth", 0)
     _require(depth <= most, f"it cannot have {depth} blocks, of {most} arrays")
-    convolution = functools.partial(
-        Convolution,
-        norm=form != "deploy",
-        temperature=float(temperature) if form == "shared" else None,
-    )
+    _require(form != "shared" or 0 < temperature < math.inf, f"its temperature is {temperature}")
+    temperature = temperature if form == "shared" else None
+    convolution = functools.partial(Convolution, norm=form != "deploy", temperature=temperature)
     model: Network
     with torch.device("meta"):
         if kind == "RegNetSpec":

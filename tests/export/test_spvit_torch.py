@@ -75,7 +75,7 @@ CASES = {  # spec, form, architecture
     "merged_shared": (dataclasses.replace(FOUR, **DINO, patches=True), "shared", MERGED),
     "merged_eva": (dataclasses.replace(FOUR, **EVA), "deploy", KEPT),
     "merged_pool": (dataclasses.replace(FOUR, **SIGLIP), "deploy", KEPT),
-    "merged_norm_average": (dataclasses.replace(FOUR, **AVERAGE), "folded", KEPT),
+    "merged_norm_average": (dataclasses.replace(FOUR, **AVERAGE, registers=1), "folded", KEPT),
     "merged_average_norm": (
         dataclasses.replace(FOUR, pool="average_norm", image_size=20), "folded", KEPT,
     ),
@@ -306,7 +306,7 @@ def test_it_is_compiled_as_one_graph(models):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["merged_eva", "merged_pool", "swin_shared", "clip"])
+@pytest.mark.parametrize("name", ["merged_eva", "merged_norm_average", "swin_shared", "clip"])
 def test_half_precision_is_near(name, dtype, models, tmp_path):
     model, _, other = models(name)
     images, dtype = turned(pixels(model.spec).astype(np.float32)), getattr(torch, dtype)
@@ -323,6 +323,8 @@ def test_half_precision_is_near(name, dtype, models, tmp_path):
         again = spvit_torch.load(tmp_path / "m").to(dtype)
         torch.testing.assert_close(again(images.to(dtype)), found, rtol=0, atol=0)
     assert forms.variables(load(str(tmp_path / "m"))).keys() == forms.variables(model).keys()
+    kinds = {value.dtype for value in safetensors.numpy.load_file(tmp_path / "m").values()}
+    assert kinds == {np.dtype(np.float16 if dtype == torch.float16 else np.float32)}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
@@ -390,6 +392,13 @@ def rewritten(path, to, change):
     arrays = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file(arrays, to, {native.HEADER: json.dumps(header)})
     return to
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "warm", None])
+def test_temperatures_that_are_none(models, tmp_path, value):
+    path = rewritten(models("shared")[1], tmp_path / "m", lambda h: h.update(temperature=value))
+    with pytest.raises(spvit_torch.ModelFileError, match="temperature is|TypeError"):
+        spvit_torch.load(path)
 
 
 @pytest.mark.parametrize(
@@ -477,6 +486,17 @@ def test_damaged_and_hostile_files(tmp_path, data, said):
     with pytest.raises(spvit_torch.ModelFileError, match=said) as error:
         spvit_torch.load(path)
     assert str(error.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(models, tmp_path, value):
+    path = models("vit")[1]
+    arrays = safetensors.numpy.load_file(path)
+    arrays["norm.bias"][3] = value
+    with safetensors.safe_open(path, "np") as file:
+        safetensors.numpy.save_file(arrays, tmp_path / "m", file.metadata())
+    with pytest.raises(spvit_torch.ModelFileError, match=r"norm\.bias holds what is no number"):
+        spvit_torch.load(tmp_path / "m")
 
 
 def test_a_file_cut_anywhere(models, tmp_path):
