@@ -92,7 +92,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "--mean and --std")
     size = model.spec.image_size
-    around = before_crop(size, options.crop_ratio or about.crop_ratio or USUAL.crop_ratio)
+    around = before_crop(size, options.crop_ratio or about.crop_ratio or USUAL.crop_ratio or 1.0)
     batch = min(BATCH, len(files))
     if options.features is not None or not model.spec.classes:
         return _features(options, files, model, normalise, around)
