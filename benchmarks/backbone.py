@@ -174,7 +174,7 @@ def smaller(bench: Bench, share: float) -> tuple[Any, Architecture]:
     grid, side = (one.image_size // patch for one in (spec, fitting))
     positions = np.asarray(bench.dense.pos_embed[...])
     first, others = np.split(positions, [spec.prefix])
-    others = resize_grid(others.reshape(grid, grid, -1), side).reshape(side**2, -1)
+    others = resize_grid(others.reshape(grid, grid, -1), (side, side)).reshape(side**2, -1)
     copy = nnx.clone(bench.dense)
     copy.pos_embed = nnx.Param(jnp.asarray(np.concatenate([first, others])))
     nnx.update(model, nnx.state(copy))

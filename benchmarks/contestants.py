@@ -159,7 +159,7 @@ def smaller(bench: Bench, cell: Cell) -> Any:
     seen = next(s for s in specs if _macs(s, bench.count).dense <= target)
     grid, side = (one.image_size // patch for one in (spec, seen))
     first, others = np.split(np.asarray(bench.dense.pos_embed[...]), [spec.prefix])
-    others = resize_grid(others.reshape(grid, grid, -1), side).reshape(side**2, -1)
+    others = resize_grid(others.reshape(grid, grid, -1), (side, side)).reshape(side**2, -1)
     inner, copy = ViT(seen, rngs=nnx.Rngs(0)), nnx.clone(bench.dense)
     copy.pos_embed = nnx.Param(jnp.asarray(np.concatenate([first, others])))
     nnx.update(inner, nnx.state(copy))

@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         model=config.Model(
             variant="",
             checkpoint="hf-hub:facebook/dinov2-small",
-            image_size=224,
+            image_size=(224,),
             output="features",
             patches=True,
         ),

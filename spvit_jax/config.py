@@ -10,6 +10,7 @@ import difflib
 import typing
 from typing import Any
 
+from spvit_jax.sizes import Size, wanted_size
 from spvit_jax.validate import AUGMENTATIONS as AUGMENTATIONS
 from spvit_jax.validate import STAGES as STAGES
 from spvit_jax.validate import ConfigError as ConfigError
@@ -35,13 +36,19 @@ class Model:
     # antialiased, as timm does, or bicubic, as transformers and DINOv2's own code do
     output: str = ""  # "logits", or "features": without a head; "": as in the checkpoint
     patches: bool = False  # whether the patches' features are wanted too, beside the class token's
-    image_size: int = 0  # pixels a side; 0: the variant's own
+    image_size: tuple[int, ...] = (0,)  # pixels, one number for a square or two, height and width;
+    # 0: the variant's own
     classes: int = 0  # 0: as many as the data has, or, of data without labels, the checkpoint
     dropout: float = 0.0  # after position embedding, projections and FFN units
     drop_path: float = 0.0  # stochastic depth of the last block; earlier blocks rise linearly to it
     dtype: str = "float32"  # of the computation, "float32" or "bfloat16"; parameters stay float32
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
     checkpoint: str = ""  # pretrained weights: path, https://, hf-hub: or gs:// address; "": none
+
+    @property
+    def size(self) -> Size:
+        """The image size that is asked for; 0: none."""
+        return wanted_size(self.image_size)
 
 
 @dataclasses.dataclass
@@ -284,8 +291,9 @@ def _build(cls: Any, values: dict[str, Any], path: str) -> Any:
 def _typed(kind: Any, value: Any, name: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(typing.get_args(kind)[0], v, name) for v in value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple | int | float):
+        each = value if isinstance(value, list | tuple) else (value,)  # as on a command line
+        return tuple(_typed(typing.get_args(kind)[0], v, name) for v in each)
     if type(value) is not kind:
         wanted = getattr(kind, "__name__", kind)
         raise ConfigError(f"{name} must be a {wanted}, got {value!r} ({type(value).__name__})")

@@ -20,9 +20,9 @@ def write_features(
 ) -> Iterator[str]:
     """Writes ``files`` ``[n]``, ``features`` ``[n, D]`` and, where these are read, ``patches``.
 
-    Features are what the head sees, or would see; patches ``[n, S*S, D]`` are behind the last norm,
-    unmerged. Gives what was wrong with images that could not be read, as it goes; the file is
-    written at the end, whole or not at all.
+    Features are what the head sees, or would see; patches ``[n, patches, D]``, row by row, are
+    behind the last norm, unmerged. Gives what was wrong with images that could not be read, as it
+    goes; the file is written at the end, whole or not at all.
 
     Args:
       path: conventionally ``….npz``.

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from spvit_jax.sizes import Size, sides
+
 _MIN_ROUNDS = 5  # even where one round takes longer than the time given
 _WARM_UP = 2  # calls that are not counted
 
@@ -32,7 +34,7 @@ class Timing:
 
 def measure(
     models: Mapping[str, Model],
-    image_size: int,
+    image_size: Size,
     batch_size: int,
     seconds: float,
     channels: int = 3,
@@ -40,10 +42,10 @@ def measure(
     """The ``Timing`` of every model on this process's first device, an accelerator if it has one.
 
     Args:
-      models: pure functions of images [batch, image_size, image_size, channels], float32. What
+      models: pure functions of images [batch, height, width, channels], float32. What
         they close over becomes an argument of the compiled program, as weights are when a model is
         served.
-      image_size: pixels a side.
+      image_size: pixels: a side of a square, or height and width.
       batch_size: images a call when throughput is measured.
       seconds: time given to all calls for latency, and again for throughput; compiling not
         included. At least five turns are taken however long they last.
@@ -55,12 +57,12 @@ def measure(
     """
     if not models:
         raise ValueError("measure needs at least one model, got none")
-    if image_size < 1 or batch_size < 1 or seconds <= 0:
+    if min(sides(image_size)) < 1 or batch_size < 1 or seconds <= 0:
         raise ValueError(
             "image_size, batch_size and seconds must be above 0, got"
             f" {image_size}, {batch_size} and {seconds}"
         )
-    image = image_size, channels
+    image = (*sides(image_size), channels)
     one = _times(models, image, 1, seconds)
     batch = _times(models, image, batch_size, seconds)
     quartiles = np.percentile(one, [25, 50, 75], axis=0) * 1e3
@@ -79,11 +81,10 @@ def measure(
 
 
 def _times(
-    models: Mapping[str, Model], image: tuple[int, int], batch_size: int, seconds: float
+    models: Mapping[str, Model], image: tuple[int, ...], batch_size: int, seconds: float
 ) -> np.ndarray:
     """Seconds of each call [turns, models]."""
-    side, channels = image
-    shape = (batch_size, side, side, channels)
+    shape = (batch_size, *image)
     values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     images = jax.device_put(values, jax.local_devices()[0])
     calls = [_compiled(model, images) for model in models.values()]

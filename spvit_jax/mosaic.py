@@ -5,24 +5,24 @@ import numpy as np
 GAP = 12  # pixels between the image and its mosaic
 
 
-def mosaic(image: np.ndarray, sources: np.ndarray, grid: int) -> np.ndarray:
+def mosaic(image: np.ndarray, sources: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Draws an image and, on its right, the same with each group of patches in its mean colour.
 
     A line of a lighter or darker shade runs round a group. A patch that is alone keeps its pixels.
 
     Args:
-      image: uint8 ``[H, W, 3]``, ``grid`` patches high and wide.
-      sources: the group of each patch, row by row, ``[grid * grid]``.
-      grid: patches a side.
+      image: uint8 ``[H, W, 3]``, of ``grid`` patches.
+      sources: the group of each patch, row by row, ``[rows * columns]``.
+      grid: rows and columns of patches.
 
     Returns:
       uint8 ``[H, 2 W + GAP, 3]``.
     """
-    height, width, _ = image.shape
-    down, right = height // grid, width // grid
+    (height, width, _), (rows, columns) = image.shape, grid
+    down, right = height // rows, width // columns
     groups, sizes = np.unique(sources, return_inverse=True, return_counts=True)[1:]
-    groups = groups.reshape(grid, grid)
-    patches = image.reshape(grid, down, grid, right, 3)
+    groups = groups.reshape(grid)
+    patches = image.reshape(rows, down, columns, right, 3)
     sums = np.zeros((len(sizes), 3))
     np.add.at(sums, groups, patches.sum((1, 3), dtype=float))
     means = sums / (sizes * down * right)[:, None]

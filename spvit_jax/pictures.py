@@ -17,7 +17,7 @@ from spvit_jax.convert.files import write_whole
 from spvit_jax.data.errors import DataError
 from spvit_jax.mosaic import mosaic
 
-SIDE = 448  # pixels a side that a picture has at least
+SIDE = 448  # pixels that the shorter side of a picture has at least
 
 
 def places(folder: str, files: Sequence[str], model: Any) -> dict[str, Path]:
@@ -56,12 +56,19 @@ def picture_names(files: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def draw(path: Path, pixels: np.ndarray, sources: np.ndarray) -> None:
-    """Writes the picture of one image, whole or not at all, enlarged where it is small."""
-    times = math.ceil(SIDE / len(pixels))
+def draw(path: Path, pixels: np.ndarray, sources: np.ndarray, grid: tuple[int, int]) -> None:
+    """Writes the picture of one image, whole or not at all, enlarged where it is small.
+
+    Args:
+      path: of the PNG.
+      pixels: uint8 ``[height, width, 3]``.
+      sources: the group of each patch, row by row.
+      grid: rows and columns of patches.
+    """
+    times = math.ceil(SIDE / min(pixels.shape[:2]))
     large = pixels.repeat(times, 0).repeat(times, 1)
     data = io.BytesIO()
-    Image.fromarray(mosaic(large, sources, math.isqrt(len(sources)))).save(data, "PNG")
+    Image.fromarray(mosaic(large, sources, grid)).save(data, "PNG")
     try:
         write_whole(path, data.getvalue())
     except OSError as error:

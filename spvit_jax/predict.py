@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spvit_jax.shell import run
-from spvit_jax.told import add_arguments, told
+from spvit_jax.sizes import Size, sides
+from spvit_jax.told import add_arguments, add_image_size, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +79,7 @@ def _predict(options: argparse.Namespace) -> int:
     """Prints the classes of every image; the number of those that could not be read."""
     from spvit_jax import pictures
     from spvit_jax.convert import USUAL
+    from spvit_jax.data.transforms import before_crop
     from spvit_jax.pretrained import check_channels
     from spvit_jax.training.normalise import Normalise
 
@@ -89,15 +91,16 @@ def _predict(options: argparse.Namespace) -> int:
         tuple(options.std or about.std or USUAL.std),
     )
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "--mean and --std")
-    size, ratio = model.spec.image_size, options.crop_ratio or about.crop_ratio or USUAL.crop_ratio
+    size = model.spec.image_size
+    around = before_crop(size, options.crop_ratio or about.crop_ratio or USUAL.crop_ratio or 1.0)
     batch = min(BATCH, len(files))
     if options.features is not None or not model.spec.classes:
-        return _features(options, files, model, normalise, round(size / ratio))
+        return _features(options, files, model, normalise, around)
     where = {} if options.merged is None else pictures.places(options.merged, files, model)
     classify = _classifier(model, normalise, min(options.top, model.spec.classes), bool(where))
     show = _as_json if options.json else _as_text
     bad = 0
-    for found, images, errors in _batches(files, batch, size, round(size / ratio)):
+    for found, images, errors in _batches(files, batch, size, around):
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
         bad += len(errors)
@@ -106,7 +109,7 @@ def _predict(options: argparse.Namespace) -> int:
             for file, pixels, labels, shares, *sources in results:
                 top = [(int(i), names[i], float(p)) for i, p in zip(labels, shares, strict=True)]
                 if where:
-                    pictures.draw(where[file], pixels, *sources)
+                    pictures.draw(where[file], pixels, sources[0], model.spec.blocks[0].grid)
                 print(show(file, top, where.get(file)), flush=True)
     if bad:
         print(f"error: {bad:,} of {len(files):,} images could not be read", file=sys.stderr)
@@ -114,7 +117,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _features(
-    options: argparse.Namespace, files: list[str], model: Any, normalise: "Normalise", short: int
+    options: argparse.Namespace, files: list[str], model: Any, normalise: "Normalise", around: Size
 ) -> int:
     """Writes the features of every image; the number of those that could not be read."""
     from spvit_jax.data.errors import DataError
@@ -129,7 +132,7 @@ def _features(
         )
     if not Path(options.features).absolute().parent.is_dir():
         raise DataError(f"--features {options.features}: there is no such folder; make it first")
-    batches = _batches(files, min(BATCH, len(files)), model.spec.image_size, short)
+    batches = _batches(files, min(BATCH, len(files)), model.spec.image_size, around)
     bad = 0
     for error in write_features(Path(options.features), model, normalise, batches):
         print(f"error: {error}", file=sys.stderr)
@@ -147,7 +150,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     notes: list[str] = []
     where = pretrained.address(options.checkpoint)
     facts = pretrained.known(options.checkpoint, Facts.told(**told(options)))
-    found = load(where, image_size=options.image_size or 0, facts=facts, notes=notes)
+    found = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(found, notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -188,7 +191,7 @@ def _classifier(
 
 
 def _batches(
-    files: Sequence[str], batch: int, size: int, short: int
+    files: Sequence[str], batch: int, size: Size, around: Size
 ) -> Iterator[tuple[list[str], "np.ndarray", list[str]]]:
     """For each ``batch`` of files: those that can be read, their pixels, and what is wrong else.
 
@@ -203,7 +206,7 @@ def _batches(
 
     def read(file: str) -> "np.ndarray | str":
         try:
-            return np.asarray(open_image(file, file).centre(short, size))
+            return np.asarray(open_image(file, file).centre(around, size))
         except DataError as error:
             return str(error)
 
@@ -212,7 +215,7 @@ def _batches(
             some = files[start : start + batch]
             read_ones = list(zip(some, pool.map(read, some), strict=True))
             good = [(file, one) for file, one in read_ones if not isinstance(one, str)]
-            images = np.zeros((batch, size, size, 3), np.uint8)
+            images = np.zeros((batch, *sides(size), 3), np.uint8)
             for row, (_, pixels) in zip(images, good, strict=False):
                 row[:] = pixels
             yield [f for f, _ in good], images, [one for _, one in read_ones if type(one) is str]
@@ -317,15 +320,9 @@ def _parser() -> argparse.ArgumentParser:
         "--crop-ratio",
         type=_share,
         metavar="SHARE",
-        help="of the image's short side that the central crop keeps (default: the model file's)",
+        help="of the resized image that the central crop keeps a side (default: the model file's)",
     )
-    add(
-        "--image-size",
-        type=_count,
-        metavar="N",
-        help="pixels a side (default: the model's own; a RegNetY's file does not say it, and gets"
-        " 224)",
-    )
+    add_image_size(parser, "; a RegNetY's file does not say it, and gets 224)")
     add_arguments(parser)
     add("--merged", metavar="FOLDER", help="draw which patches the model merges, a PNG an image")
     add(

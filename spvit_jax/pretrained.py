@@ -11,6 +11,7 @@ from spvit_jax.convert import About, CheckpointError, Facts, about_of, load, rea
 from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form, prune
+from spvit_jax.sizes import shown
 from spvit_jax.told import told
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
@@ -47,7 +48,7 @@ def dense_spec(config: Config, found: int) -> Spec:
     if model.patches and isinstance(spec, ViTSpec):
         spec = dataclasses.replace(spec, patches=True)
     try:
-        return resized(spec, model.image_size)
+        return resized(spec, model.size)
     except CheckpointError as error:
         raise ConfigError(f"model.{error}") from error
 
@@ -172,10 +173,11 @@ def _check_trained(config: Config, found: Spec, wanted: int) -> None:
 def _check_pruned(config: Config, found: Spec, wanted: Spec) -> None:
     """Raises ConfigError unless a pruned model comes from the variant and size asked for."""
     model = config.model
-    if model.image_size not in (0, found.image_size):
+    if model.size not in (0, found.image_size):
         raise ConfigError(
             f"model.checkpoint={model.checkpoint} is a pruned model for images of"
-            f" {found.image_size} pixels; set model.image_size to that, not {model.image_size}"
+            f" {shown(found.image_size)} pixels; set model.image_size to that, not"
+            f" {shown(model.size)}"
         )
     if model.patches and not isinstance(found, RegNetSpec) and found.blocks[-1].class_only:
         raise ConfigError(
@@ -304,8 +306,8 @@ def check_teachers(config: Config, student: Spec) -> None:
     kinds = {name: getattr(config, name).distillation for name in config.trainings}
     if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
         return
-    facts = known(teacher.checkpoint, Facts.told(teacher.heads))
-    found = read_spec(address(teacher.checkpoint), facts)
+    said = Facts.told(teacher.heads, asked=student.image_size)
+    found = read_spec(address(teacher.checkpoint), known(teacher.checkpoint, said))
     for name, kind in kinds.items():
         if kind in ("hard", "soft"):
             _check_classes(config, found, student)

@@ -195,7 +195,7 @@ def tiny(config: Config) -> Config:
             config.model,
             variant=variant,
             checkpoint=f"packaged:{variant}",
-            image_size=0,
+            image_size=(0,),
             classes=0,
         ),
         teacher=dataclasses.replace(config.teacher, checkpoint=teacher),

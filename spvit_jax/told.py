@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from spvit_jax.sizes import as_size, wanted_size
+
 # Names of models.activations, models.rotary and convert.fit, which --help does not wait for.
 NAMES = {
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
@@ -50,6 +52,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class ImageSize(argparse.Action):
+    """Reads one number of pixels, or two: height and width."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        try:
+            setattr(namespace, self.dest, as_size(values))
+        except ValueError as error:
+            parser.error(f"{option}: {error}")
+
+
+def add_image_size(parser: argparse.ArgumentParser, more: str) -> None:
+    """Adds the option for the image size that is wanted; ``more`` ends its help."""
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        action=ImageSize,
+        default=0,
+        metavar="N",
+        help="pixels, N for a square or HEIGHT WIDTH (default: the model's own" + more,
+    )
+
+
 def told(options: Any) -> dict[str, Any]:
-    """Reads those facts of parsed options, or of ``config.Model``: arguments of ``Facts``."""
-    return {name: getattr(options, name) for name in FACTS}
+    """Reads those facts of parsed options, or of ``config.Model``: arguments of ``Facts.told``."""
+    facts = {name: getattr(options, name) for name in FACTS}
+    return facts | {"asked": wanted_size(options.image_size)}

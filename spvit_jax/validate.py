@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from spvit_jax.sizes import wanted_size
 from spvit_jax.told import NAMES
 
 POSITIVE = {  # numbers that may not be 0; none may be negative
@@ -74,6 +75,10 @@ def validate(config: Any) -> None:
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     for name in NAMES:
         one_of(f"model.{name}", getattr(config.model, name), ("", *NAMES[name]))
+    try:
+        wanted_size(config.model.image_size)
+    except ValueError as error:
+        raise ConfigError(f"model.image_size: {error}") from error
     one_of("model.output", config.model.output, ("", "logits", "features"))
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
     one_of("data.augment", config.data.augment, AUGMENTATIONS)

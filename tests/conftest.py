@@ -16,6 +16,7 @@ from flax import nnx  # noqa: E402
 
 from spvit_jax.planning.macs import macs  # noqa: E402
 from spvit_jax.single_path.prune import form  # noqa: E402
+from spvit_jax.sizes import sides  # noqa: E402
 from spvit_jax.training.metrics import read_metrics  # noqa: E402
 
 
@@ -119,8 +120,8 @@ def macs_per_image(traced_macs):
     """
 
     def count(model):
-        side = model.spec.image_size
-        batches = (jax.ShapeDtypeStruct((n, side, side, 3), jnp.float32) for n in (1, 2))
+        shape = (*sides(model.spec.image_size), 3)
+        batches = (jax.ShapeDtypeStruct((n, *shape), jnp.float32) for n in (1, 2))
         one, two = (traced_macs(model, batch) for batch in batches)
         assert form(model) == "shared" or two == 2 * one
         return two - one

@@ -59,6 +59,14 @@ def test_every_field_refuses_another_type(name):
         from_config_dict(changed(name, None))
 
 
+def test_an_image_size_is_one_number_or_two():
+    for value, size in ((0, 0), (224, 224), ([224], 224), ([224, 224], 224), ([64, 96], (64, 96))):
+        assert from_config_dict(changed("model.image_size", value)).model.size == size
+    made = to_config_dict(from_config_dict(changed("seed", 0)))
+    made.model.image_size = (64, 96)  # what --config.model.image_size=64,96 does
+    assert from_config_dict(made).model.size == (64, 96)
+
+
 def test_whole_numbers_are_not_fractions_and_switches_not_numbers():
     assert from_config_dict(changed("search.epochs", 3)).search.epochs == 3.0
     for name, value in (("seed", 1.5), ("seed", True), ("model.remat", 1)):
@@ -96,6 +104,9 @@ def test_a_group_is_not_a_value():
         ("model.dtype", "float16", r"^model\.dtype must be one of float32, bfloat16"),
         ("model.dropout", 1.0, r"^model\.dropout must be in \[0, 1\)"),
         ("model.drop_path", 2.0, r"^model\.drop_path must be in \[0, 1\)"),
+        ("model.image_size", [224, 384, 3], r"^model\.image_size: .*or two, .*got \(224, 384, 3\)"),
+        ("model.image_size", [224, 0], r"^model\.image_size: .*above 0 .*got \(224, 0\)"),
+        ("model.image_size", -224, r"^model\.image_size: .*above 0 .*got \(-224,\)"),
         ("data.augment", "mixup", r"^data\.augment must be one of none, flip, shift"),
         (
             "data.source",

@@ -119,7 +119,7 @@ def test_tiny_takes_any_config():
     made.model.image_size, made.model.classes = 384, 1000
     small = recipes.tiny(made)
     from_config_dict(json.loads(json.dumps(small, default=vars)))
-    assert (small.model.image_size, small.model.classes) == (0, 0)
+    assert (small.model.size, small.model.classes) == (0, 0)
     assert made.model.image_size == 384  # a copy
 
 

@@ -29,8 +29,8 @@ from spvit_jax.training.probe import linear_probe, nearest_neighbours
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SPEC = ViTSpec(
-    width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=16, classes=0, registers=2,
-    gated=True, activation="silu", patches=True, rotary="dinov3", positions=False,
+    width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=(20, 16), classes=0,
+    registers=2, gated=True, activation="silu", patches=True, rotary="dinov3", positions=False,
 )  # fmt: skip
 
 
@@ -91,10 +91,10 @@ def test_a_backbone_is_pruned_without_labels(photos, backbone, tmp_path):
         assert 0.5 < found.patch_cosine < 1 and found.patch_error > 0
     small = load(tmp_path / "pruned.safetensors")
     assert small.spec == SPEC and result.pruned_macs <= 0.6 * result.dense_published_macs
-    dense, images = load(backbone), jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    dense, images = load(backbone), jax.random.normal(jax.random.key(0), (2, 20, 16, 3))
     assert small(images).shape == (2, 16)
     (one, two) = (model.patch_features(model.stream(images)[-1]) for model in (small, dense))
-    assert one.shape == two.shape == (2, 16, 16)
+    assert one.shape == two.shape == (2, 20, 16)
     assert (tmp_path / "report.png").exists()
     rows = [json.loads(line) for line in (tmp_path / "finetune/metrics.jsonl").open()]
     assert rows and not any("top1" in row or "accuracy" in row for row in rows)
@@ -121,9 +121,9 @@ def test_a_model_that_sees_grey_gets_grey(photos, tmp_path):
     settings.data.mean, settings.data.std = (0.5,), (0.25,)
     run(settings, tmp_path / "run")
     small = load(tmp_path / "run/frontier/00/model.safetensors")
-    assert small(np.zeros((1, 16, 16, 1))).shape == (1, 16)
+    assert small(np.zeros((1, 20, 16, 1))).shape == (1, 16)
     with pytest.raises(ValueError, match="expected images of 1 channels, got 3"):
-        small(np.zeros((1, 16, 16, 3)))
+        small(np.zeros((1, 20, 16, 3)))
     photo = next(photos.glob("*.png"))
     seen = Normalise((0.0,), (1.0,))(np.asarray(Image.open(photo))[None])
     luma = np.asarray(Image.open(photo).convert("L"))
@@ -173,9 +173,9 @@ def test_a_teacher_may_have_a_head_and_read_no_patches(photos, tmp_path):
     settings = config(photos, tmp_path / "student.safetensors", teacher=named)
     pretrained.check_teachers(settings, SPEC)
     frozen = pretrained.load_teacher(settings, SPEC, features=True)
-    images = np.zeros((1, 16, 16, 3), np.float32)
+    images = np.zeros((1, 20, 16, 3), np.float32)
     normalise = Normalise(settings.data.mean, settings.data.std)
-    assert frozen.stream(frozen.state, images, normalise)[-1].shape == (1, 19, 16)
+    assert frozen.stream(frozen.state, images, normalise)[-1].shape == (1, 23, 16)
 
 
 def test_with_labels_features_are_probed(tmp_path):
@@ -202,9 +202,9 @@ def test_predict_writes_features(photos, backbone, tmp_path, capsys):
     assert "broken.png" in capsys.readouterr().err
     found = np.load(file)
     assert found["files"].shape == (64,) and found["features"].shape == (64, 16)
-    assert found["patches"].shape == (64, 16, 16)
+    assert found["patches"].shape == (64, 20, 16)
     model, name = load(backbone), found["files"][40]
-    pixels = open_image(name, name).centre(round(16 / 0.875), 16)
+    pixels = open_image(name, name).centre((23, 18), (20, 16))  # each by 0.875
     normalise = Normalise(USUAL.mean, USUAL.std)
     expected = model(normalise(np.asarray(pixels)[None]))
     np.testing.assert_allclose(found["features"][40], expected[0], atol=1e-4)
@@ -230,14 +230,16 @@ def test_positions_are_resized_as_the_config_says(photos, tmp_path, how):
     dense = ViT(replace(SPEC, positions=True, rotary="", gated=False, patches=False, registers=0),
                 rngs=nnx.Rngs(0))  # fmt: skip
     save_torch(dense, tmp_path / "timm.safetensors")
+    said = {"architecture": "vit", "pretrained_cfg": {"input_size": [3, *SPEC.image_size]}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
     model = {"image_size": 24, "heads": 2, "activation": "silu", "positions": how}
     settings = config(photos, tmp_path / "timm.safetensors", model=model)
     notes = []
     found = pretrained.load_dense(settings, pretrained.dense_spec(settings, 0), notes)
-    assert f"interpolated ({how}) from 4x4 patches to 6x6" in notes[0]
+    assert f"interpolated ({how}) from 5x4 patches to 6x6" in notes[0]
     assert found.spec.activation == "silu" and found.spec.patches
-    first = np.asarray(dense.pos_embed[...])[1:].reshape(4, 4, -1)
-    expected = resize_grid(first, 6, how).reshape(36, -1)
+    first = np.asarray(dense.pos_embed[...])[1:].reshape(5, 4, -1)
+    expected = resize_grid(first, (6, 6), how).reshape(36, -1)
     np.testing.assert_array_equal(np.asarray(found.pos_embed[...])[1:], expected)
 
 

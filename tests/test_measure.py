@@ -33,6 +33,12 @@ def test_more_work_is_slower_in_every_number():
     assert got["large"].images_per_second < got["small"].images_per_second
 
 
+def test_images_are_of_the_height_and_width(monkeypatch):
+    seen = set()
+    measure({"a": lambda x: seen.add(x.shape) or x.mean()}, (4, 6), 3, 1e-6, 1)
+    assert seen == {(1, 4, 6, 1), (3, 4, 6, 1)}
+
+
 def test_numbers_from_known_times(monkeypatch):
     one = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 9.0], [4.0, 8.0]]) / 1e3
     batch = np.array([[0.1, 0.2], [0.2, 0.1], [0.4, 0.2]])

@@ -16,13 +16,15 @@ from spvit_jax.convert import save, save_torch
 from spvit_jax.convert.native import About
 from spvit_jax.data.decode import open_image
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.transforms import eval_transform
 from spvit_jax.models import RegNet, RegNetSpec, ViT, ViTSpec
 from spvit_jax.mosaic import mosaic
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.sizes import as_size
 from spvit_jax.training.normalise import Normalise
 
-SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=8, image_size=16, classes=3)
+SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=8, image_size=(16, 24), classes=3)
 FOUND = Architecture(("conv3x3", "msa"), ((0, 3), (1,)))
 MERGED = dataclasses.replace(FOUND, merges=(1, 0))
 NAMES = ("cat", "dog", "owl")
@@ -49,10 +51,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def expected(model, file, normalise=None, ratio=0.5):
+def expected(model, file, normalise=None, ratio=0.5, size=None):
     """Probabilities of an image's classes."""
     normalise = normalise or Normalise(OWN.mean, OWN.std)
-    image = np.asarray(open_image(str(file), "").centre(round(16 / ratio), 16))
+    image = eval_transform(
+        open_image(str(file), ""), image_size=size or SPEC.image_size, crop_ratio=ratio
+    )
     logits = np.asarray(model(normalise(image[None])))[0].astype(float)
     shares = np.exp(logits - logits.max())
     return shares / shares.sum()
@@ -117,21 +121,27 @@ def test_a_checkpoint_that_says_nothing(model, folder, tmp_path, capsys):
     path = tmp_path / "m.safetensors"
     save_torch(model, path)
     numbers = ("class 0", "class 1", "class 2")
-    _, (line,), _ = run(capsys, path, folder / "b.png", "--heads", 2)
+    size = ("--image-size", *SPEC.image_size)  # the square root of 6 patches is no number
+    _, (line,), _ = run(capsys, path, folder / "b.png", "--heads", 2, *size)
     imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     check(line, expected(model, folder / "b.png", imagenet, 0.875), numbers)
     given = ("--mean", 0.4, 0.5, 0.6, "--std", 0.1, 0.2, 0.3, "--crop-ratio", 0.5, "--heads", 2)
-    _, (line,), _ = run(capsys, path, folder / "b.png", *given)
+    _, (line,), _ = run(capsys, path, folder / "b.png", *given, *size)
     check(line, expected(model, folder / "b.png"), numbers)
+    code, _, err = run(capsys, path, folder / "b.png", *given)
+    assert (
+        code == 2 and "6 patches, which is no square" in err and "--image-size HEIGHT WIDTH" in err
+    )
 
 
-def test_a_regnet_at_the_size_it_is_told(folder, tmp_path, capsys):
+@pytest.mark.parametrize("size", [(16,), (16, 16), (24, 16)])
+def test_a_regnet_at_the_size_it_is_told(folder, tmp_path, capsys, size):
     path = tmp_path / "m.safetensors"
     model = RegNet(RegNetSpec((8, 16), (1, 1), 8, classes=3), rngs=nnx.Rngs(0))
     save_torch(model, path)
-    _, (line,), err = run(capsys, path, folder / "b.png", "--image-size", 16)
+    _, (line,), err = run(capsys, path, folder / "b.png", "--image-size", *size)
     imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    shares = expected(model, folder / "b.png", imagenet, 0.875)
+    shares = expected(model, folder / "b.png", imagenet, 0.875, as_size(size))
     check(line, shares, [f"class {i}" for i in range(3)])
     assert err == ""
 
@@ -212,7 +222,7 @@ def test_what_cannot_work_is_said_and_nothing_is_printed(model, folder, tmp_path
         ([folder / "notes.txt", folder], "notes.txt"),
         ([path, folder, empty], "no image (.jpg"),
         ([path, folder, "--names", tmp_path / "none.txt"], "none.txt"),
-        ([path, folder, "--image-size", 32], "for images of 16 pixels stays so; expected 32"),
+        ([path, folder, "--image-size", 32], "for images of 16x24 pixels stays so; expected 32"),
     ):
         code, lines, err = run(capsys, *arguments)
         assert (code, lines) == (2, []) and err.startswith("error: ") and "Traceback" not in err
@@ -227,6 +237,8 @@ def test_what_cannot_work_is_said_and_nothing_is_printed(model, folder, tmp_path
         ["--mean", "0", "0", "0"],
         ["--mean", "0", "0", "0", "--std", "1", "1", "0"],
         ["--image-size", "big"],
+        ["--image-size", "0"],
+        ["--image-size", "224", "384", "3"],
     ],
 )
 def test_flags_that_make_no_sense(capsys, arguments):
@@ -237,12 +249,13 @@ def test_flags_that_make_no_sense(capsys, arguments):
 
 def picture(model, file, ratio=0.5):
     """What ``--merged`` draws of an image, of 28 times its pixels a side."""
-    image = np.asarray(open_image(str(file), "").centre(round(16 / ratio), 16))
+    opened = open_image(str(file), "")
+    image = eval_transform(opened, image_size=SPEC.image_size, crop_ratio=ratio)
     stream = model.stream(Normalise(OWN.mean, OWN.std)(image[None]))
     sources = [tokens.sources for tokens in stream if tokens.sources is not None][-1][0]
     patches = np.asarray(sources)[model.spec.prefix :]
-    assert len(set(patches.tolist())) < len(patches) == 4
-    return mosaic(np.kron(image, np.ones((28, 28, 1), np.uint8)), patches, 2)
+    assert len(set(patches.tolist())) < len(patches) == 6
+    return mosaic(np.kron(image, np.ones((28, 28, 1), np.uint8)), patches, (2, 3))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_a_variant_gets_the_classes_and_the_image_size():
     spec = pretrained.dense_spec(config(variant="deit_tiny_patch16_224", image_size=384), 10)
     expected = VARIANTS["deit_tiny_patch16_224"]
     assert spec == dataclasses.replace(expected, image_size=384, classes=10)
+    wide = config(variant="swin_tiny_patch4_window7_224", image_size=(224, 448))
+    assert pretrained.dense_spec(wide, 10).blocks[0].grid == (56, 112)
     assert pretrained.dense_spec(config(classes=12), 10).classes == 12
 
 
@@ -62,6 +64,7 @@ def test_an_empty_variant_reads_the_checkpoint(tmp_path):
         (config(variant="deit_giant"), 3, r"one of deit_tiny_patch16_224, .*; got 'deit_giant'"),
         (config(classes=2), 3, r"model.classes=2, but the data has 3"),
         (config(image_size=100), 3, r"model.image_size=100: the patch size must divide"),
+        (config(image_size=(224, 100)), 3, r"model.image_size=224x100: the patch size must"),
         (
             config(variant="swin_tiny_patch4_window7_224", image_size=256),
             3,
@@ -186,6 +189,15 @@ def test_a_dense_model_is_evaluated_at_another_size(tmp_path, monkeypatch):
     found, notes = evaluated(path, variant="mine", image_size=32)
     assert found.spec == dataclasses.replace(VIT, image_size=32)
     assert len(notes) == 1 and "4x4" in notes[0]
+    wide = dataclasses.replace(VIT, image_size=(16, 56))
+    save_torch(build(wide), path)
+    assert evaluated(path, variant="mine", image_size=(16, 56))[0].spec == wide
+    read = evaluated(path, variant="", heads=2, image_size=(16, 56))[0].spec
+    assert read == wide
+    with pytest.raises(
+        CheckpointError, match=r"14 patches, which is no square.* model.image_size="
+    ):
+        evaluated(path, variant="", heads=2)
 
 
 def test_a_pruned_model_is_evaluated_in_the_form_it_is_in(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import fold, form
-from spvit_jax.told import add_arguments, told
+from spvit_jax.told import add_arguments, add_image_size, told
 
 DESCRIPTION = """\
 Converts a checkpoint into a model file of this package, or with --to-torch into one for PyTorch.
@@ -50,7 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--batch-norm goes with --fold")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        model = load(options.source, facts=Facts.told(**told(options)))
+        facts, size = Facts.told(**told(options)), options.image_size
+        notes: list[str] = []
+        model = load(options.source, image_size=size, facts=facts, notes=notes)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         print(describe(model))
         if options.fold:
             model = fold(model, batch_norm=options.batch_norm)
@@ -135,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target", metavar="DST", help="the .safetensors file to write; with --to-torch .pth too"
     )
+    add_image_size(parser, "; a dense model is made to fit another)")
     add_arguments(parser)
     parser.add_argument(
         "--fold", action="store_true", help="fold the shared convolutions of a pruned model"

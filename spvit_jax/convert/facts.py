@@ -12,6 +12,7 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 from spvit_jax.models.rotary import KINDS
+from spvit_jax.sizes import Size, sides, wanted_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OPEN_CLIP = "open_clip_config.json"
@@ -82,7 +83,8 @@ class Facts:
       heads: of a block; of Swin in the first stage.
       epsilon: of the layer norms.
       activation: of the FFNs: "gelu", "gelu_tanh", "quick_gelu" or "silu".
-      image_size: pixels a side.
+      image_size: pixels of the images it is for: a side of a square, or height and width.
+      asked: of those it is wanted for; tells a map of positions that nothing else tells.
       patch_size: pixels a side.
       mean: of each colour, of images between 0 and 1.
       std: of each colour, likewise.
@@ -100,7 +102,8 @@ class Facts:
     heads: int | None = None
     epsilon: float | None = None
     activation: str | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
+    asked: Size | None = None
     patch_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -119,6 +122,8 @@ class Facts:
         epsilon: float = 0.0,
         rotary: str = "",
         positions: str = "",
+        image_size: Size = 0,
+        asked: Size = 0,
     ) -> "Facts":
         """What a user says; 0 and "" say nothing."""
         base = KINDS[rotary].base if rotary in KINDS else 0.0
@@ -128,6 +133,8 @@ class Facts:
             epsilon=epsilon or None,
             rotary=Rotary(rotary, base) if rotary else None,
             positions=positions or None,
+            image_size=wanted_size(image_size) or None,
+            asked=asked or None,
         )
 
     def over(self, other: "Facts") -> "Facts":
@@ -244,7 +251,7 @@ def _timm(config: Fields) -> dict[str, Any]:
         "heads": options.count("num_heads", first=True) or known.heads,
         "epsilon": known.epsilon,
         "activation": _activation(options, "act_layer") or known.activation,
-        "image_size": options.side("img_size") or own.side("input_size"),
+        "image_size": options.size("img_size") or own.size("input_size"),
         "patch_size": options.side("patch_size") or known.patch_size,
         "mean": own.numbers("mean"),
         "std": own.numbers("std"),
@@ -276,7 +283,7 @@ def _transformers(config: Fields) -> dict[str, Any]:
         "heads": config.count("num_heads" if staged else "num_attention_heads", first=True),
         "epsilon": config.number("layer_norm_eps"),
         "activation": "silu" if gated else _activation(config, "hidden_act"),
-        "image_size": config.side("image_size"),
+        "image_size": config.size("image_size"),
         "patch_size": config.side("patch_size"),
         "class_names": None if placeholder else labels,
         "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,
@@ -294,7 +301,7 @@ def _open_clip(config: Fields) -> dict[str, Any]:
     if tower.text("pool_type") not in (None, "tok"):
         raise tower.wrong("pool_type", "tok: towers here look at the class token")
     found: dict[str, Any] = {
-        "image_size": tower.side("image_size"),
+        "image_size": tower.size("image_size"),
         "mean": images.numbers("mean"),
         "std": images.numbers("std"),
         "interpolation": images.text("interpolation"),
@@ -330,10 +337,13 @@ def _preprocessing(config: Fields) -> dict[str, Any]:
         found |= {"mean": config.numbers("image_mean"), "std": config.numbers("image_std")}
     else:
         found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    resized, cropped = config.side("size"), config.side("crop_size")
+    resized, cropped = config.size("size"), config.size("crop_size")
     if config.flag("do_center_crop", cropped is not None):
         if resized and cropped:
-            found["crop_ratio"] = cropped / resized
+            ratios = {c / r for c, r in zip(sides(cropped), sides(resized), strict=True)}
+            if len(ratios) > 1:
+                raise config.wrong("crop_size", f"the same share of size={resized} in both sides")
+            found["crop_ratio"] = ratios.pop()
     elif resized:
         found["crop_ratio"] = 1.0
     resample = config.count("resample", least=0)

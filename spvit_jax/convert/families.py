@@ -8,7 +8,7 @@ import numpy as np
 from spvit_jax.convert import forms, regnet, swin, vit
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.facts import Facts
+from spvit_jax.convert.facts import UNKNOWN, Facts
 from spvit_jax.convert.plain import plain
 from spvit_jax.convert.spellings import SPELLINGS, spelled
 from spvit_jax.convert.spellings.nearest import nearest
@@ -63,17 +63,20 @@ class Family(Protocol):
 FAMILIES: dict[type, Family] = {ViTSpec: vit, SwinSpec: swin, RegNetSpec: regnet}
 
 
-def recognise(state: State, notes: list[str] | None = None) -> tuple[Family, State]:
+def recognise(
+    state: State, notes: list[str] | None = None, facts: Facts = UNKNOWN
+) -> tuple[Family, State]:
     """The family of a checkpoint, and the checkpoint without what timm adds to a plain model.
 
     Args:
       state: in the names of any code base that is known; not changed.
       notes: gets a sentence for each thing that was renamed or left out.
+      facts: what is said of it besides.
 
     Raises:
       CheckpointError: of none that is known, or with a part that none has.
     """
-    state = plain(spelled(state, [] if notes is None else notes))
+    state = plain(spelled(state, [] if notes is None else notes), facts)
     for family in FAMILIES.values():
         if family.recognises(state):
             return family, state

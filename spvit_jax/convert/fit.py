@@ -8,12 +8,12 @@ from spvit_jax.convert.checkpoint import State
 RESIZED = ("antialiased", "bicubic")  # how: as timm does (a = -1/2), as transformers (-3/4)
 
 
-def resize_grid(grid: np.ndarray, side: int, how: str = RESIZED[0]) -> np.ndarray:
-    """Resizes ``[S, S, D]`` to ``[side, side, D]`` by one of ``RESIZED``."""
+def resize_grid(grid: np.ndarray, wanted: tuple[int, int], how: str = RESIZED[0]) -> np.ndarray:
+    """Resizes ``[rows, columns, D]`` to those ``wanted`` by one of ``RESIZED``."""
     if how == "bicubic":
-        weights = _bicubic(len(grid), side)
-        return np.einsum("ai,bj,ijd->abd", weights, weights, grid, optimize=True).astype(grid.dtype)
-    shape = (side, side, grid.shape[-1])
+        down, right = map(_bicubic, grid.shape[:2], wanted)
+        return np.einsum("ai,bj,ijd->abd", down, right, grid, optimize=True).astype(grid.dtype)
+    shape = (*wanted, grid.shape[-1])
     return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
 
 

@@ -23,13 +23,14 @@ from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.gates import Gates, decide
 from spvit_jax.single_path.ops import PAPER
 from spvit_jax.single_path.space import Space
+from spvit_jax.sizes import Size, shown, wanted_size
 
 
 def load(
     address: str | os.PathLike[str],
     spec: Spec | None = None,
     *,
-    image_size: int = 0,
+    image_size: Size = 0,
     facts: Facts = UNKNOWN,
     notes: list[str] | None = None,
     **options: Any,
@@ -43,7 +44,7 @@ def load(
       address: of a checkpoint of any family, of SPViT in any of its forms, or of our own file; see
         ``fetch``.
       spec: the dense model that is wanted, and no other; None: the one that is found.
-      image_size: pixels a side; 0: as found.
+      image_size: pixels: a side of a square, or height and width; 0: as found.
       facts: what the checkpoint does not say of itself.
       notes: gets a sentence for each change, for the user to see.
       options: of the model: dropout, drop_path, dtype, remat; a RegNet has dtype alone.
@@ -54,32 +55,34 @@ def load(
     path = fetch(address)
     notes = [] if notes is None else notes
     with _naming(path):
+        size = _size(image_size)
         if native.is_native(path):
-            return _load_native(path, spec, image_size, notes, facts, options)
-        family, state, facts = _recognised(path, facts, notes)
+            return _load_native(path, spec, size, notes, facts, options)
+        asked = Facts(asked=size or (spec and spec.image_size) or None)
+        family, state, facts = _recognised(path, facts.over(asked), notes)
         if family.form_of(state) == "dense":
             wanted = spec or family.spec_from_state(state, facts)
-            return dense_from_state(state, resized(wanted, image_size), notes, facts, **options)
+            return _dense(family, state, resized(wanted, size), notes, facts, options)
         if spec is not None:
             raise _not_dense(family.form_of(state))
-        model, _ = released_from_state(state, facts, **options)
-        _check_size(model, image_size)
+        model, _ = _released(family, state, facts, options)
+        _check_size(model, size)
         return model
 
 
 def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, State, Facts]:
     """A checkpoint's family and its arrays in timm's names, and all that is known besides."""
-    found = read_state(str(path), notes)
-    family, state = recognise(found, notes)
-    beside = facts_beside(path)
+    found, beside = read_state(str(path), notes), facts_beside(path)
+    facts = facts.over(beside).over(Facts(heads=heads_of(found)))
+    family, state = recognise(found, notes, facts)
     check(beside, state)
-    return family, state, facts.over(beside).over(Facts(heads=heads_of(found)))
+    return family, state, facts
 
 
 def _load_native(
     path: Any,
     spec: Spec | None,
-    size: int,
+    size: Size,
     notes: list[str],
     facts: Facts,
     options: dict[str, Any],
@@ -93,10 +96,11 @@ def _load_native(
         _check_size(model, size)
         return model
     state = revert_model(native.load_model(path))
+    facts = Facts(image_size=has.image_size).over(facts)
     return dense_from_state(state, wanted, notes, facts, **options)
 
 
-def resized(spec: Spec, image_size: int) -> Spec:
+def resized(spec: Spec, image_size: Size) -> Spec:
     """The spec for images of another size, the option ``image_size``; 0: as it is.
 
     Raises:
@@ -105,15 +109,23 @@ def resized(spec: Spec, image_size: int) -> Spec:
     try:
         return dataclasses.replace(spec, image_size=image_size or spec.image_size)
     except ValueError as error:
-        raise CheckpointError(f"image_size={image_size}: {error}") from error
+        raise CheckpointError(f"image_size={shown(image_size)}: {error}") from error
 
 
-def _check_size(model: Any, image_size: int) -> None:
+def _size(image_size: Any) -> Size:
+    try:
+        return wanted_size(image_size)
+    except ValueError as error:
+        raise CheckpointError(f"image_size: {error}") from error
+
+
+def _check_size(model: Any, image_size: Size) -> None:
     if image_size not in (0, model.spec.image_size):
+        has = shown(model.spec.image_size)
         raise CheckpointError(
-            f"a pruned model or supernet for images of {model.spec.image_size} pixels stays so;"
-            f" expected {image_size}: set the image size to {model.spec.image_size}, or prune a"
-            " dense model of the size that is wanted"
+            f"a pruned model or supernet for images of {has} pixels stays so; expected"
+            f" {shown(image_size)}: set the image size to {has}, or prune a dense model of the size"
+            " that is wanted"
         )
 
 
@@ -156,7 +168,19 @@ def dense_from_state(
     state: State, spec: Spec, notes: list[str], facts: Facts = UNKNOWN, **options: Any
 ) -> Any:
     """The dense model of ``spec`` with a checkpoint's arrays; see ``load``."""
-    family, state = recognise(state, notes)
+    facts = facts.over(Facts(asked=spec.image_size))
+    family, state = recognise(state, notes, facts)
+    return _dense(family, state, spec, notes, facts, options)
+
+
+def _dense(
+    family: Family,
+    state: State,
+    spec: Spec,
+    notes: list[str],
+    facts: Facts,
+    options: dict[str, Any],
+) -> Any:
     form = family.form_of(state)
     if form != "dense":
         raise _not_dense(form)
@@ -178,7 +202,12 @@ def released_from_state(
 
     A supernet's architecture is what its gates decide; a pruned model's has widths only.
     """
-    family, state = recognise(state)
+    return _released(*recognise(state, facts=facts), facts, options)
+
+
+def _released(
+    family: Family, state: State, facts: Facts, options: dict[str, Any]
+) -> tuple[Any, Gates | None]:
     spec, form = family.spec_from_state(state, facts), family.form_of(state)
     ops, architecture = _architecture(family, state, spec, form)
     model = forms.build(spec, form, architecture, **options)

@@ -14,6 +14,8 @@ import numpy as np
 
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.facts import UNKNOWN, Facts
+from spvit_jax.convert.positions import filled
 
 CONVERTS = """\
 what converts: ViTs of any width, depth, heads and patch size, with learned or rotary positions,
@@ -48,7 +50,7 @@ SCALES = (  # layer scale, and the layer it multiplies the output of
 )
 
 
-def plain(state: State) -> State:
+def plain(state: State, facts: Facts = UNKNOWN) -> State:
     """The same function in the names that the tables know; any other family's state as it is.
 
     Layer scale is folded into the layer before it; layers without bias get one of zeros, as do
@@ -57,6 +59,7 @@ def plain(state: State) -> State:
 
     Args:
       state: a checkpoint in timm's names; not changed.
+      facts: what is said of it besides: which of its positions are of patches.
 
     Raises:
       CheckpointError: the model is none of ours; names every feature that has no counterpart.
@@ -70,9 +73,8 @@ def plain(state: State) -> State:
     state = dict(state)
     _join_biases(state)
     _fill_biases(state)
-    _fill_positions(state)
     _fold_scales(state)
-    return state
+    return filled(state, facts)
 
 
 def _foreign_names(state: State) -> Iterator[tuple[str, str]]:
@@ -142,31 +144,6 @@ def _fill_biases(state: State) -> None:
             for block in _owners(state, f"{layer}.weight"):
                 weight = state[f"{block}{layer}.weight"]
                 state[f"{block}{layer}.bias"] = np.zeros(weight.shape[:1], weight.dtype)
-
-
-def _fill_positions(state: State) -> None:
-    """A position of zeros for each class token, where only the patches have one, and register."""
-    tokens = sum(name in state for name in ("cls_token", "dist_token"))
-    registers = state["reg_token"].shape[1] if _rank(state, "reg_token") == 3 else 0
-    positions = state.get("pos_embed")
-    if positions is None or positions.ndim != 3:
-        return  # reported with everything else that does not fit
-    count = positions.shape[1]
-    if _is_square(count) and not _is_square(count - tokens):
-        positions = np.pad(positions, ((0, 0), (tokens, 0), (0, 0)))
-    if registers and not _is_square(positions.shape[1] - tokens - registers):
-        parts = np.split(positions, [tokens], axis=1)
-        zeros = np.zeros((1, registers, positions.shape[2]), positions.dtype)
-        positions = np.concatenate([parts[0], zeros, parts[1]], axis=1)
-    state["pos_embed"] = positions
-
-
-def _rank(state: State, name: str) -> int:
-    return state[name].ndim if name in state else 0
-
-
-def _is_square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def _fold_scales(state: State) -> None:

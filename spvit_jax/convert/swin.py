@@ -17,9 +17,16 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
 from spvit_jax.convert.fit import drop_heads, fit_heads, resize_grid
+from spvit_jax.convert.positions import map_of
 from spvit_jax.convert.tables import CENTRE_FIRST_TAPS, LINEAR, Rule, layer, norm, patches, rule
 from spvit_jax.models import SwinSpec
-from spvit_jax.models.swin import relative_position_index, shift_mask
+from spvit_jax.models.swin import (
+    relative_position_index,
+    relative_positions,
+    shift_mask,
+    window_of,
+)
+from spvit_jax.sizes import Size, shown, sides
 
 __all__ = [
     "KIND",
@@ -87,9 +94,9 @@ def buffers(spec: SwinSpec, ops: tuple[str, ...]) -> State:
     state: State = {}
     for name, op, geometry in zip(block_names(spec), ops, spec.blocks, strict=True):
         if op == "msa":
-            index = relative_position_index(geometry.window)
+            index = relative_position_index(window_of(geometry))
             state[f"{name}.attn.relative_position_index"] = index.astype(np.int64)
-        if geometry.shift:
+        if any(geometry.shift):
             state[f"{name}.attn_mask"] = shift_mask(geometry).astype(np.float32)
     return state
 
@@ -99,19 +106,20 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
 
     A pruned checkpoint does not say how many FFN units there were: 4 for each feature, as in
     every published model. Without Microsoft's masks no checkpoint says its image size: the one
-    whose last map is a single window.
+    whose last map is a single window, unless it is said to be no square.
 
     Args:
       state: a checkpoint of any form.
-      facts: heads of the first stage, doubling in each, where tables and kernels do not tell.
+      facts: heads of the first stage, doubling in each, where tables and kernels do not tell; an
+        image size that is no square.
 
     Raises:
       CheckpointError: an array is missing, or the shapes are not those of a Swin.
     """
     width, channels, patch, _ = shape(state, "patch_embed.proj.weight", 4)
     stages = _stages(_depths(state))
-    windows = _windows(state, stages)
-    window = max(windows.values(), default=WINDOW)
+    windows = _windows(state, stages, patch, facts)
+    window = max(map(max, windows.values()), default=WINDOW)
     head = HEADS["head.fc.weight" in state]
     features = width << max(len(stages) - 1, 0)
     pruned = form_of(state) not in ("dense", "supernet")
@@ -124,7 +132,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
             hidden=_hidden(state, stages, width),
             window=window,
             patch_size=patch,
-            image_size=patch * _grid(state, stages, windows, window),
+            image_size=_image_size(state, windows, window, len(stages), patch, facts),
             classes=shape(state, f"{head}.weight", 2, (1000 if pruned else 0, features))[0],
             channels=channels,
         )
@@ -158,51 +166,82 @@ def _heads(state: State, stages: list[list[str]], width: int, heads: int) -> tup
     return tuple(n or (width << s) // size for s, n in enumerate(told))
 
 
-def _windows(state: State, stages: list[list[str]]) -> dict[int, int]:
-    """Tokens a side of the windows of each stage that tells."""
-    found: dict[int, int] = {}
+def _windows(
+    state: State, stages: list[list[str]], patch: int, facts: Facts
+) -> dict[int, tuple[int, int]]:
+    """Rows and columns of the windows of each stage that tells."""
+    found: dict[int, tuple[int, int]] = {}
     for s, names in enumerate(stages):
         for name in names:
             if f"{name}.{TABLE}" in state:
-                found.setdefault(s, _window(state, f"{name}.{TABLE}"))
+                found.setdefault(s, _window(state, f"{name}.{TABLE}", patch << s, facts))
             if f"{name}.attn_mask" in state:
-                found.setdefault(s, math.isqrt(shape(state, f"{name}.attn_mask", 3)[1]))
+                tokens = shape(state, f"{name}.attn_mask", 3)[1]
+                found.setdefault(s, (math.isqrt(tokens),) * 2)
     return found
 
 
-def _window(state: State, name: str) -> int:
-    """Tokens a side of the window that a table of relative positions is for."""
+def _window(state: State, name: str, patch: int, facts: Facts) -> tuple[int, int]:
+    """Rows and columns of the window that a table of relative positions is for.
+
+    One that is no square is clipped to its map, whose tokens have ``patch`` pixels a side.
+    """
     rows = shape(state, name, 2)[0]
+    if side := _side(rows):
+        return side, side
+    tables = (shape(state, other, 2)[0] for other in state if other.endswith(TABLE))
+    whole = max(map(_side, tables)) or WINDOW
+    for size in (facts.image_size, facts.asked):
+        high, wide = (min(whole, pixels // patch) for pixels in sides(size or 0))
+        if relative_positions((high, wide)) == rows:
+            return high, wide
+    raise CheckpointError(
+        f"{name} has {rows} rows, expected the square of an odd number: one for each relative"
+        " position in a square window; or say what images it is for, where they are no squares and"
+        " clip windows: in a config.json beside it, or facts=Facts.told(image_size=(HEIGHT, WIDTH))"
+        " in Python"
+    )
+
+
+def _side(rows: int) -> int:
+    """Tokens a side of the square window that a table of so many rows is for; 0: of none."""
     side = math.isqrt(rows)
-    if side**2 != rows or side % 2 == 0:
-        raise CheckpointError(
-            f"{name} has {rows} rows, expected the square of an odd number: one for each relative"
-            " position in a square window"
+    return (side + 1) // 2 if side**2 == rows and side % 2 else 0
+
+
+def _image_size(
+    state: State,
+    windows: dict[int, tuple[int, int]],
+    window: int,
+    stages: int,
+    patch: int,
+    facts: Facts,
+) -> Size:
+    """Pixels of the images that a checkpoint is for, as far as it tells."""
+    for name in filter(re.compile(r"layers\.\d+\.blocks\.\d+\.attn_mask").fullmatch, state):
+        s, (count, tokens, _) = int(name.split(".")[1]), shape(state, name, 3)
+        rows, columns = map_of(
+            count * tokens, patch << s, facts, "the masks of its windows are for"
         )
-    return (side + 1) // 2
+        return (patch << s) * rows, (patch << s) * columns
+    if isinstance(facts.image_size, tuple):
+        return facts.image_size
+    deepest = max(windows, default=stages - 1)
+    high, wide = windows.get(deepest, (window, window))
+    if high != wide and facts.asked:
+        return facts.asked
+    clipped = high < window  # to the whole of its map
+    return patch * (high << deepest if clipped else window << (stages - 1))
 
 
-def _grid(state: State, stages: list[list[str]], windows: dict[int, int], window: int) -> int:
-    """Patches a side of the first map."""
-    for s, names in enumerate(stages):
-        for name in names:
-            if f"{name}.attn_mask" in state:
-                count, tokens, _ = shape(state, f"{name}.attn_mask", 3)
-                return math.isqrt(count * tokens) << s
-    last = len(stages) - 1
-    deepest = max(windows, default=last)
-    clipped = windows.get(deepest, window) < window  # to the whole of its map
-    return windows[deepest] << deepest if clipped else window << last
-
-
-def _require_windows(spec: SwinSpec, windows: dict[int, int]) -> None:
+def _require_windows(spec: SwinSpec, windows: dict[int, tuple[int, int]]) -> None:
     """Raises unless all windows are of one size, or of their map's where that is smaller."""
     for stage, found in windows.items():
-        expected = min(spec.window, spec.grid(stage))
+        expected = spec.windows(stage)
         if found != expected:
             raise CheckpointError(
-                f"layers.{stage}.blocks.0.{TABLE} is for windows of {found}x{found} tokens, others"
-                f" for {spec.window}x{spec.window}; expected {expected}x{expected}: one size,"
+                f"layers.{stage}.blocks.0.{TABLE} is for windows of {shown(found)} tokens, others"
+                f" for {spec.window}x{spec.window}; expected {shown(expected)}: one size,"
                 " clipped only where a map is smaller"
             )
 
@@ -213,17 +252,18 @@ def fit(state: State, spec: SwinSpec, notes: list[str], facts: Facts = UNKNOWN) 
     Any image size will do; relative position biases are interpolated.
     """
     changed = set()
-    for name, geometry in zip(block_names(spec), spec.blocks, strict=True):
-        if f"{name}.{TABLE}" not in state:
-            continue  # reported with everything else that does not fit
-        window = _window(state, f"{name}.{TABLE}")
-        if window != geometry.window:
-            side, wanted = 2 * window - 1, 2 * geometry.window - 1
-            grid = state[f"{name}.{TABLE}"].reshape(side, side, -1)
-            state[f"{name}.{TABLE}"] = resize_grid(grid, wanted).reshape(wanted**2, -1)
-            changed.add((window, geometry.window))
+    for s, names in enumerate(_stages(spec.depths)):
+        for table in (f"{name}.{TABLE}" for name in names):
+            if table not in state:
+                continue  # reported with everything else that does not fit
+            window, wanted = _window(state, table, spec.patch_size << s, facts), spec.windows(s)
+            if window != wanted:
+                before, (rows, columns) = ([2 * n - 1 for n in w] for w in (window, wanted))
+                grid = resize_grid(state[table].reshape(*before, -1), (rows, columns))
+                state[table] = grid.reshape(rows * columns, -1)
+                changed.add((window, wanted))
     notes.extend(
-        f"relative position biases interpolated from windows of {a}x{a} tokens to {b}x{b}"
+        f"relative position biases interpolated from windows of {shown(a)} tokens to {shown(b)}"
         for a, b in sorted(changed)
     )
     head = HEADS[not _microsoft(state)]

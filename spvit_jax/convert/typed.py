@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.sizes import Size, as_size
 
 
 class Fields:
@@ -99,10 +100,21 @@ class Fields:
         return sum(value)
 
     def side(self, name: str) -> int | None:
-        """Pixels a side of a square: a number, two equal ones, or those behind the channels.
+        """Pixels a side of a square; see ``size``."""
+        expected = "the side of a square, in pixels"
+        found = self._size(name, expected)
+        if isinstance(found, tuple):
+            raise self.wrong(name, expected)
+        return found
+
+    def size(self, name: str) -> Size | None:
+        """Pixels of an image: a number, or height and width, which may stand behind the channels.
 
         Of an object, its ``shortest_edge``, or its ``height`` and ``width``.
         """
+        return self._size(name, "pixels: the side of a square, or height and width")
+
+    def _size(self, name: str, expected: str) -> Size | None:
         value = self._content.get(name)
         if value is None:
             return None
@@ -114,9 +126,10 @@ class Fields:
             sides = list(value)[-2:]
         else:
             sides = [value]
-        if not sides or not all(_is_whole(n) and n > 0 for n in sides) or len(set(sides)) > 1:
-            raise self.wrong(name, "the side of a square, in pixels")
-        return sides[0]
+        try:
+            return as_size(sides)
+        except ValueError:
+            raise self.wrong(name, expected) from None
 
     def names(self, name: str) -> tuple[str, ...] | None:
         """Names in a list, or by their numbers from 0 in an object."""

@@ -3,7 +3,6 @@
 Released kernels number their taps column by column; ours are row by row.
 """
 
-import math
 import re
 from typing import Any
 
@@ -15,6 +14,7 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
 from spvit_jax.convert.fit import RESIZED, drop_heads, fit_heads, resize_grid
+from spvit_jax.convert.positions import map_of
 from spvit_jax.convert.tables import (
     COLUMN_MAJOR_TAPS,
     KEYS_VALUES,
@@ -28,6 +28,7 @@ from spvit_jax.convert.tables import (
     tokens,
 )
 from spvit_jax.models import ViTSpec
+from spvit_jax.sizes import Size, shown
 
 __all__ = [
     "KIND",
@@ -35,7 +36,6 @@ __all__ = [
     "buffers",
     "fit",
     "form_of",
-    "grid_of",
     "recognises",
     "spec_from_state",
     "table",
@@ -153,9 +153,10 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
         raise CheckpointError(f"the checkpoint is of no ViT that can be built: {error}") from error
 
 
-def _image_size(state: State, patch: int, facts: Facts) -> int:
+def _image_size(state: State, patch: int, facts: Facts) -> Size:
     if "pos_embed" in state:
-        return patch * grid_of(shape(state, "pos_embed", 3)[1] - prefix_of(state))
+        rows, columns = map_of(shape(state, "pos_embed", 3)[1] - prefix_of(state), patch, facts)
+        return patch * rows, patch * columns
     return facts.image_size or 224 // patch * patch
 
 
@@ -221,14 +222,6 @@ def _heads(state: State, names: list[str], width: int) -> int:
     return HEADS[width] if told is None else told
 
 
-def grid_of(patches: int) -> int:
-    """The side of the square that so many patches form."""
-    side = math.isqrt(max(patches, 0))
-    if side**2 != patches:
-        raise CheckpointError(f"the position embedding has {patches} patches, which is no square")
-    return side
-
-
 def fit(state: State, spec: ViTSpec, notes: list[str], facts: Facts = UNKNOWN) -> None:
     """Makes a dense checkpoint fit another image size or number of classes.
 
@@ -246,7 +239,7 @@ def fit(state: State, spec: ViTSpec, notes: list[str], facts: Facts = UNKNOWN) -
             f" {counts[wanted]} and {spec.registers};"
             " choose a variant with as many (two: a distilled one), or another checkpoint"
         )
-    _fit_position(state, spec, notes, facts.positions or RESIZED[0])
+    _fit_position(state, spec, notes, facts)
     names = ("head", "head_dist") if spec.distilled else ("head",)
     if not spec.classes:
         drop_heads(state, ("head", "head_dist"), notes)
@@ -259,19 +252,18 @@ def fit(state: State, spec: ViTSpec, notes: list[str], facts: Facts = UNKNOWN) -
     fit_heads(state, names, spec.width, spec.classes, notes)
 
 
-def _fit_position(state: State, spec: ViTSpec, notes: list[str], how: str) -> None:
+def _fit_position(state: State, spec: ViTSpec, notes: list[str], facts: Facts) -> None:
     embedding = state.get("pos_embed")
     if embedding is None or embedding.ndim != 3:
         return  # reported with everything else that does not fit
-    grid = grid_of(embedding.shape[1] - spec.prefix)
-    wanted = spec.blocks[0].grid
+    grid = map_of(embedding.shape[1] - spec.prefix, spec.patch_size, facts)
+    wanted, how = spec.blocks[0].grid, facts.positions or RESIZED[0]
     if grid == wanted:
         return
     tokens, patches = embedding[0, : spec.prefix], embedding[0, spec.prefix :]
-    resized = resize_grid(patches.reshape(grid, grid, -1), wanted, how)
-    patches = resized.reshape(wanted * wanted, -1)
-    state["pos_embed"] = np.concatenate([tokens, patches])[None]
+    resized = resize_grid(patches.reshape(*grid, -1), wanted, how)
+    state["pos_embed"] = np.concatenate([tokens, resized.reshape(-1, resized.shape[-1])])[None]
     notes.append(
-        f"position embedding interpolated ({how}) from {grid}x{grid} patches to {wanted}x{wanted},"
-        f" for images of {spec.image_size} pixels"
+        f"position embedding interpolated ({how}) from {shown(grid)} patches to {shown(wanted)},"
+        f" for images of {shown(spec.image_size)} pixels"
     )

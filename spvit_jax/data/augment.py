@@ -10,24 +10,25 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from spvit_jax.data.decode import Box, Opened
 from spvit_jax.data.randaugment import rand_augment
+from spvit_jax.sizes import Size, sides
 
 AREA = (0.08, 1.0)  # share of the image that a random crop has
-ASPECT = (3 / 4, 4 / 3)  # its width over its height
+ASPECT = (3 / 4, 4 / 3)  # its width over its height, where what is made of it is square
 TRIES = 10
 JITTER = 0.3  # of three_augment
 
 
-def recipe_transform(opened: Opened, rng: np.random.Generator, *, image_size: int) -> np.ndarray:
+def recipe_transform(opened: Opened, rng: np.random.Generator, *, image_size: Size) -> np.ndarray:
     """The view of the released runs: random resized crop, flip, RandAugment.
 
     Their command lines also ask for colour jitter 0.4, but the timm they call leaves it out
     wherever RandAugment is on, and so does this.
 
     Args:
-      image_size: side of the result in pixels.
+      image_size: of the result in pixels: a side of a square, or height and width.
 
     Returns:
-      uint8 [image_size, image_size, 3].
+      uint8 [height, width, 3].
 
     Raises:
       DataError: the image cannot be decoded.
@@ -35,12 +36,12 @@ def recipe_transform(opened: Opened, rng: np.random.Generator, *, image_size: in
     return np.array(rand_augment(_cropped_and_flipped(opened, rng, image_size), rng))
 
 
-def plain(opened: Opened, rng: np.random.Generator, *, image_size: int) -> np.ndarray:
+def plain(opened: Opened, rng: np.random.Generator, *, image_size: Size) -> np.ndarray:
     """Random resized crop and flip, no more; arguments and result as ``recipe_transform``."""
     return np.array(_cropped_and_flipped(opened, rng, image_size))
 
 
-def three_augment(opened: Opened, rng: np.random.Generator, *, image_size: int) -> np.ndarray:
+def three_augment(opened: Opened, rng: np.random.Generator, *, image_size: Size) -> np.ndarray:
     """3-Augment of DeiT III: one of grey, solarised and blurred, then colour jitter 0.3.
 
     Touvron et al., https://arxiv.org/abs/2204.07118, section 3.2 and its released code. Before
@@ -57,24 +58,31 @@ def three_augment(opened: Opened, rng: np.random.Generator, *, image_size: int) 
     return np.array(colour_jitter(image, rng, JITTER))
 
 
-def random_crop_box(size: tuple[int, int], rng: np.random.Generator) -> Box:
+def random_crop_box(
+    size: tuple[int, int], rng: np.random.Generator, aspect_of_crop: float = 1.0
+) -> Box:
     """Where a random resized crop is taken from an image of ``size`` (width, height).
 
     The area is uniform in 0.08..1 of the image's, the aspect ratio log-uniform in 3/4..4/3, the
     place uniform. Where 10 such boxes do not fit, it is the middle: all of the image, or as much
     as the nearer of the two ratios allows. The definition of torchvision and timm.
+
+    Theirs takes boxes of those ratios whatever becomes of them; here they are times
+    ``aspect_of_crop``, width over height of what a box is resized to, so that no crop is stretched
+    more than a square one.
     """
     width, height = size
+    narrowest, widest = (ratio * aspect_of_crop for ratio in ASPECT)
     for _ in range(TRIES):
         area = rng.uniform(*AREA) * width * height
-        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        aspect = math.exp(rng.uniform(math.log(narrowest), math.log(widest)))
         across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < across <= width and 0 < down <= height:
             left = int(rng.integers(width - across + 1))
             top = int(rng.integers(height - down + 1))
             return left, top, left + across, top + down
-    across = min(width, round(height * ASPECT[1]))
-    down = min(height, round(width / ASPECT[0]))
+    across = max(min(width, round(height * widest)), 1)
+    down = max(min(height, round(width / narrowest)), 1)
     left, top = (width - across) // 2, (height - down) // 2
     return left, top, left + across, top + down
 
@@ -90,6 +98,8 @@ def colour_jitter(image: Image.Image, rng: np.random.Generator, amount: float) -
     return image
 
 
-def _cropped_and_flipped(opened: Opened, rng: np.random.Generator, side: int) -> Image.Image:
-    image = opened.crop_resized(random_crop_box(opened.size, rng), (side, side))
+def _cropped_and_flipped(opened: Opened, rng: np.random.Generator, size: Size) -> Image.Image:
+    height, width = sides(size)
+    box = random_crop_box(opened.size, rng, width / height)
+    image = opened.crop_resized(box, (width, height))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from spvit_jax.data.errors import DataError
+from spvit_jax.sizes import Size, shown, sides
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
 BICUBIC = Image.Resampling.BICUBIC
@@ -61,33 +62,35 @@ class Opened:
         part = (left / reduction, top / reduction, right / reduction, bottom / reduction)
         return image.resize(size, BICUBIC, box=part)
 
-    def resized_short(self, size: int) -> Image.Image:
-        """The whole image scaled (bicubic) so that its short side is ``size`` pixels.
+    def covering(self, size: Size) -> Image.Image:
+        """The whole image scaled (bicubic) to the smallest that ``size`` can be cut out of.
 
-        The long side is rounded down, as torchvision does; an image that fits is not resampled.
+        Of a square, so that the short side is ``size``. The other side is rounded down, as
+        torchvision does; an image that fits is not resampled.
         """
-        target = _short_side_to(self.size, size)
+        target = _covering(self.size, size)
         return self.full() if target == self.size else self.full().resize(target, BICUBIC)
 
-    def centre(self, short: int, size: int) -> Image.Image:
-        """The middle ``size`` x ``size`` pixels of ``resized_short(short)``, for evaluation.
+    def centre(self, around: Size, size: Size) -> Image.Image:
+        """The middle ``size`` pixels of ``covering(around)``, for evaluation.
 
         Never decoded at a reduced scale, which would move accuracies; but only the pixels that
         the crop keeps are resampled, which gives the same ones up to a rounding (at most 1).
 
         Raises:
-          ValueError: ``size`` is more than ``short``.
+          ValueError: ``size`` is more than ``around``.
         """
-        if size > short:
-            raise ValueError(f"a crop of {size} pixels is more than the {short} of the short side")
-        target = _short_side_to(self.size, short)
-        left, top = (round((side - size) / 2) for side in target)
-        box = (left, top, left + size, top + size)
+        height, width = sides(size)
+        if height > sides(around)[0] or width > sides(around)[1]:
+            raise ValueError(f"a crop of {shown(size)} pixels is more than {shown(around)}")
+        target = _covering(self.size, around)
+        left, top = round((target[0] - width) / 2), round((target[1] - height) / 2)
+        box = (left, top, left + width, top + height)
         if target == self.size:
             return self.full().crop(box)
         across, down = (whole / side for whole, side in zip(self.size, target, strict=True))
         part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        return self.full().resize((size, size), BICUBIC, box=part)
+        return self.full().resize((width, height), BICUBIC, box=part)
 
     def _decoded(self, reduction: int) -> Image.Image:
         if isinstance(self.source, Image.Image):
@@ -163,6 +166,9 @@ def _from_16_bits(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
-def _short_side_to(size: tuple[int, int], short: int) -> tuple[int, int]:
-    width, height = size
-    return (short * width // min(size), short * height // min(size))
+def _covering(size: tuple[int, int], target: Size) -> tuple[int, int]:
+    """Width and height of an image of that ``size``, scaled so that it just covers ``target``."""
+    (width, height), (high, wide) = size, sides(target)
+    if wide * height >= high * width:
+        return wide, wide * height // width
+    return high * width // height, high

@@ -22,6 +22,7 @@ from spvit_jax.config import Data
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import Source
 from spvit_jax.data.transforms import eval_transform, train_transform
+from spvit_jax.sizes import Size, sides
 
 Batch = dict[str, np.ndarray]
 SKIPS = 100  # images that may be damaged in a row
@@ -47,7 +48,7 @@ def train_batches(
     *,
     batch_size: int,
     rows: np.ndarray,
-    image_size: int,
+    image_size: Size,
     seed: int,
     start_step: int,
 ) -> Iterator[Batch]:
@@ -62,13 +63,12 @@ def train_batches(
       data: augmentation, repeats, workers, and what to do about damaged images.
       batch_size: images a step over all processes.
       rows: of each batch, those that this process feeds to its devices.
-      image_size: side in pixels.
+      image_size: pixels: a side of a square, or height and width.
       seed: of order and augmentation, 0 to 2**32 - 1.
       start_step: batches to leave out at the start, which costs nothing.
 
     Yields:
-      ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b]}``, b the number of
-      ``rows``.
+      ``{"image": uint8 [b, height, width, 3], "label": int32 [b]}``, b the number of ``rows``.
 
     Raises:
       DataError: fewer images than a batch, or a damaged image with ``data.on_error`` "raise".
@@ -82,7 +82,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, data: Data, *, batch_size: int, rows: np.ndarray, image_size: int
+    source: Source, data: Data, *, batch_size: int, rows: np.ndarray, image_size: Size
 ) -> Iterator[Batch]:
     """Every image once, in order: this process's rows of each batch.
 
@@ -94,7 +94,7 @@ def eval_batches(
       data, batch_size, rows, image_size: as for ``train_batches``.
 
     Yields:
-      ``{"image": uint8 [b, image_size, image_size, 3], "label": int32 [b], "mask": bool [b]}``.
+      ``{"image": uint8 [b, height, width, 3], "label": int32 [b], "mask": bool [b]}``.
 
     Raises:
       DataError: a damaged image.
@@ -168,7 +168,7 @@ class _TrainView(grain.transforms.RandomMap):
     """A view of an image; of the next one that can be decoded, where damage is to be skipped."""
 
     source: Source
-    image_size: int
+    image_size: Size
     data: Data
     damaged: set[str] = dataclasses.field(default_factory=set)
 
@@ -188,12 +188,12 @@ class _TrainView(grain.transforms.RandomMap):
 @dataclasses.dataclass(frozen=True)
 class _EvalView(grain.transforms.Map):
     source: Source
-    image_size: int
+    image_size: Size
     data: Data
     damaged: set[str] = dataclasses.field(default_factory=set)
 
     def map(self, element: int) -> dict[str, Any]:
-        blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        blank = np.zeros((*sides(self.image_size), 3), np.uint8)
         if element >= len(self.source):
             return {"image": blank, "label": np.int32(0), "mask": np.False_}
         try:

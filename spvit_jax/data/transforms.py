@@ -4,6 +4,7 @@ import numpy as np
 
 from spvit_jax.data.augment import plain, recipe_transform, three_augment
 from spvit_jax.data.decode import Opened
+from spvit_jax.sizes import Size, as_size, sides
 
 SHIFT = 2  # pixels, the most that "shift" moves an image in each direction
 SIMPLE = ("none", "flip", "shift")
@@ -11,21 +12,21 @@ PRESETS = {"plain": plain, "three": three_augment, "recipe": recipe_transform}
 
 
 def train_transform(
-    opened: Opened, rng: np.random.Generator, *, image_size: int, augment: str
+    opened: Opened, rng: np.random.Generator, *, image_size: Size, augment: str
 ) -> np.ndarray:
     """A training view of an image.
 
-    "recipe", "three" and "plain" are those of ``augment``. The others resize (bicubic, short side
-    to ``image_size``) and crop at a random place; "flip" then mirrors left to right with
-    probability 1/2; "shift" does that too and moves the image by -2 to 2 pixels in x and in y,
+    "recipe", "three" and "plain" are those of ``augment``. The others resize (bicubic, so that the
+    image just covers ``image_size``) and crop at a random place; "flip" then mirrors left to right
+    with probability 1/2; "shift" does that too and moves the image by -2 to 2 pixels in x and in y,
     independently, filling with black.
 
     Args:
-      image_size: side of the result in pixels.
+      image_size: of the result in pixels: a side of a square, or height and width.
       augment: one of ``SIMPLE`` or ``PRESETS``.
 
     Returns:
-      uint8 [image_size, image_size, 3].
+      uint8 [height, width, 3].
 
     Raises:
       DataError: the image cannot be decoded.
@@ -35,10 +36,10 @@ def train_transform(
     if augment not in SIMPLE:
         known = ", ".join((*SIMPLE, *PRESETS))
         raise ValueError(f"augment must be one of {known}; got {augment!r}")
-    image = np.asarray(opened.resized_short(image_size))
-    room = np.subtract(image.shape[:2], image_size)
+    image, (height, width) = np.asarray(opened.covering(image_size)), sides(image_size)
+    room = np.subtract(image.shape[:2], (height, width))
     top, left = rng.integers(0, room + 1) if room.any() else (0, 0)
-    image = image[top : top + image_size, left : left + image_size]
+    image = image[top : top + height, left : left + width]
     if augment != "none" and rng.random() < 0.5:
         image = image[:, ::-1]
     if augment == "shift":
@@ -47,23 +48,30 @@ def train_transform(
     return np.ascontiguousarray(image)
 
 
-def eval_transform(opened: Opened, *, image_size: int, crop_ratio: float) -> np.ndarray:
-    """The centre of an image: short side to ``round(image_size / crop_ratio)``, centre crop.
+def before_crop(image_size: Size, crop_ratio: float) -> Size:
+    """What a resized image covers before the crop of an evaluation: its share is ``crop_ratio``."""
+    height, width = sides(image_size)
+    return as_size((round(height / crop_ratio), round(width / crop_ratio)))
 
-    The sizes and offsets of torchvision's ``Resize`` (bicubic, antialiased) and ``CenterCrop``.
-    With ``crop_ratio`` 1 an image that already has the size comes back as it is.
+
+def eval_transform(opened: Opened, *, image_size: Size, crop_ratio: float) -> np.ndarray:
+    """The centre of an image: resized to just cover ``before_crop``, cut out.
+
+    Of a square, the sizes and offsets of torchvision's ``Resize`` (bicubic, antialiased) of the
+    short side to ``round(image_size / crop_ratio)``, and of its ``CenterCrop``. With ``crop_ratio``
+    1 an image that already has the size comes back as it is.
 
     Args:
-      image_size: side of the result in pixels.
-      crop_ratio: share of the resized image's short side that the crop keeps, in (0, 1].
+      image_size: of the result in pixels: a side of a square, or height and width.
+      crop_ratio: share that the crop keeps of the side that the image was resized to, in (0, 1].
 
     Returns:
-      uint8 [image_size, image_size, 3].
+      uint8 [height, width, 3].
 
     Raises:
       DataError: the image cannot be decoded.
     """
-    return np.array(opened.centre(round(image_size / crop_ratio), image_size))
+    return np.array(opened.centre(before_crop(image_size, crop_ratio), image_size))
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:

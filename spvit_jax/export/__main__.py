@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from spvit_jax.shell import run
-from spvit_jax.told import add_arguments, told
+from spvit_jax.told import add_arguments, add_image_size, told
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -139,13 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mean", type=float, nargs="+", metavar="X", help="of pixels in 0..1, as predict's")
     add("--std", type=float, nargs="+", metavar="X", help="likewise")
     add("--crop-ratio", type=float, metavar="SHARE", help="likewise")
-    add(
-        "--image-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pixels a side (default: the model's)",
-    )
+    add_image_size(parser, ")")
     add_arguments(parser)
     return parser
 

@@ -6,18 +6,19 @@ from typing import Any
 
 from spvit_jax.convert import USUAL, About
 from spvit_jax.export.errors import ExportError
+from spvit_jax.sizes import Size, as_size, sides
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """What happens to an image before a model sees it.
 
-    The image is resized so that its short side is ``resize`` pixels (the long side rounded down),
-    and the middle ``crop`` pixels are taken; its values, in 0..1, less ``mean``, divided by
-    ``std``.
+    The image is resized so that its short side is ``resize`` pixels, or, where that is a pair, so
+    that it just covers that height and width (the other side rounded down), and the middle ``crop``
+    pixels are taken; its values, in 0..1, less ``mean``, divided by ``std``.
     """
 
-    resize: int
+    resize: Size
     crop: tuple[int, int]  # height, width
     interpolation: str
     channels: int  # 1: grey, 3: RGB
@@ -49,10 +50,11 @@ class Preprocess:
                 f"the model sees images of {channels} channels, but mean and std have"
                 f" {len(about.mean)} numbers; give as many by --mean and --std"
             )
-        size = model.spec.image_size
+        height, width = crop = sides(model.spec.image_size)
+        ratio = about.crop_ratio or 1
         return cls(
-            resize=round(size / (about.crop_ratio or 1)),
-            crop=(size, size),
+            resize=as_size((round(height / ratio), round(width / ratio))),
+            crop=crop,
             interpolation="bicubic",
             channels=channels,
             mean=about.mean,

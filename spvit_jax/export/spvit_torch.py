@@ -84,14 +84,14 @@ class Geometry(NamedTuple):
     head_dim: int
     heads: int  # those that are kept
     hidden: int  # FFN units
-    columns: int  # of the map of patches
+    grid: tuple[int, int]  # rows and columns of the map of patches
     epsilon: float
     op: str = "msa"
     merges: int = 0  # patches that are merged away between mixer and FFN
     prefix: int = 0  # class tokens and registers before the patches
     read: int | None = None  # tokens that go on, the first ones; None: all
-    window: int = 0  # attention runs in windows of so many tokens a side; 0: over all
-    shift: int = 0  # the windows' offset down and to the right
+    window: tuple[int, int] | None = None  # attention runs in windows of so many rows and columns
+    shift: tuple[int, int] = (0, 0)  # the windows' offset down and to the right
     qk_norm: bool = False
     gated: bool = False
     activation: str = "gelu"
@@ -202,43 +202,51 @@ class WindowAttention(Attention):
 
     def __init__(self, geometry: Geometry):
         super().__init__(geometry)
-        self.columns, self.window, self.shift = geometry.columns, geometry.window, geometry.shift
-        table = (2 * geometry.window - 1) ** 2, geometry.heads
-        self.position_bias = nn.Parameter(torch.empty(table))
+        self.grid, self.shift = geometry.grid, geometry.shift
+        self.window = geometry.window or geometry.grid
+        self.relative = 2 * self.window[0] - 1, 2 * self.window[1] - 1  # positions down and across
+        self.position_bias = nn.Parameter(torch.empty(math.prod(self.relative), geometry.heads))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens) -> Tensor:
-        q, k, v = (self.split(self.rolled(a, -self.shift)).transpose(2, 3) for a in (q, k, v))
+        q, k, v = (self.split(self.rolled(a, -1)).transpose(2, 3) for a in (q, k, v))
         bias = self.bias(q.shape[1]).flatten(0, 1)[None]  # [1, windows * heads, w*w, w*w]
         q, k, v = (a.flatten(1, 2) for a in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, bias)
         y = y.unflatten(1, (-1, self.heads)).transpose(2, 3).flatten(3)
-        y = y.unflatten(2, (self.window, self.window))
-        y = y.unflatten(1, (-1, self.columns // self.window)).transpose(2, 3).flatten(1, 4)
-        return self.rolled(y, self.shift)
+        y = y.unflatten(2, self.window)
+        y = y.unflatten(1, (-1, self.grid[1] // self.window[1])).transpose(2, 3).flatten(1, 4)
+        return self.rolled(y, 1)
 
-    def rolled(self, x: Tensor, by: int) -> Tensor:
-        """Moves a map ``[batch, S*S, …]`` down and to the right, around its borders."""
-        return x.unflatten(1, (-1, self.columns)).roll((by, by), (1, 2)).flatten(1, 2) if by else x
+    def rolled(self, x: Tensor, sign: int) -> Tensor:
+        """Moves a map ``[batch, n, …]`` by the shift, down and to the right if ``sign`` is 1."""
+        if not any(self.shift):
+            return x
+        down, right = self.shift
+        return x.unflatten(1, self.grid).roll((sign * down, sign * right), (1, 2)).flatten(1, 2)
 
     def split(self, x: Tensor) -> Tensor:
-        """Cuts a map ``[batch, S*S, …]`` into windows ``[batch, windows, w*w, …]``."""
-        x = x.unflatten(1, (-1, self.window, self.columns // self.window, self.window))
+        """Cuts a map ``[batch, n, …]`` into windows ``[batch, windows, tokens, …]``."""
+        high, wide = self.window
+        x = x.unflatten(1, (-1, high, self.grid[1] // wide, wide))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def bias(self, windows: int) -> Tensor:
-        """What is added to the logits of each window, ``[windows, heads, w*w, w*w]``.
+        """What is added to the logits of each window, ``[windows, heads, tokens, tokens]``.
 
         It is -100 between tokens that only the shift around the borders made neighbours.
         """
-        side, window = 2 * self.window - 1, self.window
-        bias = self.position_bias.unflatten(0, (side, side)).unfold(0, window, 1)
-        bias = bias.unfold(1, window, 1).flip(-2, -1)  # [y, x, heads, y of the key, x of it]
+        high, wide = self.window
+        bias = self.position_bias.unflatten(0, self.relative).unfold(0, high, 1)
+        bias = bias.unfold(1, wide, 1).flip(-2, -1)  # [y, x, heads, y of the key, x of it]
         bias = bias.permute(2, 0, 1, 3, 4).flatten(3).flatten(1, 2).expand(windows, -1, -1, -1)
-        if not self.shift:
+        if not any(self.shift):
             return bias
-        line = torch.arange(self.columns, device=bias.device)
-        part = (line >= self.columns - window).long() + (line >= self.columns - self.shift)
-        region = self.split((3 * part[:, None] + part).flatten()[None])[0]
+        lines = (torch.arange(side, device=bias.device) for side in self.grid)
+        down, right = (
+            (line >= len(line) - window).long() + (line >= len(line) - shift)
+            for line, window, shift in zip(lines, self.window, self.shift, strict=True)
+        )
+        region = self.split((3 * down[:, None] + right).flatten()[None])[0]
         return bias - 100.0 * (region[:, :, None] != region[:, None])[:, None].to(bias.dtype)
 
 
@@ -251,7 +259,7 @@ class Convolution(nn.Module):
     def __init__(self, geometry: Geometry, norm: bool, temperature: float | None):
         super().__init__()
         width, inner, self.size = geometry.width, geometry.head_dim, int(geometry.op[-1])
-        self.columns = geometry.columns if self.size > 1 else 1  # merged patches are no map
+        self.columns = geometry.grid[1] if self.size > 1 else 1  # merged patches are no map
         self.prefix, self.class_only = geometry.prefix, geometry.read is not None
         self.heads, self.temperature = geometry.heads, temperature
         if temperature is None:
@@ -410,9 +418,9 @@ class Transformer(Network):
         self.norm = nn.LayerNorm(blocks[-1].width, spec.epsilon)
 
     def embedded(self, images: Tensor) -> Tensor:
-        """Embeds patches, ``[batch, S*S, D]``."""
-        side, patch = self.image_size, self.spec.patch_size
-        expected = (self.spec.channels, side, side)
+        """Embeds patches, ``[batch, n, D]``."""
+        patch = self.spec.patch_size
+        expected = (self.spec.channels, *_sides(self.image_size))
         if images.shape[1:] != expected:
             raise ValueError(
                 f"expected images [batch, {', '.join(map(str, expected))}], got"
@@ -427,13 +435,11 @@ class ViT(Transformer):
 
     def __init__(self, spec: SimpleNamespace, blocks: list[Geometry], convolution: Callable):
         super().__init__(spec, blocks, convolution)
-        self.prefix, width, self.class_only = (
-            blocks[0].prefix,
-            spec.width,
-            blocks[-1].read is not None,
-        )
+        self.prefix, width = blocks[0].prefix, spec.width
+        self.class_only = blocks[-1].read is not None
         self.tokens = nn.Parameter(torch.empty(self.prefix, width)) if self.prefix else None
-        embedded = self.prefix + blocks[0].columns ** 2
+        self.grid = blocks[0].grid
+        embedded = self.prefix + math.prod(self.grid)
         self.pos_embed = nn.Parameter(torch.empty(embedded, width)) if spec.positions else None
         self.norm_pre = nn.LayerNorm(width, spec.epsilon) if spec.norm_pre else None
         if spec.pool == "attention":
@@ -454,12 +460,11 @@ class ViT(Transformer):
     def angles(self, x: Tensor) -> Tensor:
         """Angles of the places of tokens, ``[1, n, d / 2]``; those of class tokens are 0."""
         spec, wide = self.spec, torch.promote_types(x.dtype, torch.float32)
-        grid, bands = spec.image_size // spec.patch_size, spec.width // spec.heads // 4
-        line = ROTARY[spec.rotary](
-            torch.arange(grid, device=x.device, dtype=wide), grid, spec.rotary_grid
-        )
+        bands = spec.width // spec.heads // 4
+        places = (torch.arange(side, device=x.device, dtype=wide) for side in self.grid)
+        lines = (ROTARY[spec.rotary](line, len(line), spec.rotary_grid) for line in places)
         waves = spec.rotary_base ** (torch.arange(bands, device=x.device, dtype=wide) / -bands)
-        angles = (torch.cartesian_prod(line, line)[..., None] * waves).flatten(1)
+        angles = (torch.cartesian_prod(*lines)[..., None] * waves).flatten(1)
         return F.pad(angles, (0, 0, self.prefix, 0))[None]
 
     def pooled(self, tokens: Tokens) -> Tensor:
@@ -506,7 +511,7 @@ class Swin(Transformer):
         self.embed_norm = nn.LayerNorm(spec.width, spec.epsilon)
         self.ends = [sum(spec.depths[:stage]) for stage in range(1, len(spec.depths))]
         lasts = [blocks[end - 1] for end in self.ends]
-        self.merges = nn.ModuleList(PatchMerging(b.width, b.columns, spec.epsilon) for b in lasts)
+        self.merges = nn.ModuleList(PatchMerging(b.width, b.grid[1], spec.epsilon) for b in lasts)
 
     def stream(self, images: Tensor) -> Tokens:
         x = self.embed_norm(self.embedded(images))
@@ -708,9 +713,8 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
     known = SPECS[kind]
     temperature = said.pop("temperature", values.get("temperature", TEMPERATURES.get(kind)))
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
-    wrong = [
-        n for n, v in fields.items() if n not in known or not isinstance(v, type(known[n]) | int)
-    ]
+    kinds = {name: type(v) | int for name, v in known.items()} | {"image_size": int | tuple}
+    wrong = [n for n, v in fields.items() if n not in known or not isinstance(v, kinds[n])]
     _require(not wrong, f"no {kind} of this file's has such {', '.join(wrong)}: {said}")
     spec = SimpleNamespace(**known | fields)
     depth = sum(getattr(spec, "depths", ())) + getattr(spec, "depth", 0)
@@ -735,7 +739,8 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
 def _vit(spec: SimpleNamespace) -> list[Geometry]:
     """The blocks of a dense ViT; of the last, class tokens alone may be read."""
     head_dim, token = spec.width // spec.heads, spec.pool == "token"
-    fits = spec.image_size % spec.patch_size == 0 == spec.width % spec.heads
+    sides, patch = _sides(spec.image_size), spec.patch_size
+    fits = all(side > 0 == side % patch for side in sides) and spec.width % spec.heads == 0
     fits &= spec.pool in POOLS and (spec.class_token if token else not spec.distilled)
     fits &= not spec.rotary or (spec.rotary in ROTARY and head_dim % 4 == 0)
     _require(fits, f"there is no such ViT: {vars(spec)}")
@@ -743,7 +748,7 @@ def _vit(spec: SimpleNamespace) -> list[Geometry]:
     said = {name: getattr(spec, name) for name in ("qk_norm", "gated", "activation", "epsilon")}
     block = Geometry(
         width=spec.width, head_dim=head_dim, heads=spec.heads, hidden=spec.hidden,
-        columns=spec.image_size // spec.patch_size, prefix=class_tokens + spec.registers, **said,
+        grid=(sides[0] // patch, sides[1] // patch), prefix=class_tokens + spec.registers, **said,
     )  # fmt: skip
     alone = token and not spec.patches
     return [block] * (spec.depth - 1) + [block._replace(read=class_tokens if alone else None)]
@@ -755,15 +760,24 @@ def _swin(spec: SimpleNamespace) -> list[Geometry]:
     for stage, (depth, heads, hidden) in enumerate(
         zip(spec.depths, spec.heads, spec.hidden, strict=True)
     ):
-        width, columns = spec.width << stage, spec.image_size // spec.patch_size >> stage
-        window = min(spec.window, columns)
-        whole = spec.image_size == columns * spec.patch_size << stage
-        fits = whole and width % heads == 0 == columns % window
+        width, patch = spec.width << stage, spec.patch_size << stage
+        height, across = _sides(spec.image_size)
+        fits = height % patch == 0 == across % patch and width % heads == 0
+        grid = rows, columns = height // patch, across // patch
+        high, wide = min(spec.window, rows), min(spec.window, columns)
+        fits = fits and rows % high == 0 == columns % wide
         _require(fits, f"there is no such Swin: {vars(spec)}")
-        block = Geometry(width, width // heads, heads, hidden, columns, spec.epsilon, window=window)
-        shift = window // 2 if window < columns else 0
-        found += [block._replace(shift=shift if i % 2 else 0) for i in range(depth)]
+        block = Geometry(
+            width, width // heads, heads, hidden, grid, spec.epsilon, window=(high, wide)
+        )
+        shift = high // 2 if high < rows else 0, wide // 2 if wide < columns else 0
+        found += [block._replace(shift=shift if i % 2 else (0, 0)) for i in range(depth)]
     return found
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image size, which may be one number."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _pruned(blocks: list[Geometry], said: dict[str, Any]) -> list[Geometry]:
@@ -775,7 +789,7 @@ def _pruned(blocks: list[Geometry], said: dict[str, Any]) -> list[Geometry]:
     for i, (block, op, *kept, merged) in enumerate(rows):
         count, hidden = (n if type(n) is int else len(n) for n in kept)
         count = count if op == "msa" else block.heads
-        most = 0 if block.window or block.read is not None else (block.columns**2 - away) // 2
+        most = 0 if block.window or block.read is not None else (math.prod(block.grid) - away) // 2
         fits = op in OPS and 0 <= merged <= most and not (op == "conv3x3" and away)
         fits &= 0 < count <= block.heads and 0 <= hidden <= block.hidden
         _require(fits, f"block {i} cannot be {op!r} with {kept} and merge {merged} behind {away}")

@@ -32,14 +32,15 @@ class Geometry:
     width: int  # D, features of a token
     heads: int  # H
     hidden: int  # FFN units
-    grid: int  # S: the patch tokens form an S x S map
+    grid: tuple[int, int]  # rows and columns of the map that the patch tokens form
     prefix: int = 0  # class tokens and registers before the map
     registers: int = 0  # the last of these, which nobody reads behind the last block
     gated: bool = False  # each FFN unit is multiplied by another one, its gate
     qk_norm: bool = False  # queries and keys of each head are normalised
     rotary: bool = False  # and turned by their place
-    window: int = 0  # attention runs in windows of so many tokens a side; 0: over all tokens
-    shift: int = 0  # the windows' offset, in tokens down and to the right
+    window: tuple[int, int] | None = None  # attention runs in windows of so many rows and columns;
+    # None: over all tokens
+    shift: tuple[int, int] = (0, 0)  # the windows' offset, in tokens down and to the right
     class_only: bool = False  # of what leaves the block, class tokens alone are read
     merged: int = 0  # patches that are merged away before the block
     merges: int = 0  # and those that it merges away between attention and FFN
@@ -51,7 +52,7 @@ class Geometry:
     @property
     def patches(self) -> int:
         """Patches that enter attention."""
-        return self.grid**2 - self.merged
+        return math.prod(self.grid) - self.merged
 
     @property
     def tokens(self) -> int:
@@ -76,7 +77,7 @@ class Geometry:
     @property
     def windows(self) -> int:
         """How many windows attention runs in."""
-        return (self.grid // self.window) ** 2 if self.window else 1
+        return math.prod(self.grid) // math.prod(self.window) if self.window else 1
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from spvit_jax.models.layers import Array, BatchNorm, Dense
 from spvit_jax.models.transformer import Classifier, wide
+from spvit_jax.sizes import Size, as_size
 
 STEM = 32  # channels of the first convolution
 
@@ -24,10 +25,11 @@ class RegNetSpec:
     widths: tuple[int, ...] = (224, 448, 1232, 3024)
     depths: tuple[int, ...] = (2, 4, 11, 1)
     group: int = 112  # channels of a group of the 3x3 convolutions
-    image_size: int = 224  # any other will do as well
+    image_size: Size = 224  # any other will do as well
     classes: int = 1000
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_size(self.image_size))
         if len(self.widths) != len(self.depths) or any(w % self.group for w in self.widths):
             raise ValueError(
                 f"widths need a depth each, and to be multiples of the group width; got {self}"

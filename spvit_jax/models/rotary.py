@@ -42,21 +42,22 @@ class Rotary(NamedTuple):
     Attributes:
       kind: one of ``KINDS``.
       base: of the geometric series of wavelengths.
-      grid: patches a side.
+      grid: rows and columns of patches.
       trained: a side of the map that "eva" was trained on.
       prefix: tokens in front that are not turned.
     """
 
     kind: str
     base: float
-    grid: int
+    grid: tuple[int, int]
     trained: int
     prefix: int
 
     def places(self) -> np.ndarray:
         """Computes the coordinates of every patch, ``[patches, 2]``."""
-        line = KINDS[self.kind].coordinates(self.grid, self.trained)
-        return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+        kind = KINDS[self.kind]
+        lines = (kind.coordinates(side, self.trained) for side in self.grid)
+        return np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, 2)
 
     def bands(self, head_dim: int) -> np.ndarray:
         """Computes what a coordinate is multiplied by for each of its angles."""
@@ -66,7 +67,7 @@ class Rotary(NamedTuple):
         """Computes angles ``[batch or 1, patches, head_dim / 2]`` of tokens, merged or not."""
         where = jnp.asarray(self.places()[None], float)
         if tokens is not None and tokens.sources is not None:
-            batch, patches = tokens.sources.shape[0], self.grid**2
+            batch, patches = tokens.sources.shape[0], math.prod(self.grid)
             where = jnp.pad(where, ((0, 0), (self.prefix, 0), (0, 0)))
             where = jnp.broadcast_to(where, (batch, self.prefix + patches, 2))
             where = tokens.means(where)[:, self.prefix :]

@@ -1,11 +1,12 @@
 """Swin (Liu et al. 2021): attention in shifted windows, on a map that shrinks stage by stage.
 
-Maps are flattened row by row, ``[batch, S*S, width]``, as a ViT's patches are: the same blocks,
+Maps are flattened row by row, ``[batch, patches, D]``, as a ViT's patches are: the same blocks,
 and so the same search and pruning, serve both. Windows, shift and relative position bias are
 matters of attention alone; a convolution in its place works on the whole unshifted map.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from spvit_jax.models.layers import (
 )
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Transformer
+from spvit_jax.sizes import Size, as_size, shown, sides
 
 MASKED = -100.0  # added to logits between tokens that only the cyclic shift made neighbours
 POSITION_INIT = nnx.initializers.truncated_normal(0.02)
@@ -41,14 +43,15 @@ class SwinSpec:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
     hidden: tuple[int, ...] = (384, 768, 1536, 3072)  # FFN units of each block
-    window: int = 7  # tokens a side
+    window: int = 7  # tokens a side; along a side of a map that is shorter, so many
     patch_size: int = 4
-    image_size: int = 224
+    image_size: Size = 224  # pixels: a side of a square, or height and width
     classes: int = 1000  # 0: no head; features are what the model is for
     epsilon: float = 1e-5  # of the norms
     channels: int = 3  # of an image: 1 is grey, 3 are RGB
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_size(self.image_size))
         if not len(self.depths) == len(self.heads) == len(self.hidden) > 0:
             raise ValueError(f"depths, heads and hidden need one entry a stage; got {self}")
         for stage, heads in enumerate(self.heads):
@@ -57,33 +60,53 @@ class SwinSpec:
                     f"heads must divide the width; got {heads} and {self.width << stage} in stage"
                     f" {stage}"
                 )
+        self._check_windows()
+
+    def _check_windows(self) -> None:
         step = self.patch_size * self.window << (len(self.depths) - 1)
-        last = self.grid(len(self.depths) - 1)
-        parts = self.patch_size << (len(self.depths) - 1)
-        fits = [self.grid(s) % self._window(s) == 0 for s in range(len(self.depths))]
-        if not last or self.image_size % parts or not all(fits):
+        height, width = pixels = sides(self.image_size)
+        wrong = [
+            n for n, side in zip(("height", "width"), pixels, strict=True) if not self._fits(side)
+        ]
+        near = (s if self._fits(s) else max(round(s / step), 1) * step for s in pixels)
+        if wrong:
+            which = "" if height == width else f" for their {' and '.join(wrong)}"
             raise ValueError(
                 f"windows of {self.window}x{self.window} tokens cannot divide the maps of"
-                f" {self.image_size}x{self.image_size} images with patches of {self.patch_size} in"
-                f" {len(self.depths)} stages; choose a multiple of {step} pixels, such as"
-                f" {max(round(self.image_size / step), 1) * step}"
+                f" {height}x{width} images with patches of {self.patch_size} in"
+                f" {len(self.depths)} stages; choose a multiple of {step} pixels{which}, such as"
+                f" {shown(as_size(tuple(near)))}"
             )
 
-    def grid(self, stage: int) -> int:
-        """Tokens a side of a stage's map."""
-        return self.image_size // self.patch_size >> stage
+    def _fits(self, side: int) -> bool:
+        """Whether windows divide the maps of each stage along a side of so many pixels."""
+        stages = len(self.depths)
+        maps = [side // self.patch_size >> stage for stage in range(stages)]
+        return (
+            maps[-1] > 0
+            and side % (self.patch_size << (stages - 1)) == 0
+            and all(tokens % min(self.window, tokens) == 0 for tokens in maps)
+        )
 
-    def _window(self, stage: int) -> int:
-        return max(min(self.window, self.grid(stage)), 1)
+    def grid(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's map."""
+        height, width = sides(self.image_size)
+        return height // self.patch_size >> stage, width // self.patch_size >> stage
+
+    def windows(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's windows."""
+        rows, columns = self.grid(stage)
+        return min(self.window, rows), min(self.window, columns)
 
     @property
     def blocks(self) -> tuple[Geometry, ...]:
         """What each block works on. Every second one shifts its windows, if there are several."""
         found = []
         for stage, depth in enumerate(self.depths):
-            grid, window = self.grid(stage), self._window(stage)
+            grid, window = self.grid(stage), self.windows(stage)
+            down, right = (w // 2 if w < g else 0 for w, g in zip(window, grid, strict=True))
             for i in range(depth):
-                shift = window // 2 if i % 2 and window < grid else 0
+                shift = (down, right) if i % 2 else (0, 0)
                 width, heads = self.width << stage, self.heads[stage]
                 hidden = self.hidden[stage]
                 found.append(Geometry(width, heads, hidden, grid, window=window, shift=shift))
@@ -125,7 +148,7 @@ class WindowAttention(Attention):
     def __init__(self, geometry: Geometry, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
         super().__init__(geometry, dtype=dtype, rngs=rngs)
         self.geometry = geometry
-        table = ((2 * geometry.window - 1) ** 2, geometry.heads)
+        table = (relative_positions(window_of(geometry)), geometry.heads)
         self.position_bias = nnx.Param(POSITION_INIT(rngs.params(), table))
 
     def attend(self, q: Array, k: Array, values: Array, tokens: Tokens | None = None) -> Array:
@@ -139,70 +162,92 @@ class WindowAttention(Attention):
         self.position_bias = nnx.Param(self.position_bias[...][:, list(kept)])
 
     def bias(self) -> Array:
-        """What is added to the logits of each window, ``[windows, heads, w*w, w*w]``."""
-        index = relative_position_index(self.geometry.window)
+        """What is added to the logits of each window, ``[windows, heads, tokens, tokens]``."""
+        index = relative_position_index(window_of(self.geometry))
         bias = self.position_bias[...][index].transpose(2, 0, 1)
-        if self.geometry.shift == 0:
+        if not any(self.geometry.shift):
             return jnp.broadcast_to(bias, (self.geometry.windows, *bias.shape))
         return bias + shift_mask(self.geometry)[:, None].astype(bias.dtype)
 
 
 def to_windows(x: Array, geometry: Geometry, heads: int) -> Array:
-    """``[batch, S*S, D]`` as shifted windows ``[windows, batch, w*w, heads, head_dim]``."""
-    count, window = geometry.grid // geometry.window, geometry.window
-    x = x.reshape(x.shape[0], geometry.grid, geometry.grid, -1)
-    if geometry.shift:
-        x = jnp.roll(x, (-geometry.shift, -geometry.shift), (1, 2))
-    x = x.reshape(x.shape[0], count, window, count, window, -1).transpose(1, 3, 0, 2, 4, 5)
-    return x.reshape(count**2, -1, window**2, heads, geometry.head_dim)
+    """``[batch, patches, D]`` as shifted windows ``[windows, batch, tokens, heads, head_dim]``."""
+    (rows, columns), (high, wide), (down, right) = (
+        geometry.grid,
+        window_of(geometry),
+        geometry.shift,
+    )
+    x = x.reshape(x.shape[0], rows, columns, -1)
+    if down or right:
+        x = jnp.roll(x, (-down, -right), (1, 2))
+    x = x.reshape(x.shape[0], rows // high, high, columns // wide, wide, -1)
+    x = x.transpose(1, 3, 0, 2, 4, 5)
+    return x.reshape(geometry.windows, -1, high * wide, heads, geometry.head_dim)
 
 
 def from_windows(x: Array, geometry: Geometry) -> Array:
     """The inverse of ``to_windows``."""
-    count, window, grid = geometry.grid // geometry.window, geometry.window, geometry.grid
+    (rows, columns), (high, wide) = geometry.grid, window_of(geometry)
     width = x.shape[-2] * x.shape[-1]
-    x = x.reshape(count, count, -1, window, window, width).transpose(2, 0, 3, 1, 4, 5)
-    x = x.reshape(-1, grid, grid, width)
-    if geometry.shift:
-        x = jnp.roll(x, (geometry.shift, geometry.shift), (1, 2))
-    return x.reshape(-1, grid * grid, width)
+    x = x.reshape(rows // high, columns // wide, -1, high, wide, width)
+    x = x.transpose(2, 0, 3, 1, 4, 5).reshape(-1, rows, columns, width)
+    if any(geometry.shift):
+        x = jnp.roll(x, geometry.shift, (1, 2))
+    return x.reshape(-1, rows * columns, width)
 
 
-def relative_position_index(window: int) -> np.ndarray:
-    """The row of the bias table for each query and key of a window, ``[w*w, w*w]``."""
-    y, x = np.divmod(np.arange(window**2), window)
+def window_of(geometry: Geometry) -> tuple[int, int]:
+    """Rows and columns of the windows that a block's attention runs in."""
+    return geometry.window or geometry.grid
+
+
+def relative_positions(window: tuple[int, int]) -> int:
+    """How many positions two tokens of a window may have to each other: rows of a bias table."""
+    return math.prod(2 * side - 1 for side in window)
+
+
+def relative_position_index(window: tuple[int, int]) -> np.ndarray:
+    """The row of the bias table for each query and key of a window, ``[tokens, tokens]``."""
+    high, wide = window
+    y, x = np.divmod(np.arange(high * wide), wide)
     down, right = y[:, None] - y, x[:, None] - x
-    return (down + window - 1) * (2 * window - 1) + right + window - 1
+    return (down + high - 1) * (2 * wide - 1) + right + wide - 1
 
 
 def shift_mask(geometry: Geometry) -> np.ndarray:
     """``MASKED`` between tokens of a window that come from opposite borders of the map, else 0.
 
-    ``[windows, w*w, w*w]``.
+    ``[windows, tokens, tokens]``.
     """
-    grid, window, shift = geometry.grid, geometry.window, geometry.shift
-    place = np.arange(grid)
-    part = np.where(place < grid - window, 0, np.where(place < grid - shift, 1, 2))
-    regions = 3 * part[:, None] + part
-    count = grid // window
-    regions = regions.reshape(count, window, count, window).swapaxes(1, 2).reshape(count**2, -1)
+    (rows, columns), (high, wide) = geometry.grid, window_of(geometry)
+    down, right = map(_parts, geometry.grid, window_of(geometry), geometry.shift)
+    regions = (3 * down[:, None] + right).reshape(rows // high, high, columns // wide, wide)
+    regions = regions.swapaxes(1, 2).reshape(geometry.windows, -1)
     return np.where(regions[:, :, None] == regions[:, None], 0.0, MASKED)
+
+
+def _parts(side: int, window: int, shift: int) -> np.ndarray:
+    """Which of three parts of a map each row, or column, is in: only the shift joins them."""
+    place = np.arange(side)
+    return np.where(place < side - window, 0, np.where(place < side - shift, 1, 2))
 
 
 class PatchMerging(nnx.Module):
     """The end of a stage: each 2x2 patches become one, twice as wide."""
 
-    def __init__(self, norm: nnx.LayerNorm, width: int, grid: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, norm: nnx.LayerNorm, width: int, grid: tuple[int, int], dtype, rngs: nnx.Rngs
+    ):
         self.norm = norm
         self.kernel = nnx.Param(INIT(rngs.params(), (4 * width, 2 * width)))
         self.grid = grid
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
-        """``[batch, S*S, D]`` to ``[batch, S*S/4, 2 D]``; a 2x2 square is read column by column."""
-        half = self.grid // 2
-        x = x.reshape(x.shape[0], half, 2, half, 2, -1).transpose(0, 1, 3, 4, 2, 5)
-        x = self.norm(x.reshape(x.shape[0], half * half, -1))
+        """``[batch, n, D]`` to ``[batch, n / 4, 2 D]``; a 2x2 square is read column by column."""
+        rows, columns = self.grid[0] // 2, self.grid[1] // 2
+        x = x.reshape(x.shape[0], rows, 2, columns, 2, -1).transpose(0, 1, 3, 4, 2, 5)
+        x = self.norm(x.reshape(x.shape[0], rows * columns, -1))
         return dense(cast(x, self.dtype), cast(self.kernel[...], self.dtype))
 
 
@@ -225,11 +270,11 @@ class Swin(Transformer):
     def _mixer(self, geometry: Geometry, rngs: nnx.Rngs) -> WindowAttention:
         return WindowAttention(geometry, dtype=self.dtype, rngs=rngs)
 
-    def _merging(self, width: int, grid: int, rngs: nnx.Rngs) -> PatchMerging:
+    def _merging(self, width: int, grid: tuple[int, int], rngs: nnx.Rngs) -> PatchMerging:
         return PatchMerging(self.layer_norm(4 * width, rngs), width, grid, self.dtype, rngs)
 
     def embed(self, images: Array) -> Array:
-        """Images ``[batch, S*p, S*p, 3]`` as normalised patches ``[batch, S*S, width]``."""
+        """Images ``[batch, height, width, 3]`` as normalised patches ``[batch, patches, D]``."""
         return self.embed_norm(self.patches(images))
 
     def enter(self, i: int, x: Array) -> Array:

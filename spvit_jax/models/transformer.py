@@ -16,6 +16,7 @@ from spvit_jax.models.layers import (
     split_key,
 )
 from spvit_jax.models.tokens import Tokens
+from spvit_jax.sizes import sides
 
 
 class Classifier(nnx.Module):
@@ -126,23 +127,27 @@ class Transformer(Classifier):
         )
 
     def patches(self, images: Array) -> Array:
-        """Embedded patches ``[batch, S*S, width]``, row by row.
+        """Embedded patches ``[batch, patches, width]``, row by row.
 
         Raises:
           ValueError: the images have another size than the spec says.
         """
-        side, patch, channels = self.spec.image_size, self.spec.patch_size, self.spec.channels
+        wanted, patch, channels = (
+            sides(self.spec.image_size),
+            self.spec.patch_size,
+            self.spec.channels,
+        )
         batch, height, width, has = images.shape
-        if (height, width) != (side, side):
+        if (height, width) != wanted:
             raise ValueError(
-                f"expected {side}x{side} images, got {height}x{width}; resize them, or build the"
-                " model with that image size"
+                f"expected {wanted[0]}x{wanted[1]} images, got {height}x{width}; resize them, or"
+                " build the model with that image size"
             )
         if has != channels:
             raise ValueError(f"expected images of {channels} channels, got {has}; convert them")
-        grid = side // patch
-        split = images.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)
-        return self.patch_embed(split.reshape(batch, grid * grid, channels * patch**2))
+        rows, columns = height // patch, width // patch
+        split = images.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
+        return self.patch_embed(split.reshape(batch, rows * columns, channels * patch**2))
 
     def embed(self, images: Array) -> Array:
         """Images as the tokens that enter the first block."""
@@ -162,7 +167,7 @@ class Transformer(Classifier):
         return (wide(self.head(seen) if self.spec.classes else seen),)
 
     def patch_features(self, tokens: Tokens) -> Array:
-        """The patches that left the last block, normalised, on the full grid: ``[batch, S*S, D]``.
+        """What left the last block of every embedded patch, normalised: ``[batch, patches, D]``.
 
         Raises:
           ValueError: nobody reads them, so that they are not there.

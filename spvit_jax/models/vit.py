@@ -15,6 +15,7 @@ from spvit_jax.models.pooling import AttentionPool
 from spvit_jax.models.rotary import KINDS, Rotary
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Transformer, wide
+from spvit_jax.sizes import Size, as_size, shown, sides
 
 TOKEN_INIT = nnx.initializers.normal(0.02)
 POSITION_INIT = nnx.initializers.normal(0.5)  # on the scale of embedded patches: short trainings
@@ -36,7 +37,7 @@ class ViTSpec:
     heads: int = 12
     hidden: int = 3072  # FFN units of each block
     patch_size: int = 16
-    image_size: int = 224
+    image_size: Size = 224  # pixels: a side of a square, or height and width
     classes: int = 1000  # 0: no head; features are what the model is for
     class_token: bool = True
     distilled: bool = False  # DeiT's second token and head; logits are the mean of both heads
@@ -57,12 +58,14 @@ class ViTSpec:
     channels: int = 3  # of an image: 1 is grey, 3 are RGB
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_size(self.image_size))
         if self.width % self.heads:
             raise ValueError(f"heads must divide the width; got {self.heads} and {self.width}")
-        if self.image_size % self.patch_size:
+        if any(side % self.patch_size for side in sides(self.image_size)):
             raise ValueError(
                 f"the patch size must divide the image size; got {self.patch_size} and"
-                f" {self.image_size}; choose an image size that is a multiple of the patch size"
+                f" {shown(self.image_size)}; choose an image size that is a multiple of the patch"
+                " size, in height and in width"
             )
         for name, options in (
             ("pool", POOLS), ("activation", tuple(ACTIVATIONS)), ("rotary", ("", *KINDS))
@@ -91,11 +94,12 @@ class ViTSpec:
     @property
     def blocks(self) -> tuple[Geometry, ...]:
         """What each block works on; of the last, class tokens alone may be read."""
+        height, width = sides(self.image_size)
         block = Geometry(
             self.width,
             self.heads,
             self.hidden,
-            grid=self.image_size // self.patch_size,
+            grid=(height // self.patch_size, width // self.patch_size),
             prefix=self.prefix,
             registers=self.registers,
             gated=self.gated,
@@ -171,7 +175,7 @@ class ViT(Transformer):
             self.head_dist = Dense(spec.width, spec.classes, dtype=dtype, rngs=rngs)
 
     def embed(self, images: Array) -> Array:
-        """Images ``[batch, S*p, S*p, 3]`` as tokens ``[batch, prefix + S*S, width]``."""
+        """Images ``[batch, height, width, 3]`` as tokens ``[batch, prefix + patches, D]``."""
         x, spec = self.patches(images), self.spec
         if spec.prefix:
             shape = (x.shape[0], *self.tokens.shape)

@@ -13,6 +13,7 @@ from spvit_jax.config import Config
 from spvit_jax.planning.collectives import sent
 from spvit_jax.planning.macs import macs
 from spvit_jax.planning.trainings import Images, Planned
+from spvit_jax.sizes import Size, sides
 from spvit_jax.training.evaluate import make_eval_step, no_totals
 from spvit_jax.training.normalise import Normalise
 
@@ -90,9 +91,9 @@ def forecast(planned: Planned, config: Config, images: Images, mesh: Mesh) -> Fo
     )
 
 
-def _batch(size: int, side: int, **more: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(size: int, image_size: Size, **more: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return {
-        "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
+        "image": jax.ShapeDtypeStruct((size, *sides(image_size), 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         **more,
     }

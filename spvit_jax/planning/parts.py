@@ -25,6 +25,7 @@ from spvit_jax.single_path.axes import AXES, Subset, TokensAxis
 from spvit_jax.single_path.latency import Table, TableError, Times, described
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.sizes import sides
 from spvit_jax.workdir import versions
 
 COPIES = 4  # blocks of a program
@@ -54,7 +55,7 @@ class Part(NamedTuple):
 
 def part(geometry: Geometry, op: str, heads: int = 0, tokens: int = 0, ffn: int = 0) -> Part:
     """Makes a part. Only attention sees windows, so that others do not differ by them."""
-    plain = dataclasses.replace(geometry, window=0, shift=0)
+    plain = dataclasses.replace(geometry, window=None, shift=(0, 0))
     return Part(geometry if op == "msa" else plain, op, heads, tokens, ffn)
 
 
@@ -256,7 +257,7 @@ def model_call(spec: Any, architecture: Architecture | None, batch: int, dtype: 
     """
     form = "deploy" if architecture else "dense"
     graph, shapes = nnx.split(forms.build(spec, form, architecture, dtype=dtype))
-    images = _random((batch, spec.image_size, spec.image_size, spec.channels), 1.0, 0)
+    images = _random((batch, *sides(spec.image_size), spec.channels), 1.0, 0)
     return _compiled(lambda state, x: nnx.merge(graph, state)(x), _filled(shapes, 0), images)
 
 

@@ -5,6 +5,7 @@ and its slice of the weights. ``AXES`` lists them in the order in which they nes
 else does. Tokens are merged, not gated: what all else costs depends on how many there are.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spvit_jax.models.layers import Attention, Geometry
+from spvit_jax.models.swin import relative_positions
 from spvit_jax.single_path.ops import OPS
 
 Array = jax.Array
@@ -112,8 +114,8 @@ class OpAxis(Axis):
         if OPS[kept].fits(geometry):
             return ""
         return (
-            f"{kept} reads a map, of whose {geometry.grid**2} patches {geometry.merged} are merged"
-            " away before it; merge in later blocks, or choose another op"
+            f"{kept} reads a map, of whose {math.prod(geometry.grid)} patches {geometry.merged} are"
+            " merged away before it; merge in later blocks, or choose another op"
         )
 
     def prune(self, block: Any, kept: Kept) -> str:
@@ -194,7 +196,7 @@ class HeadsAxis(Subset):
         return np.full(geometry.heads, geometry.windows * one)
 
     def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
-        table = (2 * geometry.window - 1) ** 2 if geometry.window else 0
+        table = relative_positions(geometry.window) if geometry.window else 0
         one = (4 * geometry.width + 3) * geometry.head_dim + table
         return np.full(geometry.heads, one)
 

@@ -25,7 +25,7 @@ class Calibration:
     """Images in batches on the devices of a mesh.
 
     Attributes:
-      batches: uint8 images ``[batch, S, S, 3]`` and a mask ``[batch]`` of those that count.
+      batches: uint8 images ``[n, height, width, 3]`` and a mask ``[n]`` of those that count.
       normalise: makes them what the network expects; hashable.
       mesh: where they are, divided among all devices.
     """
@@ -42,7 +42,7 @@ class Calibration:
         batch_size: int = 32,
         mesh: Mesh | None = None,
     ) -> "Calibration":
-        """Takes uint8 images ``[count, S, S, 3]``; the last batch is filled up with blanks."""
+        """Takes uint8 images ``[n, height, width, 3]``; the last batch is filled up with blanks."""
         mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
         size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
         rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

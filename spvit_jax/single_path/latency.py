@@ -176,7 +176,7 @@ def _block(
     Of the operations but attention, a dearer one never adds less. One that was not measured with
     fewer tokens cannot stand there, and is as dear as with all.
     """
-    every = geometry.prefix + geometry.grid**2
+    every = geometry.prefix + math.prod(geometry.grid)
     lengths = {n: dataclasses.replace(t, ops=times.ops | t.ops) for n, t in times.shorter.items()}
     lengths[every] = times
     leaving = every if geometry.class_only else geometry.ffn_tokens  # class tokens are always all

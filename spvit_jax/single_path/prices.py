@@ -6,6 +6,7 @@ unit; on integer NumPy gates a count is an exact integer.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +106,7 @@ def _embedding_and_head(spec: Any, blocks: tuple[Geometry, ...]) -> int:
     )
     if isinstance(spec, SwinSpec):
         for stage in range(len(spec.depths) - 1):
-            total += (spec.grid(stage) // 2) ** 2 * 8 * (spec.width << stage) ** 2
+            total += math.prod(spec.grid(stage + 1)) * 8 * (spec.width << stage) ** 2
         return total
     if spec.pool == "attention":
         total += pooling.macs(last)
@@ -118,8 +119,8 @@ def _published_norms(spec: Any, blocks: tuple[Geometry, ...]) -> int:
     if not isinstance(spec, SwinSpec):
         return total
     stages = len(spec.depths)
-    maps = [spec.grid(stage) ** 2 * (spec.width << stage) for stage in range(stages)]
-    last = (spec.width << (stages - 1)) * spec.grid(0) ** 2 // 2**stages
+    maps = [math.prod(spec.grid(stage)) * (spec.width << stage) for stage in range(stages)]
+    last = (spec.width << (stages - 1)) * math.prod(spec.grid(0)) // 2**stages
     return total + maps[0] + sum(maps[:-1]) + last
 
 

@@ -8,6 +8,7 @@ variance of what leaves the block, so that blocks can be compared.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -184,9 +185,20 @@ def tap_rows(y: Array, branch: Array, geometry: Geometry, size: int) -> Array:
       geometry: of the block.
       size: taps a side. Of the map, about ``POSITIONS`` are taken.
     """
-    places = np.arange(0, geometry.patches, max(geometry.patches // POSITIONS, 1))
+    places = np.arange(0, geometry.patches, _step(geometry))
     maps = windows_of(y[:, geometry.prefix :], geometry.grid, size)
     return jnp.concatenate([maps[:, places], branch[:, geometry.prefix :][:, places]], -1)
+
+
+def _step(geometry: Geometry) -> int:
+    """Every how many patches of a map, row by row, one is looked at: in all of its columns.
+
+    Of a square one, in some that are as far apart.
+    """
+    (rows, columns), most = geometry.grid, max(geometry.patches // POSITIONS, 1)
+    if rows == columns:
+        return most
+    return next(step for step in range(most, 0, -1) if math.gcd(step, columns) == 1)
 
 
 @jax.jit

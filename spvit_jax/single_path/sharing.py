@@ -80,34 +80,34 @@ def _sum(maps: Iterable[Array]) -> Array:
 
 
 def _shifted(x: Array, tap: int) -> Array:
-    """The map ``x [b, S, S, ...]`` that ``tap`` reads, with zeros entering at the border."""
+    """The map ``x [b, rows, columns, ...]`` that ``tap`` reads: zeros enter at the border."""
     down, right = tap // 3, tap % 3
     padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1)] + [(0, 0)] * (x.ndim - 3))
     return padded[:, down : down + x.shape[1], right : right + x.shape[2]]
 
 
-def windows_of(x: Array, grid: int, size: int) -> Array:
-    """What a convolution of ``size x size`` taps reads at each place of ``x [b, S*S, D]``.
+def windows_of(x: Array, grid: tuple[int, int], size: int) -> Array:
+    """What a convolution of ``size x size`` taps reads at each place of ``x [b, patches, D]``.
 
-    ``[b, S*S, D * taps]``, in the order of a kernel ``[D, taps, d]``.
+    ``[b, patches, D * taps]``, in the order of a kernel ``[D, taps, d]``.
     """
     if size == 1:
         return x
-    maps = x.reshape(x.shape[0], grid, grid, -1)
+    maps = x.reshape(x.shape[0], *grid, -1)
     shifted = jnp.stack([_shifted(maps, tap) for tap in range(TAPS)], axis=-1)
     return shifted.reshape(*x.shape[:2], -1)
 
 
 @jax.custom_vjp
 def mix_values(values: Array, mixture: Array) -> Array:
-    """A convolution of already projected values, bias left out: ``[b, S, S, d]``.
+    """A convolution of already projected values, bias left out: ``[b, rows, columns, d]``.
 
     Mixing the heads' values and shifting them is the same as convolving with the mixed kernels.
     Written as multiply-adds with a derivative of its own: XLA's for the equivalent einsum
     transposes activations, which is slow on CPU.
 
     Args:
-      values: ``[b, S, S, D]``, the value projection of the patch tokens.
+      values: ``[b, rows, columns, D]``, the value projection of the patch tokens.
       mixture: ``[heads, taps]``, of one tap or nine.
     """
     rows = jnp.repeat(mixture.T, values.shape[-1] // mixture.shape[0], axis=1)  # [taps, D]
@@ -142,8 +142,8 @@ mix_values.defvjp(_mix_forward, _mix_backward)
 
 @jax.custom_vjp
 def sum_shifted(taps: Array) -> Array:
-    """A 3x3 convolution's nine projected maps, each shifted, summed: ``[b, S, S, 9, d]`` to
-    ``[b, S, S, d]``.
+    """A 3x3 convolution's nine projected maps, each shifted, summed: ``[b, rows, columns, 9, d]``
+    to ``[b, rows, columns, d]``.
     """
     return _sum(_shifted(taps[:, :, :, tap], tap) for tap in range(TAPS))
 
@@ -159,14 +159,14 @@ def _sum_backward(_: None, gradient: Array) -> tuple[Array]:
 sum_shifted.defvjp(_sum_forward, _sum_backward)
 
 
-def conv3x3(x: Array, kernel: Array, grid: int) -> Array:
-    """``x [b, S*S, D]`` convolved with ``kernel [D, 9, d]``, zero padding 1: ``[b, S*S, d]``.
+def conv3x3(x: Array, kernel: Array, grid: tuple[int, int]) -> Array:
+    """``x [b, patches, D]`` of a map convolved with ``kernel [D, 9, d]``, zero padding 1.
 
     One matrix product for all taps, then shifts: as many MACs as XLA's convolution, whose gradient
     above all is slow on CPU.
     """
     taps = dense(x, kernel.reshape(kernel.shape[0], -1))
-    return sum_shifted(taps.reshape(x.shape[0], grid, grid, TAPS, -1)).reshape(
+    return sum_shifted(taps.reshape(x.shape[0], *grid, TAPS, -1)).reshape(
         *x.shape[:2], kernel.shape[-1]
     )
 
@@ -177,14 +177,14 @@ class _Conv(nnx.Module):
     geometry: Geometry
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Convolves the patches of normalised ``x [batch, prefix + S*S, D]``, if they are read."""
+        """Convolves the patches of normalised ``x [batch, tokens, D]``, if they are read."""
         tokens, patches = jnp.split(x, [self.geometry.prefix], axis=1)
         if self.geometry.class_only:
             return tokens
         return jnp.concatenate([tokens, self.convolve(patches, train)], axis=1)
 
     def convolve(self, x: Array, train: bool) -> Array:
-        """The convolution branch on patch tokens ``[batch, S*S, D]``."""
+        """The convolution branch on patch tokens ``[batch, patches, D]``."""
         raise NotImplementedError
 
 
@@ -242,7 +242,7 @@ class FoldedConv(_Conv):
         return self.out(self.hidden(x, train))
 
     def hidden(self, x: Array, train: bool = False) -> Array:
-        """What the output projection sees, ``[batch, S*S, d]``."""
+        """What the output projection sees, ``[batch, patches, d]``."""
         dtype = self.out.dtype
         kernel, bias = cast(self.kernel[...], dtype), cast(self.bias[...], dtype)
         y = _project(cast(x, dtype), kernel, self.geometry.grid)
@@ -258,5 +258,5 @@ class FoldedConv(_Conv):
             self.norm = None
 
 
-def _project(x: Array, kernel: Array, grid: int) -> Array:
+def _project(x: Array, kernel: Array, grid: tuple[int, int]) -> Array:
     return conv3x3(x, kernel, grid) if kernel.shape[1] == TAPS else dense(x, kernel[:, 0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spvit_jax.convert import forms
+from spvit_jax.sizes import sides
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -56,7 +57,7 @@ def images():
     """``images(spec)``: two of the size that a spec wants."""
 
     def pair(spec):
-        return jax.random.normal(jax.random.key(0), (2, spec.image_size, spec.image_size, 3))
+        return jax.random.normal(jax.random.key(0), (2, *sides(spec.image_size), 3))
 
     return pair
 

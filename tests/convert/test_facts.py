@@ -181,6 +181,7 @@ def test_transformers_form(tmp_path):
     assert beside(tmp_path, VIT) == expected
     labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(2)}}
     assert beside(tmp_path, VIT | labels).class_names is None
+    assert beside(tmp_path, {"model_type": "vit", "image_size": [64, 96]}).image_size == (64, 96)
     bare = {"model_type": "vit", "image_size": [64, 64]}
     assert beside(tmp_path, bare) == Facts(
         family="vit", epsilon=1e-12, activation="gelu", image_size=64, positions="bicubic"
@@ -283,10 +284,20 @@ def test_what_transformers_itself_writes(family, tmp_path):
             Facts(mean=(0.0,) * 3, std=(1.0,) * 3, crop_ratio=1.0, interpolation="bilinear"),
         ),
         ({"size": 256, "crop_size": 224, "do_center_crop": False}, Facts(crop_ratio=1.0)),
+        (
+            {"size": {"height": 256, "width": 512}, "crop_size": {"height": 224, "width": 448}},
+            Facts(crop_ratio=0.875),
+        ),
     ],
 )  # fmt: skip
 def test_preprocessing(said, facts, tmp_path):
     assert beside(tmp_path, preprocessor=said) == facts
+
+
+def test_a_crop_of_another_shape_than_what_it_is_of_is_refused(tmp_path):
+    said = {"size": 256, "crop_size": {"height": 224, "width": 256}}
+    with pytest.raises(CheckpointError, match="crop_size is .*the same share of size=256 in both"):
+        beside(tmp_path, preprocessor=said)
 
 
 @pytest.mark.parametrize(
@@ -321,10 +332,11 @@ def test_bytes_that_are_no_text(tmp_path):
         ("layer_norm_eps", 0, "a positive number"),
         ("layer_norm_eps", "tiny", "a positive number"),
         ("hidden_act", "relu", "one of gelu, "),
-        ("image_size", [224, 196], "the side of a square"),
-        ("image_size", {"height": 3}, "the side of a square"),
-        ("image_size", [], "the side of a square"),
+        ("image_size", [224, 0], "pixels: the side of a square, or height and width"),
+        ("image_size", {"height": 3}, "pixels: the side of a square, or height and width"),
+        ("image_size", [], "pixels: the side of a square, or height and width"),
         ("patch_size", 16.0, "the side of a square"),
+        ("patch_size", [16, 8], "the side of a square"),
         ("id2label", {"a": "cat"}, "names by their numbers"),
         ("id2label", {"1": "cat"}, "names .* without gaps"),
         ("id2label", 7, "names in a list"),
@@ -355,7 +367,7 @@ def test_fields_of_stages(field, value, expected, tmp_path):
         ("image_mean", [0.5, 0.5], "three numbers"),
         ("image_std", [0.5, 0.5, float("nan")], "three numbers"),
         ("resample", 9, "one of Pillow's filters"),
-        ("size", {"longest_edge": 3}, "the side of a square"),
+        ("size", {"longest_edge": 3}, "pixels: the side of a square"),
     ],
 )
 def test_fields_of_preprocessing(field, value, expected, tmp_path):

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,9 @@ from spvit_jax.convert.fit import resize_grid
 from spvit_jax.models import SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.sizes import sides
+
+from . import recordings
 
 SWIN = SwinSpec(width=16, depths=(2, 2), heads=(2, 4), hidden=(64, 128), image_size=56, classes=7)
 SPEC = ViTSpec(width=24, depth=3, heads=3, hidden=96, patch_size=4, image_size=32, classes=7)
@@ -40,19 +45,20 @@ def test_dense_model_that_fits_has_no_notes(released, images):
 
 
 @pytest.mark.parametrize(("stem", "prefix"), [("vit_dense_a", 1), ("vit_distilled_a", 2)])
-@pytest.mark.parametrize("size", [16, 48])
+@pytest.mark.parametrize("size", [16, 48, (16, 40), (48, 16)])
 def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, size, images):
     torch = pytest.importorskip("torch")
     state = released(stem)
     spec = dataclasses.replace(SPEC, image_size=size, distilled=prefix == 2)
     model, notes = dense(state, spec)
     assert len(notes) == 1
-    assert f"from 8x8 patches to {size // 4}x{size // 4}" in notes[0]
+    wanted = tuple(side // 4 for side in sides(size))
+    assert f"from 8x8 patches to {wanted[0]}x{wanted[1]}" in notes[0]
     embedding = np.asarray(model.pos_embed[...])
     np.testing.assert_array_equal(embedding[:prefix], state["pos_embed"][0, :prefix])
     patches = torch.from_numpy(state["pos_embed"][:, prefix:]).reshape(1, 8, 8, 24)
     expected = torch.nn.functional.interpolate(
-        patches.permute(0, 3, 1, 2), (size // 4,) * 2, mode="bicubic", antialias=True
+        patches.permute(0, 3, 1, 2), wanted, mode="bicubic", antialias=True
     )
     expected = expected.permute(0, 2, 3, 1).reshape(-1, 24).numpy()
     np.testing.assert_allclose(embedding[prefix:], expected, atol=1e-6)
@@ -61,18 +67,18 @@ def test_position_embeddings_are_interpolated_and_said(released, stem, prefix, s
 
 def test_resizing_to_the_same_side_changes_nothing():
     grid = np.random.default_rng(0).standard_normal((5, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(resize_grid(grid, 5), grid, atol=1e-6)
-    np.testing.assert_allclose(resize_grid(grid, 5, "bicubic"), grid, atol=1e-6)
+    np.testing.assert_allclose(resize_grid(grid, (5, 5)), grid, atol=1e-6)
+    np.testing.assert_allclose(resize_grid(grid, (5, 5), "bicubic"), grid, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [3, 16, 37, 41])
-def test_plain_bicubic_is_pytorchs(side):
+@pytest.mark.parametrize("wanted", [(3, 3), (16, 16), (37, 31), (41, 41), (16, 41), (41, 3)])
+def test_plain_bicubic_is_pytorchs(wanted):
     torch = pytest.importorskip("torch")
-    grid = np.random.default_rng(0).standard_normal((37, 37, 3))
+    grid = np.random.default_rng(0).standard_normal((37, 31, 3))
     expected = torch.nn.functional.interpolate(
-        torch.tensor(grid).permute(2, 0, 1)[None], size=(side, side), mode="bicubic"
+        torch.tensor(grid).permute(2, 0, 1)[None], size=wanted, mode="bicubic"
     )
-    found = resize_grid(grid, side, "bicubic")
+    found = resize_grid(grid, wanted, "bicubic")
     np.testing.assert_allclose(found, expected[0].permute(1, 2, 0).numpy(), atol=1e-12)
 
 
@@ -358,9 +364,12 @@ def both(released, tmp_path):
     [
         ("vit_dense_a", 16, ["from 8x8 patches to 4x4, for images of 16 pixels"]),
         ("vit_distilled_a", 48, ["from 8x8 patches to 12x12, for images of 48 pixels"]),
+        ("vit_distilled_a", (16, 40), ["from 8x8 patches to 4x10, for images of 16x40 pixels"]),
         ("swin_dense_a", 112, []),
+        ("swin_dense_a", (56, 112), []),
         ("swin_timm_a", 168, []),
         ("regnety_a", 96, []),
+        ("regnety_a", (32, 96), []),
     ],
 )
 def test_any_dense_model_is_loaded_for_another_image_size(
@@ -377,6 +386,70 @@ def test_any_dense_model_is_loaded_for_another_image_size(
         assert_same(forms.variables(found), forms.variables(expected))
     same = load(ours, facts=facts, image_size=read_spec(ours).image_size)
     assert_same(forms.variables(same), forms.variables(load(theirs, facts=facts)))
+
+
+OBLONG = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=4, image_size=(8, 20), classes=5)
+
+
+@pytest.fixture
+def oblong(tmp_path):
+    """``oblong(name)``: a file of a recorded model for images of 8x20 pixels; see test_plain."""
+
+    def write(name="vit_oblong"):
+        path = str(tmp_path / "oblong.safetensors")
+        state, _ = recordings.read(Path(__file__).parent / "data" / f"{name}.npz")
+        safetensors.numpy.save_file(state, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "architecture": "vit_tiny_patch4_224",
+            "model_args": {"img_size": [8, 20], "num_heads": 2},
+        },
+        {"architecture": "vit_x", "pretrained_cfg": {"input_size": [3, 8, 20]}},
+        {"model_type": "vit", "image_size": {"height": 8, "width": 20}, "layer_norm_eps": 1e-6},
+    ],
+)
+def test_a_map_that_is_no_square_is_told_by_the_config_beside_it(oblong, tmp_path, config):
+    path, facts = oblong(), Facts.told(heads=2)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_spec(path, facts) == OBLONG
+    notes = []
+    assert load(path, facts=facts, image_size=[12, 12], notes=notes).spec.image_size == 12
+    (note,) = notes
+    assert "from 2x5 patches to 3x3, for images of 12 pixels" in note
+
+
+def test_a_map_that_is_no_square_is_asked_for(oblong, tmp_path):
+    path, heads = oblong(), Facts.told(heads=2)
+    with pytest.raises(CheckpointError, match=r"has 10 patches, which is no square: say .*told\("):
+        load(path, facts=heads)
+    with pytest.raises(CheckpointError, match=r"no square; images of 8 pixels have 4: say"):
+        load(path, facts=heads, image_size=8)
+    told = Facts.told(heads=2, image_size=(8, 20))
+    assert load(path, facts=told).spec == load(path, facts=heads, image_size=(8, 20)).spec == OBLONG
+    assert load(path, OBLONG).spec == OBLONG
+    notes = []
+    ours = str(tmp_path / "ours.safetensors")
+    save(load(path, facts=told, image_size=(20, 8), notes=notes), ours)
+    assert len(notes) == 1 and "from 2x5 patches to 5x2" in notes[0]
+    assert read_spec(ours).image_size == (20, 8)
+    back = load(ours, image_size=(8, 20), notes=notes)
+    assert back.spec == OBLONG and "from 5x2 patches to 2x5" in notes[1]
+
+
+def test_zeros_are_put_before_the_positions_of_such_a_map_alone(oblong):
+    path, wanted = oblong("vit_oblong_no_embed_class"), (20, 12)
+    for told in ({"facts": Facts.told(2, image_size=wanted)}, {"image_size": wanted}):
+        model = load(path, **({"facts": Facts.told(2)} | told))
+        positions = np.asarray(model.pos_embed[...])
+        assert positions.shape == (3 + 15, 16) and not positions[:3].any()
+        assert np.abs(positions[3:]).min(1).max() > 0
 
 
 @pytest.mark.parametrize(
@@ -396,7 +469,11 @@ def test_a_pruned_model_stays_of_its_image_size(both, stem):
     ("stem", "size", "said"),
     [
         ("vit_dense_a", 30, "image_size=30: the patch size must divide"),
+        ("vit_dense_a", (32, 30), "image_size=32x30: the patch size must divide"),
+        ("vit_dense_a", (32, 32, 3), r"image_size: expected pixels, .* got \(32, 32, 3\)"),
+        ("vit_dense_a", (32, 0), r"image_size: expected pixels, .* got \(32, 0\)"),
         ("swin_timm_a", 60, "image_size=60: windows of 7x7"),
+        ("swin_timm_a", (56, 60), "image_size=56x60: windows of 7x7 .* for their width"),
     ],
 )
 def test_an_image_size_that_cannot_be_is_named(both, stem, size, said):

@@ -16,9 +16,10 @@ from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prune import FORMS, fold, form, prune
 from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.sizes import sides
 
 SPEC = ViTSpec(width=24, depth=5, heads=3, hidden=12, patch_size=4, image_size=16, classes=7)
-SWIN = SwinSpec(16, (2, 2), (2, 4), (8, 9), image_size=56, classes=7)
+SWIN = SwinSpec(16, (2, 2), (2, 4), (8, 9), image_size=(56, 112), classes=7)
 ARCHITECTURES = {
     SPEC: Architecture(
         ("skip", "conv1x1", "conv3x3", "msa", "norm_skip"),
@@ -56,8 +57,7 @@ def swins():
 
 
 def call(model):
-    size = model.spec.image_size
-    images = jax.random.normal(jax.random.key(0), (2, size, size, 3))
+    images = jax.random.normal(jax.random.key(0), (2, *sides(model.spec.image_size), 3))
     if form(model) != "supernet":
         return model(images)
     space = Space(model.spec.blocks, model.blocks[0].mixer.ops)
@@ -200,6 +200,16 @@ def test_specs_with_tuples_come_back_equal(random_model, assert_same, tmp_path, 
     assert_same(forms.variables(loaded), forms.variables(model))
 
 
+@pytest.mark.parametrize("size", [16, (16, 16), (16, 8)])
+def test_a_square_size_is_written_as_one_number(models, tmp_path, size):
+    path, spec = tmp_path / "m.safetensors", dataclasses.replace(SPEC, image_size=size)
+    save(ViT(spec, rngs=nnx.Rngs(0)), path)
+    with safetensors.safe_open(path, "np") as file:
+        said = json.loads(file.metadata()[native.HEADER])["spec"]["image_size"]
+    assert said == ([16, 8] if size == (16, 8) else 16)
+    assert native.load_spec(path) == spec
+
+
 def test_files_from_before_a_field_was_there(models, tmp_path):
     path = tmp_path / "m.safetensors"
     save(models["dense"], path)
@@ -252,6 +262,8 @@ def rewrite(path, change_header=None, change_arrays=None):
         (lambda h: h["spec"].update(type="Swin"), "KeyError: 'Swin'"),
         (lambda h: h["spec"].update(colour="red"), "colour"),
         (lambda h: h["spec"].update(width="wide"), "TypeError"),
+        (lambda h: h["spec"].update(image_size=[16, 0]), "image_size 0"),
+        (lambda h: h["spec"].update(image_size=[16] * 3), r"expected pixels, .* got \(16, 16, 16"),
         (lambda h: h.update(architecture=None), "needs its architecture"),
         (lambda h: h["architecture"]["ops"].pop(), "ops must name 5 blocks"),
         (lambda h: h["architecture"]["ops"].__setitem__(1, "conv3x3"), "wrong shape|unexpected"),

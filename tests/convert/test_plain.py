@@ -13,7 +13,11 @@ and images are exact in float16. Constructor arguments beside depth 2 and the si
   vit_no_biases                   VisionTransformer(qkv_bias=False, proj_bias=False)
   vit_distilled_layer_scale       VisionTransformerDistilled(init_values=1e-5)
   beit_absolute                   Beit(init_values=1e-5)
-  swin_*                          SwinTransformer(), in swin_clipped_window with qkv_bias=False
+  vit_oblong                      VisionTransformer(img_size=(8, 20))
+  vit_oblong_no_embed_class       VisionTransformer(img_size=(20, 12), reg_tokens=2,
+                                  no_embed_class=True)
+  swin_*                          SwinTransformer(), in swin_clipped_window with qkv_bias=False; in
+                                  swin_oblong img_size=(24, 48), in swin_oblong_clipped (16, 32)
 
 ``data/unsupported.json``: names and shapes of models that are none of ours.
 """
@@ -53,12 +57,21 @@ SPECS = {
     "vit_no_biases": replace(VIT, depth=3, heads=4, hidden=16, patch_size=8),
     "vit_distilled_layer_scale": replace(VIT, heads=4, distilled=True),
     "beit_absolute": replace(VIT, pool="average_norm"),
+    "vit_oblong": replace(VIT, image_size=(8, 20)),
+    "vit_oblong_no_embed_class": replace(VIT, image_size=(20, 12), registers=2),
     "swin_3_stages": replace(
         SWIN, width=4, depths=(1, 2, 2), heads=(2, 1, 4), hidden=(16, 32, 64), window=3,
         patch_size=2, image_size=24,
     ),
     "swin_large_map": SWIN,
     "swin_clipped_window": replace(SWIN, hidden=(32, 64), window=8, patch_size=2, image_size=16),
+    "swin_oblong": replace(
+        SWIN, width=4, depths=(1, 2, 2), heads=(2, 1, 4), hidden=(8, 16, 32), window=3,
+        patch_size=2, image_size=(24, 48),
+    ),
+    "swin_oblong_clipped": replace(  # the last map's windows have 4x8 tokens
+        SWIN, hidden=(16, 32), window=8, patch_size=2, image_size=(16, 32)
+    ),
 }  # fmt: skip
 NOT_IN_NAMES = {  # where the arrays do not tell all, and what they are taken for
     "vit_token_norm_average": VIT,  # the arrays of a model that pools by its class token
@@ -144,9 +157,9 @@ def test_timm_models_give_timm_logits(name, run, tolerance):
 def test_timm_models_are_recognised_by_their_shapes(name):
     state, *_ = recorded(name)
     spec = SPECS[name]
-    found, _ = released_from_state(
-        state, Facts.told(spec.heads if isinstance(spec, ViTSpec) else 0)
-    )
+    heads = spec.heads if isinstance(spec, ViTSpec) else 0
+    size = spec.image_size if isinstance(spec.image_size, tuple) else 0
+    found, _ = released_from_state(state, Facts.told(heads, image_size=size))
     assert form(found) == "dense"
     assert found.spec == NOT_IN_NAMES.get(name, spec)
     arrays = forms.variables(found)  # with the spec, they make the logits

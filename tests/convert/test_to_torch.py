@@ -42,11 +42,16 @@ SWIN = SwinSpec(
     classes=7,
 )
 REGNET = RegNetSpec((16, 24), (1, 2), 8, classes=7)
+OBLONG = dataclasses.replace(VIT, image_size=(8, 24))
+OBLONG_SWIN = dataclasses.replace(SWIN, image_size=(16, 48))  # the second stage's windows shift
+# to the right alone
 OPS = {
-    VIT: ("skip", "conv1x1", "conv3x3", "msa", "norm_skip"),
+    OBLONG: ("skip", "conv1x1", "conv3x3", "msa", "norm_skip"),
     SWIN: ("conv3x3", "msa", "skip", "conv1x1", "norm_skip", "msa"),
+    OBLONG_SWIN: ("conv3x3", "msa", "skip", "conv1x1", "norm_skip", "msa"),
 }
 ARCHITECTURES = {s: Architecture(ops, tuple(range(3, 3 + len(ops)))) for s, ops in OPS.items()}
+ARCHITECTURES[VIT] = ARCHITECTURES[OBLONG]
 DENSE = [
     VIT,
     dataclasses.replace(VIT, distilled=True),
@@ -55,6 +60,9 @@ DENSE = [
     dataclasses.replace(VIT, pool="average_norm"),
     dataclasses.replace(SWIN, image_size=16),  # the last map is one window, as far as it tells
     dataclasses.replace(SWIN, image_size=16, window=8),  # the last window is clipped
+    OBLONG,
+    OBLONG_SWIN,
+    dataclasses.replace(SWIN, image_size=(16, 32), window=8),  # the last are clipped to 4x8
     REGNET,
 ]
 PRUNED = [(spec, form) for spec in OPS for form in ("shared", "folded")]
@@ -69,7 +77,9 @@ def test_round_trips_are_exact(random_model, assert_same, spec, form):
     architecture = None if form == "dense" else ARCHITECTURES[spec]
     model = random_model(spec, form, architecture)
     state = state_for_torch(model)
-    found, logits = released_from_state(state, Facts.told(3 if isinstance(spec, ViTSpec) else 0))
+    heads, size = 3 if isinstance(spec, ViTSpec) else 0, spec.image_size
+    facts = Facts.told(heads, image_size=0 if isinstance(size, int) else size)
+    found, logits = released_from_state(state, facts)
     assert (form_of(found), found.spec, logits) == (form, spec, None)
     assert found.architecture == model.architecture == architecture
     assert_same(forms.variables(found), forms.variables(model))
@@ -159,7 +169,7 @@ def test_what_strict_loading_needs(random_model, form):
         assert (index is not None) == (op == "msa")
         if index is not None:
             assert index.dtype == np.int64
-            np.testing.assert_array_equal(index, relative_position_index(4))
+            np.testing.assert_array_equal(index, relative_position_index((4, 4)))
         mask = state.get(f"{name}.attn_mask")
         assert (mask is not None) == (name[-1] in "13")  # every second one, whatever its op
         if mask is not None:

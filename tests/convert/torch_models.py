@@ -21,8 +21,8 @@ def build(spec, architecture):
 
 
 def image(tokens, grid):
-    """``[B, S*S, D]`` as a map ``[B, D, S, S]``."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, grid, grid)
+    """``[B, patches, D]`` as a map ``[B, D, rows, columns]``."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
 
 class Attention(nn.Module):
@@ -33,7 +33,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.swin = swin
         if swin:
-            rows, tokens = (2 * geometry.window - 1) ** 2, geometry.window**2
+            high, wide = geometry.window
+            rows, tokens = (2 * high - 1) * (2 * wide - 1), high * wide
             self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, geometry.heads))
             index = torch.full((tokens, tokens), -1)
             self.register_buffer("relative_position_index", index)
@@ -43,15 +44,15 @@ class Attention(nn.Module):
             return self.attend(x, None)
         g = self.geometry
         x = image(x, g.grid).permute(0, 2, 3, 1)
-        x = torch.roll(x, (-g.shift, -g.shift), (1, 2))
-        count, size = g.grid // g.window, g.window
-        x = x.reshape(-1, count, size, count, size, g.width).transpose(2, 3)
+        x = torch.roll(x, tuple(-side for side in g.shift), (1, 2))
+        (rows, columns), (high, wide) = g.grid, g.window
+        x = x.reshape(-1, rows // high, high, columns // wide, wide, g.width).transpose(2, 3)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         if mask is not None:  # one for each window, heads the same
             bias = (bias[None] + mask[:, None]).repeat(len(x), 1, 1, 1)
-        x = self.attend(x.reshape(-1, size * size, g.width), bias)
-        x = x.reshape(-1, count, count, size, size, g.width).transpose(2, 3)
-        x = torch.roll(x.reshape(-1, g.grid, g.grid, g.width), (g.shift, g.shift), (1, 2))
+        x = self.attend(x.reshape(-1, high * wide, g.width), bias)
+        x = x.reshape(-1, rows // high, columns // wide, high, wide, g.width).transpose(2, 3)
+        x = torch.roll(x.reshape(-1, rows, columns, g.width), g.shift, (1, 2))
         return x.flatten(1, 2)
 
     def attend(self, x, bias):
@@ -102,8 +103,8 @@ class Block(nn.Module):
         elif op.startswith("conv"):
             self.attn = Convolution(geometry, int(op[-1]))
         self.attn_mask = None
-        if geometry.shift:
-            tokens = geometry.window**2
+        if any(geometry.shift):
+            tokens = geometry.window[0] * geometry.window[1]
             mask = torch.full((geometry.windows, tokens, tokens), torch.nan)
             del self.attn_mask
             self.register_buffer("attn_mask", mask)
@@ -148,7 +149,7 @@ class Merging(nn.Module):
         self.norm = nn.LayerNorm(4 * width, 1e-5)
 
     def forward(self, x):
-        x = x.unflatten(1, (self.grid, self.grid))
+        x = x.unflatten(1, self.grid)
         corners = [x[:, dy::2, dx::2] for dx in (0, 1) for dy in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, -1).flatten(1, 2)))
 

@@ -12,6 +12,7 @@ from spvit_jax.data import augment
 from spvit_jax.data.decode import from_array, open_image
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.randaugment import rand_augment
+from spvit_jax.sizes import sides
 
 PRESETS = {
     "recipe": augment.recipe_transform,
@@ -96,6 +97,15 @@ def test_where_nothing_fits_the_middle_is_taken(size, expected):
     assert {tuple(box) for box in boxes(size, 60)} == {expected}
 
 
+def test_boxes_are_as_wide_for_their_height_as_what_is_made_of_them():
+    rng = np.random.default_rng(1)
+    for aspect in (0.25, 4.0):
+        found = np.array([augment.random_crop_box((640, 480), rng, aspect) for _ in range(500)])
+        ratios = (found[:, 2] - found[:, 0]) / (found[:, 3] - found[:, 1]) / aspect
+        assert 0.74 < ratios.min() < 0.78 and 1.28 < ratios.max() < 1.36  # of whole pixels
+        assert len(np.unique(found[:, 0])) > 50 < len(np.unique(found[:, 1]))
+
+
 def test_ten_boxes_are_tried(monkeypatch):
     class Large:  # draws areas that never fit a thin image
         drawn = 0
@@ -114,8 +124,9 @@ def test_ten_boxes_are_tried(monkeypatch):
 def test_views_have_the_size_whatever_the_image(preset, size):
     rng = np.random.default_rng(0)
     for _ in range(6):
-        made = PRESETS[preset](from_array(noise(*size)), rng, image_size=32)
-        assert made.shape == (32, 32, 3) and made.dtype == np.uint8
+        for wanted in (32, (40, 24), (8, 200)):
+            made = PRESETS[preset](from_array(noise(*size)), rng, image_size=wanted)
+            assert made.shape == (*sides(wanted), 3) and made.dtype == np.uint8
         assert made.flags.c_contiguous and made.flags.writeable
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from spvit_jax.data import decode
 from spvit_jax.data.errors import DataError
+from spvit_jax.sizes import sides
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -139,7 +140,7 @@ def test_arrays_have_the_same_methods():
     assert_same(memory.full(), image)
     assert_same(memory.crop_resized(box, (40, 50)), file.crop_resized(box, (40, 50)))
     assert_same(memory.centre(64, 56), file.centre(64, 56))
-    assert_same(memory.resized_short(64), file.resized_short(64))
+    assert_same(memory.covering(64), file.covering(64))
 
 
 def test_an_opened_image_can_go_to_another_process():
@@ -271,23 +272,43 @@ def test_formats_without_reduced_decoding_are_exact():
 
 def test_the_short_side_is_resized_and_the_long_one_rounded_down():
     image = photo(29, 20)  # 29 * 32 / 20 = 46.4
-    assert_same(opened(image).resized_short(32), image.resize((46, 32), BICUBIC))
+    assert_same(opened(image).covering(32), image.resize((46, 32), BICUBIC))
     turned = image.rotate(90, expand=True)
-    assert_same(opened(turned).resized_short(32), turned.resize((32, 46), BICUBIC))
-    assert_same(opened(image).resized_short(20), image)
+    assert_same(opened(turned).covering(32), turned.resize((32, 46), BICUBIC))
+    assert_same(opened(image).covering(20), image)
+
+
+@pytest.mark.parametrize(
+    ("size", "made"),
+    [  # of an image 29 wide and 20 high: the width decides, the height, both
+        ((10, 29), (29, 20)),
+        ((40, 32), (58, 40)),
+        ((32, 64), (64, 44)),
+        ((20, 29), (29, 20)),
+    ],
+)
+def test_an_image_just_covers_height_and_width(size, made):
+    image = photo(29, 20)
+    assert_same(opened(image).covering(size), image.resize(made, BICUBIC))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 501), (1, 1), (3, 900), (256, 256), (257, 256)])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_the_centre_is_that_of_the_resized_image(size, form):
     file = opened(photo(*size), form)
-    for short, side in ((256, 224), (64, 64), (65, 56)):
-        resized = file.resized_short(short)
-        left, top = (round((length - side) / 2) for length in resized.size)
-        expected = resized.crop((left, top, left + side, top + side))
-        found = file.centre(short, side)
-        assert found.size == (side, side) and difference(found, expected).max() <= 1
-        assert difference(found, expected).mean() < 0.01
+    for around, wanted in (
+        (256, 224),
+        (64, 64),
+        (65, 56),
+        ((64, 96), (56, 84)),
+        ((90, 33), (70, 33)),
+    ):
+        resized, (height, width) = file.covering(around), sides(wanted)
+        left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+        expected = resized.crop((left, top, left + width, top + height))
+        found = file.centre(around, wanted)
+        assert found.size == (width, height) and difference(found, expected).max() <= 1
+        assert difference(found, expected).mean() < 0.03
 
 
 def test_a_centre_that_fits_is_not_resampled():
@@ -296,5 +317,7 @@ def test_a_centre_that_fits_is_not_resampled():
 
 
 def test_a_centre_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match="crop of 33 pixels is more than the 32"):
+    with pytest.raises(ValueError, match="crop of 33 pixels is more than 32"):
         opened(photo(40, 32)).centre(32, 33)
+    with pytest.raises(ValueError, match="crop of 24x33 pixels is more than 32"):
+        opened(photo(40, 32)).centre(32, (24, 33))

@@ -8,6 +8,7 @@ from PIL import Image
 from spvit_jax.config import AUGMENTATIONS
 from spvit_jax.data import transforms
 from spvit_jax.data.decode import from_array, open_image
+from spvit_jax.sizes import sides
 
 
 @pytest.fixture
@@ -29,15 +30,25 @@ def test_evaluation_resizes_the_short_side_and_crops_the_centre(image):
     np.testing.assert_allclose(result, expected.astype(int), atol=1)  # resampled in one go
 
 
+def test_evaluation_of_no_square_covers_both_sides_and_crops_the_centre(image):
+    image = 64 + image // 2  # so that nothing is clipped between the two passes of a resize
+    # 14 / 0.875 = 16 and 42 / 0.875 = 48; of 30x20 pixels the width decides, and 20 becomes 32
+    resized = Image.fromarray(image).resize((48, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized)[9:23, 3:45]
+    result = transforms.eval_transform(from_array(image), image_size=(14, 42), crop_ratio=0.875)
+    np.testing.assert_allclose(result, expected.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("size", [16, (16, 9), (9, 16)])
 @pytest.mark.parametrize("shape", [(20, 31), (31, 20), (7, 50), (500, 40)])
-def test_results_always_have_the_size(shape):
+def test_results_always_have_the_size(shape, size):
     image = np.zeros((*shape, 3), np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        made = transforms.train_transform(from_array(image), rng, image_size=16, augment="shift")
-        assert made.shape == (16, 16, 3) and made.dtype == np.uint8
-    made = transforms.eval_transform(from_array(image), image_size=16, crop_ratio=0.875)
-    assert made.shape == (16, 16, 3) and made.dtype == np.uint8
+        made = transforms.train_transform(from_array(image), rng, image_size=size, augment="shift")
+        assert made.shape == (*sides(size), 3) and made.dtype == np.uint8
+    made = transforms.eval_transform(from_array(image), image_size=size, crop_ratio=0.875)
+    assert made.shape == (*sides(size), 3) and made.dtype == np.uint8
 
 
 def test_training_without_augmentation_still_crops_at_random(image):

@@ -15,7 +15,8 @@ SPECS = {
     "vit": VIT,
     "distilled": dataclasses.replace(VIT, distilled=True),
     "dinov3": dataclasses.replace(
-        VIT, registers=2, gated=True, activation="silu", rotary="dinov3", positions=False
+        VIT, registers=2, gated=True, activation="silu", rotary="dinov3", positions=False,
+        image_size=(8, 32),
     ),
     "clip": dataclasses.replace(VIT, norm_pre=True, activation="quick_gelu", qk_norm=True),
     "siglip": dataclasses.replace(
@@ -23,10 +24,16 @@ SPECS = {
     ),
     "patches": dataclasses.replace(VIT, registers=3, patches=True, classes=0, rotary="eva"),
     "grey": dataclasses.replace(VIT, pool="average_norm", channels=1, patches=True),
-    "average": dataclasses.replace(VIT, pool="norm_average", qk_norm=True, rotary="eva"),
+    "average": dataclasses.replace(
+        VIT, pool="norm_average", qk_norm=True, rotary="eva", image_size=(32, 8)
+    ),
     "swin": SwinSpec(
         width=16, depths=(2, 2), heads=(2, 4), hidden=(24, 40), window=4, patch_size=2,
         image_size=16, classes=7,
+    ),
+    "oblong_swin": SwinSpec(  # windows of 4x4 and 2x4, which shift to the right alone
+        width=16, depths=(2, 2), heads=(2, 4), hidden=(24, 40), window=4, patch_size=2,
+        image_size=(8, 32), classes=7,
     ),
     "regnet": RegNetSpec((16, 32), (1, 2), 8, image_size=16, classes=7),
 }  # fmt: skip
@@ -55,7 +62,7 @@ def made():
             spec = SPECS[kind]
             model = KINDS[type(spec)](spec, rngs=nnx.Rngs(0))
             if cut:
-                small = SMALL_SWIN if kind == "swin" else {"pruned": PRUNED, "merged": MERGED}[cut]
+                small = SMALL_SWIN if "swin" in kind else {"pruned": PRUNED, "merged": MERGED}[cut]
                 model = prune(model, small)
             nnx.update(model, jax.tree.map(lambda a: a + 0.01, nnx.state(model, nnx.Param)))
             found[name] = model

@@ -18,9 +18,10 @@ from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.models import VARIANTS, Swin, ViT
 from spvit_jax.single_path import architecture
 from spvit_jax.single_path.prune import fold, prune
+from spvit_jax.sizes import sides
 from tests.export.conftest import SPECS
 
-CUTS = {"swin": ["", ", pruned"], "regnet": [""]}
+CUTS = {"swin": ["", ", pruned"], "oblong_swin": ["", ", pruned"], "regnet": [""]}
 MODELS = [kind + cut for kind in SPECS for cut in CUTS.get(kind, ["", ", pruned", ", merged"])]
 ABOUT = About(("cat", "dog"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.9)
 
@@ -37,7 +38,7 @@ def folded(model):
 
 def pixels(model, batch, seed=0):
     spec = model.spec
-    shape = (batch, spec.image_size, spec.image_size, getattr(spec, "channels", 3))
+    shape = (batch, *sides(spec.image_size), getattr(spec, "channels", 3))
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 

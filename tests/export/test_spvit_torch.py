@@ -26,6 +26,7 @@ from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prune import FORMS, form
 from spvit_jax.single_path.sharing import TEMPERATURES
+from spvit_jax.sizes import sides
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
@@ -65,6 +66,11 @@ CASES = {  # spec, form, architecture
     "grey": (dataclasses.replace(VIT, channels=1, patch_size=5, image_size=15),),
     "swin": (SWIN,),
     "one_window": (dataclasses.replace(SWIN, window=8, depths=(1, 2), classes=0),),
+    "oblong": (dataclasses.replace(VIT, image_size=(8, 20), **AVERAGE),),
+    "oblong_eva": (dataclasses.replace(FOUR, **EVA, image_size=(12, 20)), "deploy", PRUNED),
+    "oblong_dinov3": (dataclasses.replace(FOUR, **DINO, image_size=(8, 32)), "shared", MERGED),
+    "oblong_swin": (dataclasses.replace(SWIN, image_size=(8, 32)), "folded", WINDOWS),
+    "oblong_clipped": (dataclasses.replace(SWIN, image_size=(8, 32), window=4),),
     "regnet": (RegNetSpec((16, 24), (1, 2), 8, image_size=18, classes=7),),
     **{name: (FOUR, name, PRUNED) for name in FORMS[2:]},
     "repaired": (dataclasses.replace(FOUR, distilled=True), "folded", REPAIRED),
@@ -117,7 +123,7 @@ def models(tmp_path_factory):
 
 
 def pixels(spec, count=3):
-    shape = (count, spec.image_size, spec.image_size, getattr(spec, "channels", 3))
+    shape = (count, *sides(spec.image_size), getattr(spec, "channels", 3))
     return np.random.default_rng(5).standard_normal(shape)
 
 
@@ -418,6 +424,9 @@ def test_temperatures_that_are_none(models, tmp_path, value):
         (lambda h: h["spec"].update(heads=5), "no such ViT"),
         (lambda h: h["spec"].update(heads=0), "ZeroDivisionError"),
         (lambda h: h["spec"].update(image_size=18), "no such ViT"),
+        (lambda h: h["spec"].update(image_size=[16, 18]), "no such ViT"),
+        (lambda h: h["spec"].update(image_size=[16, 16, 3]), "no such ViT"),
+        (lambda h: h["spec"].update(image_size=[16, "x"]), "says of itself"),
         (lambda h: h["spec"].update(pool="max"), "no such ViT"),
         (lambda h: h["spec"].update(rotary="x"), "no such ViT"),
         (lambda h: h["spec"].update(epsilon="x"), "has such epsilon"),

@@ -105,7 +105,7 @@ def test_batch_norm_keeps_float32_statistics_of_bfloat16_input():
 
 
 def test_attention_is_the_softmax_of_scaled_products():
-    geometry = Geometry(width=12, heads=3, hidden=0, grid=2, prefix=1)
+    geometry = Geometry(width=12, heads=3, hidden=0, grid=(2, 2), prefix=1)
     layer = Attention(geometry, dtype=None, rngs=nnx.Rngs(0))
     for part in (layer.qk, layer.v, layer.out):
         part.kernel[...] = 10 * part.kernel[...]
@@ -130,7 +130,7 @@ def test_attention_is_the_softmax_of_scaled_products():
 def test_a_token_of_a_size_counts_as_so_many(wide):
     """In float64 attention is written out, in float32 it is JAX's."""
     with jax.enable_x64(wide):
-        geometry = Geometry(width=12, heads=3, hidden=0, grid=2, prefix=1)
+        geometry = Geometry(width=12, heads=3, hidden=0, grid=(2, 2), prefix=1)
         layer = Attention(geometry, dtype=None, rngs=nnx.Rngs(0))
         rng = np.random.default_rng(0)
         x, sizes = jnp.asarray(rng.standard_normal((2, 5, 12)), float), np.array([1, 3, 1, 2, 1])
@@ -148,7 +148,7 @@ def test_a_token_of_a_size_counts_as_so_many(wide):
 
 
 def test_an_ffn_is_two_projections_around_gelu():
-    mlp = Mlp(Geometry(6, 1, 10, 1), dropout=0.0, dtype=None, rngs=nnx.Rngs(0))
+    mlp = Mlp(Geometry(6, 1, 10, (1, 1)), dropout=0.0, dtype=None, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 6))
     units = jax.nn.gelu(x @ mlp.fc1.kernel[...] + mlp.fc1.bias[...], approximate=False)
     np.testing.assert_allclose(mlp.units(x), units, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -24,6 +25,7 @@ from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prices import count_parameters, macs, published_macs
 from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.sizes import sides
 
 SPEC = SwinSpec(
     width=12,
@@ -35,8 +37,9 @@ SPEC = SwinSpec(
     image_size=24,
     classes=7,
 )
-SHIFTED = Geometry(width=12, heads=2, hidden=0, grid=6, window=3, shift=1)
-PLAIN = dataclasses.replace(SHIFTED, shift=0)
+SHIFTED = Geometry(width=12, heads=2, hidden=0, grid=(6, 6), window=(3, 3), shift=(1, 1))
+PLAIN = dataclasses.replace(SHIFTED, shift=(0, 0))
+OBLONG = dataclasses.replace(SHIFTED, grid=(2, 18), window=(2, 6), shift=(0, 3))
 
 SIZES = {  # parameters as timm counts them, MACs as published at window 7 and 224
     "swin_tiny_patch4_window7_224": (28_288_354, 4_494_405_120),
@@ -52,7 +55,7 @@ def build(spec=SPEC, **options):
 
 
 def images(spec=SPEC, batch=2):
-    shape = (batch, spec.image_size, spec.image_size, 3)
+    shape = (batch, *sides(spec.image_size), 3)
     return jax.random.normal(jax.random.key(1), shape)
 
 
@@ -77,45 +80,57 @@ def test_the_published_count_of_the_small_one_is_ours_in_float32():
 
 def places(geometry):
     """The row and column on the map of each token of each window, by the definition."""
-    grid, window = geometry.grid, geometry.window
-    for top, left in itertools.product(range(0, grid, window), repeat=2):
+    (rows, columns), (high, wide), (down, right) = geometry.grid, geometry.window, geometry.shift
+    for top, left in itertools.product(range(0, rows, high), range(0, columns, wide)):
         yield [
-            ((top + i + geometry.shift) % grid, (left + j + geometry.shift) % grid)
-            for i, j in itertools.product(range(window), repeat=2)
+            ((top + i + down) % rows, (left + j + right) % columns)
+            for i, j in itertools.product(range(high), range(wide))
         ]
 
 
-@pytest.mark.parametrize("geometry", [PLAIN, SHIFTED])
+@pytest.mark.parametrize("geometry", [PLAIN, SHIFTED, OBLONG])
 def test_windows_hold_their_tokens_and_give_them_back(geometry):
     x = np.random.default_rng(0).standard_normal((2, 36, 12)).astype(np.float32)
     windows = to_windows(jnp.asarray(x), geometry, geometry.heads)
-    assert windows.shape == (4, 2, 9, 2, 6)
+    count, tokens = geometry.windows, math.prod(geometry.window)
+    assert count * tokens == 36 and windows.shape == (count, 2, tokens, 2, 6)
     for window, tokens in zip(windows, places(geometry), strict=True):
         for i, (row, column) in enumerate(tokens):
-            expected = x[:, 6 * row + column].reshape(2, 2, 6)
+            expected = x[:, geometry.grid[1] * row + column].reshape(2, 2, 6)
             np.testing.assert_array_equal(window[:, i], expected)
     np.testing.assert_array_equal(from_windows(windows, geometry), x)
 
 
-@pytest.mark.parametrize(("window", "shift"), [(3, 1), (2, 1), (6, 3)])
-def test_the_mask_is_between_tokens_from_opposite_borders(window, shift):
-    geometry = Geometry(width=4, heads=1, hidden=0, grid=12, window=window, shift=shift)
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"),
+    [
+        ((12, 12), (3, 3), (1, 1)),
+        ((12, 12), (2, 2), (1, 1)),
+        ((12, 12), (6, 6), (3, 3)),
+        ((6, 12), (3, 3), (1, 1)),
+        ((4, 12), (4, 6), (0, 3)),
+        ((12, 4), (6, 4), (3, 0)),
+    ],
+)
+def test_the_mask_is_between_tokens_from_opposite_borders(grid, window, shift):
+    geometry = Geometry(width=4, heads=1, hidden=0, grid=grid, window=window, shift=shift)
     mask = shift_mask(geometry)
     for found, tokens in zip(mask, places(geometry), strict=True):
         for i, (row, column) in enumerate(tokens):
             for j, (other_row, other_column) in enumerate(tokens):
-                apart = max(abs(row - other_row), abs(column - other_column)) >= window
+                apart = abs(row - other_row) >= window[0] or abs(column - other_column) >= window[1]
                 assert found[i, j] == (MASKED if apart else 0)
     assert (mask == MASKED).any()
 
 
-def test_the_position_table_has_a_row_for_each_offset():
-    index = relative_position_index(3)
-    assert index.shape == (9, 9) and set(index.flat) == set(range(25))
-    for query, key in itertools.product(range(9), repeat=2):
-        down = query // 3 - key // 3
-        right = query % 3 - key % 3
-        assert index[query, key] == 5 * (down + 2) + right + 2
+@pytest.mark.parametrize(("high", "wide"), [(3, 3), (2, 3), (3, 1)])
+def test_the_position_table_has_a_row_for_each_offset(high, wide):
+    index = relative_position_index((high, wide))
+    assert set(index.flat) == set(range((2 * high - 1) * (2 * wide - 1)))
+    for query, key in itertools.product(range(high * wide), repeat=2):
+        down = query // wide - key // wide
+        right = query % wide - key % wide
+        assert index[query, key] == (2 * wide - 1) * (down + high - 1) + right + wide - 1
 
 
 def random_attention(geometry):
@@ -227,23 +242,35 @@ def test_the_network_is_its_parts_in_order(quick_jit):
 
 def test_every_second_block_is_shifted_where_there_are_windows():
     blocks = VARIANTS["swin_tiny_patch4_window7_224"].blocks
-    assert [block.grid for block in blocks] == [56] * 2 + [28] * 2 + [14] * 6 + [7] * 2
-    assert [block.shift for block in blocks] == [0, 3] * 5 + [0, 0]
+    assert [block.grid for block in blocks] == [
+        (side, side) for side in [56] * 2 + [28] * 2 + [14] * 6 + [7] * 2
+    ]
+    assert [block.shift for block in blocks] == [(0, 0), (3, 3)] * 5 + [(0, 0), (0, 0)]
     assert [block.width for block in blocks] == [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
     assert [block.heads for block in blocks] == [3] * 2 + [6] * 2 + [12] * 6 + [24] * 2
-    assert {(block.head_dim, block.window) for block in blocks} == {(32, 7)}
+    assert {(block.head_dim, block.window) for block in blocks} == {(32, (7, 7))}
     assert [block.windows for block in blocks[::2]] == [64, 16, 4, 4, 4, 1]
 
 
-@pytest.mark.parametrize("change", [{"image_size": 12}, {"image_size": 48}, {"window": 12}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 12},
+        {"image_size": 48},
+        {"window": 12},
+        {"image_size": (12, 24)},
+        {"image_size": (48, 16), "window": 12},
+    ],
+)
 def test_other_sizes_have_their_own_windows(change, run):
     spec = dataclasses.replace(SPEC, **change)
     assert run(build(spec), images(spec, 3)).shape == (3, 7)
     for block in spec.blocks:
-        assert block.window == min(spec.window, block.grid)
-        assert block.shift == 0 or block.window < block.grid
+        for window, side, shift in zip(block.window, block.grid, block.shift, strict=True):
+            assert window == min(spec.window, side)
+            assert shift == 0 or window < side
     table = build(spec).blocks[-1].mixer.position_bias.shape
-    assert table == ((2 * spec.blocks[-1].window - 1) ** 2, 4)
+    assert table == (math.prod(2 * side - 1 for side in spec.blocks[-1].window), 4)
     assert published_macs(spec).base > macs(spec).base > 0
 
 
@@ -254,6 +281,9 @@ def test_other_sizes_have_their_own_windows(change, run):
         ({"image_size": 385}, r"maps of 385x385 .* patches of 4 in 4 stages; .*such as 448"),
         ({"image_size": 112}, r"choose a multiple of 224 pixels, such as 224"),
         ({"image_size": 3}, r"choose a multiple of 224 pixels, such as 224"),
+        ({"image_size": (448, 100)}, r"448x100 .* of 224 pixels for their width, such as 448x224"),
+        ({"image_size": (100, 448)}, r"100x448 .* of 224 pixels for their height, such as 224x448"),
+        ({"image_size": (3, 1000)}, r"pixels for their height and width, such as 224x896"),
         ({"window": 12}, r"windows of 12x12 .* choose a multiple of 384 pixels, such as 384"),
         ({"heads": (3, 6, 12, 25)}, r"heads must divide the width; got 25 and 768 in stage 3"),
         ({"depths": (2, 2)}, r"depths, heads and hidden need one entry a stage"),

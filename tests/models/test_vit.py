@@ -16,6 +16,7 @@ from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.prices import count_parameters, macs, published_macs
 from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.sizes import sides
 
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 
@@ -36,7 +37,7 @@ def build(spec=SPEC, **options):
 
 
 def images(spec=SPEC, batch=2):
-    shape = (batch, spec.image_size, spec.image_size, 3)
+    shape = (batch, *sides(spec.image_size), 3)
     return jax.random.normal(jax.random.key(1), shape)
 
 
@@ -55,7 +56,15 @@ def test_no_size_is_left_over():
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"distilled": True}, {"image_size": 32}, {"classes": 3}, {"depth": 1}]
+    "change",
+    [
+        {},
+        {"distilled": True},
+        {"image_size": 32},
+        {"image_size": (8, 24)},
+        {"classes": 3},
+        {"depth": 1},
+    ],
 )
 def test_logits_have_a_row_an_image(change, run):
     spec = dataclasses.replace(SPEC, **change)
@@ -78,12 +87,13 @@ def test_distilled_logits_are_the_mean_of_both_heads(run):
 
 
 def test_patches_are_read_row_by_row_with_colour_last():
-    model = build()
+    spec = dataclasses.replace(SPEC, image_size=(8, 16))
+    model = build(spec)
     model.pos_embed[...] = jnp.zeros_like(model.pos_embed[...])
-    x = images(batch=1)
+    x = images(spec, batch=1)
     tokens = model.embed(x)
     np.testing.assert_array_equal(tokens[0, 0], model.tokens[...][0])
-    patch = x[0, 4:8, 8:12].reshape(-1)  # second row, third column of the 4 x 4 grid
+    patch = x[0, 4:8, 8:12].reshape(-1)  # second row, third column of the 2 x 4 map
     np.testing.assert_allclose(tokens[0, 1 + 4 + 2], model.patch_embed(patch), rtol=1e-5, atol=1e-6)
 
 
@@ -240,6 +250,10 @@ def test_heads_are_the_logits_of_each_head(run):
     [
         ({"heads": 5}, r"heads must divide the width; got 5 and 24"),
         ({"patch_size": 5}, r"patch size must divide the image size; got 5 and 16"),
+        ({"image_size": (16, 18)}, r"got 4 and 16x18; .* in height and in width"),
+        ({"image_size": (16, 16, 3)}, r"or two, height and width; got \(16, 16, 3\)"),
+        ({"image_size": (16, 0)}, r"one number above 0 .* got \(16, 0\)"),
+        ({"image_size": 16.0}, r"one number above 0 .* got 16.0"),
         (
             {"pool": "max"},
             r"pool must be one of token, norm_average, average_norm, attention; got 'max'",
@@ -252,3 +266,9 @@ def test_heads_are_the_logits_of_each_head(run):
 def test_impossible_specs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SPEC, **change)
+
+
+def test_a_square_has_one_size_however_it_is_said():
+    spec = dataclasses.replace(SPEC, image_size=[16, 16])
+    assert spec == SPEC and spec.image_size == 16 and hash(spec) == hash(SPEC)
+    assert dataclasses.replace(SPEC, image_size=[8, 16]).image_size == (8, 16)

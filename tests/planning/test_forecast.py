@@ -28,7 +28,7 @@ SPEC = ViTSpec(  # whose one block computes all tokens
     heads=2,
     hidden=256,
     patch_size=8,
-    image_size=32,
+    image_size=(16, 64),
     classes=7,
     class_token=False,
     pool="norm_average",
@@ -69,7 +69,7 @@ def test_a_step_is_measured_by_what_it_is_given_and_compiled_to():
     state = jax.eval_shape(one.recipe.initial, one.model)
     assert found.memory.state >= size(state) + size(one.teacher.state)
     assert found.memory.state < 1.02 * (size(state) + size(one.teacher.state))
-    assert found.memory.batches == 3 * 64 * (32 * 32 * 3 + 4)
+    assert found.memory.batches == 3 * 64 * (16 * 64 * 3 + 4)
     assert found.memory.temporary > 1e6
     assert (found.batch_size, found.steps, found.evaluations) == (64, 10, 4)
     assert not found.sent

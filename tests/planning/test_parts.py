@@ -24,9 +24,15 @@ from spvit_jax.single_path.axes import AXES
 from spvit_jax.single_path.latency import TableError, prices
 from spvit_jax.single_path.ops import OPS, PAPER
 
-VIT = ViTSpec(width=24, depth=3, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+VIT = ViTSpec(width=24, depth=3, heads=3, hidden=48, patch_size=4, image_size=(8, 32), classes=7)
 SWIN = SwinSpec(
-    width=12, depths=(2, 2), heads=(3, 4), hidden=(50, 48), window=2, patch_size=2, image_size=16
+    width=12,
+    depths=(2, 2),
+    heads=(3, 4),
+    hidden=(50, 48),
+    window=2,
+    patch_size=2,
+    image_size=(8, 32),
 )
 
 
@@ -70,7 +76,7 @@ def test_where_tokens_may_be_merged_fewer_are_measured_too():
     assert counts == [{"skip": 2, "msa": 2}, {}]  # only class tokens leave the last block
     assert [f.merge["msa"].tokens for f in first.shorter.values()] == [1, 1]
     assert distinct(SWIN, PAPER, merging=True) == distinct(SWIN, PAPER)
-    lone = dataclasses.replace(VIT.blocks[0], grid=1)
+    lone = dataclasses.replace(VIT.blocks[0], grid=(1, 1))
     assert parts_of(lone, PAPER, merging=True) == parts_of(lone, PAPER)
 
 

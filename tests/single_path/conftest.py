@@ -10,22 +10,28 @@ from flax import nnx
 from spvit_jax.models import MODELS, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.ops import PAPER
+from spvit_jax.sizes import sides
 
 VIT = ViTSpec(width=24, depth=4, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
+SWIN = SwinSpec(  # both stages shift the windows of their second block
+    width=12,
+    depths=(2, 2),
+    heads=(3, 4),
+    hidden=(50, 48),
+    window=2,
+    patch_size=2,
+    image_size=16,
+    classes=7,
+)
 SPECS = {
     "vit": VIT,
     "distilled": dataclasses.replace(VIT, distilled=True),
-    "average": dataclasses.replace(VIT, class_token=False, pool="norm_average"),
-    "swin": SwinSpec(  # both stages shift the windows of their second block
-        width=12,
-        depths=(2, 2),
-        heads=(3, 4),
-        hidden=(50, 48),
-        window=2,
-        patch_size=2,
-        image_size=16,
-        classes=7,
+    "average": dataclasses.replace(  # on a map of 2 rows and 8 columns
+        VIT, class_token=False, pool="norm_average", image_size=(8, 32)
     ),
+    "swin": SWIN,
+    # windows of 4x4 that shift to the right alone, and of 2x4 in the second stage
+    "oblong_swin": dataclasses.replace(SWIN, window=4, image_size=(8, 32)),
 }
 
 
@@ -36,8 +42,8 @@ def spec(request):
 
 
 @pytest.fixture(scope="session")
-def images():
-    return np.random.default_rng(5).standard_normal((3, 16, 16, 3))
+def images(spec):
+    return np.random.default_rng(5).standard_normal((3, *sides(spec.image_size), 3))
 
 
 @pytest.fixture(scope="session")

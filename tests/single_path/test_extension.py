@@ -39,17 +39,17 @@ class Taps(nnx.Module):
 
     def __call__(self, values, geometry):
         """``[batch, S*S, D]``, each channel convolved with the taps of its head."""
-        batch, grid, width = values.shape[0], geometry.grid, geometry.width
+        batch, patches, width = values.shape
         taps = jnp.repeat(cast(self.taps[...], values.dtype), geometry.head_dim, axis=0)
         out = jax.lax.conv_general_dilated(
-            values.reshape(batch, grid, grid, width),
+            values.reshape(batch, *geometry.grid, width),
             taps.T.reshape(3, 3, 1, width),
             (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=width,
         )
-        return out.reshape(batch, grid**2, width)
+        return out.reshape(batch, patches, width)
 
 
 class DepthwiseConv(nnx.Module):

@@ -19,7 +19,7 @@ from spvit_jax.single_path.space import Space
 
 LEVELS = ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1))
 HARD = tuple(itertools.product((0, 1), repeat=3))
-BLOCK = Geometry(width=8, heads=4, hidden=20, grid=4)
+BLOCK = Geometry(width=8, heads=4, hidden=20, grid=(4, 4))
 SPACE = Space((BLOCK,), axes=("op", "heads", "ffn"))
 
 
@@ -141,7 +141,7 @@ def test_frequencies_are_the_probabilities():
 
 
 def test_a_key_draws_the_same_gates_again_and_another_key_others():
-    space = Space((Geometry(8, 4, 200, 4),) * 2)
+    space = Space((Geometry(8, 4, 200, (4, 4)),) * 2)
     logits = initial_logits(space)
     first, again = (sample(space, logits, jax.random.key(3)) for _ in range(2))
     other = sample(space, logits, jax.random.key(4))
@@ -157,7 +157,7 @@ def test_a_draw_needs_a_key_or_uniforms():
 
 @pytest.mark.parametrize("axes", [("op", "ffn"), ("heads",), ("op", "heads", "ffn")])
 def test_initial_logits_are_of_the_gated_axes(axes):
-    space = Space((Geometry(8, 4, 7, 4), BLOCK), axes=axes)
+    space = Space((Geometry(8, 4, 7, (4, 4)), BLOCK), axes=axes)
     logits = initial_logits(space)
     assert [set(block) for block in logits] == [set(axes)] * 2
     sizes = {"op": (3, 3), "heads": (4, 4), "ffn": (7, 20)}
@@ -189,7 +189,7 @@ def test_extreme_logits_and_uniforms_stay_finite(dtype):
 def test_uniforms_and_probabilities_are_clamped_to_eps(edge, sign):
     eps = np.finfo(np.float64).eps
     inside = edge + sign * eps
-    space = Space((Geometry(8, 4, 1, 4),))
+    space = Space((Geometry(8, 4, 1, (4, 4)),))
 
     def gradient(theta, u):
         block = {"op": jnp.full(3, theta), "ffn": jnp.full(1, theta)}

@@ -264,6 +264,7 @@ def test_a_table_that_is_not_there_is_missed(tmp_path):
     ("spec", "message"),
     [
         (dataclasses.replace(SPEC, image_size=12), "image_size=8, the run's has image_size=12"),
+        (dataclasses.replace(SPEC, image_size=(8, 12)), r"image_size=8, .* image_size=\[8, 12\]"),
         (dataclasses.replace(SPEC, depth=1, hidden=9), "depth=2 hidden=6, .* depth=1 hidden=9"),
         (SwinSpec(), "type=ViTSpec .*, the run's has .* type=SwinSpec"),
     ],

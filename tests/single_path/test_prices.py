@@ -1,6 +1,7 @@
 """Exact prices: of operations, heads and units, of gates, and of the traced program."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,12 @@ from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.space import Space
 
 EVERY_AXIS = tuple(GATED)
-EVERY_SPEC = pytest.mark.parametrize("spec", ["vit", "distilled", "average", "swin"], indirect=True)
-VIT = Geometry(width=192, heads=3, hidden=768, grid=14, prefix=1)
+EVERY_SPEC = pytest.mark.parametrize(
+    "spec", ["vit", "distilled", "average", "swin", "oblong_swin"], indirect=True
+)
+VIT = Geometry(width=192, heads=3, hidden=768, grid=(14, 14), prefix=1)
 LAST = dataclasses.replace(VIT, prefix=2, class_only=True)
-SWIN = Geometry(width=96, heads=3, hidden=384, grid=56, window=7)  # 64 windows
+SWIN = Geometry(width=96, heads=3, hidden=384, grid=(56, 56), window=(7, 7))  # 64 windows
 
 
 def random_logits(space, seed):
@@ -98,7 +101,7 @@ def test_the_published_count_by_hand(seed, spec, random_architecture):
         window = block.tokens // block.windows
         attention = block.windows * (4 * window * block.width**2 + 2 * window**2 * block.width)
         total += attention if op == "msa" else OPS[op].published_macs(block)
-        total += 2 * block.grid**2 * block.width * width
+        total += 2 * math.prod(block.grid) * block.width * width
     assert found.published_macs(spec) == total
 
 

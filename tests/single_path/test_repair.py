@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from spvit_jax.config import Budget
-from spvit_jax.models import MODELS, SwinSpec, Tokens, ViTSpec
+from spvit_jax.models import MODELS, Geometry, SwinSpec, Tokens, ViTSpec
 from spvit_jax.single_path import repair as repairing
 from spvit_jax.single_path import score as scoring
 from spvit_jax.single_path.architecture import Architecture
@@ -24,14 +24,15 @@ from spvit_jax.single_path.ops import PAPER
 from spvit_jax.single_path.prices import cost
 from spvit_jax.single_path.prune import form, prune
 from spvit_jax.single_path.repair import repair
-from spvit_jax.single_path.score import score
+from spvit_jax.single_path.score import score, tap_rows
 from spvit_jax.single_path.space import Space
 from spvit_jax.single_path.supernet import supernet
 
-VIT = ViTSpec(width=24, depth=3, heads=3, hidden=40, patch_size=4, image_size=16, classes=7)
+SIZE = 8, 32
+VIT = ViTSpec(width=24, depth=3, heads=3, hidden=40, patch_size=4, image_size=SIZE, classes=7)
 POOLED = dataclasses.replace(VIT, pool="norm_average")
 SWIN = SwinSpec(
-    width=12, depths=(2, 2), heads=(3, 4), hidden=(48, 56), window=2, patch_size=2, image_size=16
+    width=12, depths=(2, 2), heads=(3, 4), hidden=(48, 56), window=2, patch_size=2, image_size=SIZE
 )
 SPECS = {"vit": VIT, "pooled": POOLED, "swin": SWIN}
 
@@ -40,13 +41,22 @@ def centred(images):
     return images.astype(float) / 127.5 - 1
 
 
-def images(count=48, size=16, seed=0):
+def images(count=48, seed=0):
     """Smooth enough for patches to say something of each other."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (count, size // 4, size // 4, 3))
+    coarse = rng.integers(0, 256, (count, 2, 8, 3))
     return np.clip(
-        coarse.repeat(4, 1).repeat(4, 2) + rng.integers(-30, 30, (count, size, size, 3)), 0, 255
+        coarse.repeat(4, 1).repeat(4, 2) + rng.integers(-30, 30, (count, *SIZE, 3)), 0, 255
     ).astype(np.uint8)
+
+
+@pytest.mark.parametrize("grid", [(14, 24), (98, 4), (4, 98), (64, 12), (3, 5)])
+def test_places_that_convolutions_are_scored_at_are_in_every_column(grid):
+    places = jnp.arange(grid[0] * grid[1], dtype=float)[None, :, None]
+    rows = np.asarray(tap_rows(places, places, Geometry(1, 1, 1, grid), 1))[0, :, 0].astype(int)
+    columns, count = np.bincount(rows % grid[1], minlength=grid[1]), len(rows)
+    assert min(places.size, 49) <= count <= 2 * 49 + 1
+    assert columns.min() >= count // grid[1] and len(set(rows // grid[1])) >= min(grid[0], 7)
 
 
 def build(spec, seed=0):
@@ -143,8 +153,8 @@ def test_where_equal_patches_are_merged_there_is_nothing_to_repair(name):
     dense.pos_embed[...] = jnp.zeros_like(dense.pos_embed[...])
 
     def doubled(seed):
-        x = images(seed=seed).reshape(48, 16, 2, 2, 4, 3)
-        return x[:, :, :, [0, 0]].reshape(48, 16, 16, 3)
+        x = images(seed=seed).reshape(48, 8, 4, 2, 4, 3)
+        return x[:, :, :, [0, 0]].reshape(48, *SIZE, 3)
 
     architecture = dataclasses.replace(whole(SPECS[name]), merges=(3, 2, 0))
     found = repair(dense, dense, Calibration.of(doubled(0), centred, 8), architecture)

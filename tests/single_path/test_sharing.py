@@ -20,11 +20,12 @@ from spvit_jax.single_path.sharing import (
     sum_shifted,
 )
 
-GRID, WIDTH, HEADS = 4, 12, 3
+GRID, WIDTH, HEADS = (4, 3), 12, 3
+PATCHES = 12
 
 
 def library_convolution(x, kernel):
-    """XLA's own: ``x [b, S, S, D]``, ``kernel [D, 9, d]`` with row-major taps."""
+    """XLA's own: ``x [b, rows, columns, D]``, ``kernel [D, 9, d]`` with row-major taps."""
     filters = kernel.reshape(kernel.shape[0], 3, 3, -1).transpose(1, 2, 0, 3)
     return jax.lax.conv_general_dilated(
         x, filters, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -78,10 +79,10 @@ def test_the_mixture_is_exact_for_close_logits_at_a_small_temperature():
 
 def test_conv3x3_and_its_gradient_are_those_of_a_convolution_with_zero_padding():
     def found(x, kernel):
-        flat = conv3x3(x.reshape(2, GRID**2, WIDTH), kernel, GRID)
-        return flat.reshape(2, GRID, GRID, -1)
+        flat = conv3x3(x.reshape(2, PATCHES, WIDTH), kernel, GRID)
+        return flat.reshape(2, *GRID, -1)
 
-    x, kernel = normal(2, GRID, GRID, WIDTH), normal(WIDTH, 9, 5, seed=1)
+    x, kernel = normal(2, *GRID, WIDTH), normal(WIDTH, 9, 5, seed=1)
     assert_same_gradients(found, library_convolution, x, kernel)
 
 
@@ -98,20 +99,19 @@ def test_mixed_values_and_their_gradient_are_those_of_mixed_kernels(size):
         return mix_values(values, own_taps(mixture, size))
 
     mixture = jax.nn.softmax(normal(HEADS, 9, seed=1), axis=0)
-    assert_same_gradients(found, reference, normal(2, GRID, GRID, WIDTH), mixture)
+    assert_same_gradients(found, reference, normal(2, *GRID, WIDTH), mixture)
 
 
 @pytest.mark.parametrize("tap", range(9))
 def test_tap_reads_its_own_neighbour(tap):
-    taps = jnp.zeros((1, GRID, GRID, 9, 1)).at[..., tap, 0].set(normal(1, GRID, GRID))
+    taps = jnp.zeros((1, *GRID, 9, 1)).at[..., tap, 0].set(normal(1, *GRID))
     found = np.asarray(sum_shifted(taps))[0, :, :, 0]
     source = np.asarray(taps)[0, :, :, tap, 0]
     down, right = tap // 3 - 1, tap % 3 - 1
-    for row in range(GRID):
-        for column in range(GRID):
-            inside = 0 <= row + down < GRID and 0 <= column + right < GRID
-            expected = source[row + down, column + right] if inside else 0
-            assert found[row, column] == expected
+    for row, column in np.ndindex(*GRID):
+        inside = 0 <= row + down < GRID[0] and 0 <= column + right < GRID[1]
+        expected = source[row + down, column + right] if inside else 0
+        assert found[row, column] == expected
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -124,7 +124,7 @@ def test_shared_convolution_follows_the_paper(size):
     norm.mean[...], norm.var[...] = normal(4, seed=4), 1 + normal(4, seed=5) ** 2
     logits = 1 + 0.01 * normal(HEADS, 9, seed=3)
     conv = SharedConv(attention, logits, norm, size, geometry, 0.01)
-    x = normal(2, 1 + GRID**2, WIDTH, seed=6)
+    x = normal(2, 1 + PATCHES, WIDTH, seed=6)
 
     shares = np.asarray(jax.nn.softmax(logits / 0.01, axis=0))
     into = np.asarray(attention.v.kernel[...]).reshape(WIDTH, HEADS, -1)
@@ -137,9 +137,9 @@ def test_shared_convolution_follows_the_paper(size):
             kernel[:, tap] += shares[head, tap] * into[:, head]
             output += shares[head, tap] * out[head]
             bias += shares[head, tap] * attention.v.bias[...].reshape(HEADS, -1)[head]
-    hidden = library_convolution(x[:, 1:].reshape(2, GRID, GRID, WIDTH), jnp.asarray(kernel))
+    hidden = library_convolution(x[:, 1:].reshape(2, *GRID, WIDTH), jnp.asarray(kernel))
     units = jax.nn.relu((hidden + bias - norm.mean[...]) / jnp.sqrt(norm.var[...] + 1e-5))
-    expected = (units @ output + attention.out.bias[...]).reshape(2, GRID**2, WIDTH)
+    expected = (units @ output + attention.out.bias[...]).reshape(2, PATCHES, WIDTH)
 
     found = conv(x)
     np.testing.assert_array_equal(found[:, 0], x[:, 0])

@@ -14,7 +14,7 @@ from spvit_jax.single_path.gates import decide, initial_logits
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.space import Space, SpaceError, group_units
 
-BLOCK = Geometry(width=24, heads=3, hidden=48, grid=4, prefix=1)
+BLOCK = Geometry(width=24, heads=3, hidden=48, grid=(4, 4), prefix=1)
 SPEC = ViTSpec(width=24, depth=2, heads=3, hidden=48, patch_size=4, image_size=16, classes=7)
 IN_ORDER = r"skip, conv1x1, conv3x3, msa, in this order and with msa"
 

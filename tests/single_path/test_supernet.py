@@ -40,6 +40,8 @@ def open_gates(spec):
         (0, False, "swin"),
         (1, True, "swin"),
         (2, True, "swin"),
+        (1, False, "oblong_swin"),
+        (2, True, "oblong_swin"),
     ],
     indirect=["spec"],
 )
@@ -227,7 +229,7 @@ def test_convolutions_see_the_whole_unshifted_map(spec, dense, randomise):
     searched = randomise(supernet(dense()), 1)
     pruned = prune(searched, Architecture(("conv3x3",) * 4, (0,) * 4))
     mixer, geometry = searched.blocks[1].mixer, spec.blocks[1]
-    assert (geometry.grid, geometry.window, geometry.shift) == (8, 2, 1)
+    assert (geometry.grid, geometry.window, geometry.shift) == ((8, 8), (2, 2), (1, 1))
     x = np.random.default_rng(0).standard_normal((8, 64, 12)).astype(np.float32)
     call = nnx.jit(lambda mixer, x, gates: mixer(x, gates, False))
     heads = jnp.ones(geometry.heads)
@@ -242,7 +244,7 @@ def test_convolutions_see_the_whole_unshifted_map(spec, dense, randomise):
             np.testing.assert_array_equal(np.abs(found - before).max((0, 2)) > 1e-4, near)
 
     shifted_msa = call(mixer, x, msa)
-    mixer.geometry = mixer.attention.geometry = dataclasses.replace(geometry, shift=0)
+    mixer.geometry = mixer.attention.geometry = dataclasses.replace(geometry, shift=(0, 0))
     np.testing.assert_array_equal(call(mixer, x, conv3), before)
     assert float(jnp.abs(call(mixer, x, msa) - shifted_msa).max()) > 0.1
 

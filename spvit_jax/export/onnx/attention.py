@@ -1,5 +1,6 @@
 """Attention as ONNX nodes: over all tokens, in windows, and pooling."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ from spvit_jax.export.onnx.tokens import Stream
 from spvit_jax.models.layers import Attention, Geometry
 from spvit_jax.models.pooling import AttentionPool
 from spvit_jax.models.rotary import Rotary
-from spvit_jax.models.swin import WindowAttention, relative_position_index, shift_mask
+from spvit_jax.models.swin import (
+    WindowAttention,
+    relative_position_index,
+    shift_mask,
+    window_of,
+)
 
 
 def over_tokens(
@@ -104,27 +110,30 @@ def _parts(graph: Graph) -> dict[str, Any]:
 
 
 def in_windows(graph: Graph, layer: WindowAttention, x: str) -> str:
-    """Attends over normalised ``x [batch, S*S, D]`` in shifted windows."""
+    """Attends over normalised ``x [batch, patches, D]`` in shifted windows."""
     geometry = layer.geometry
     order = window_order(geometry)
     moved = not np.array_equal(order, np.arange(len(order)))
-    inner = geometry.windows, geometry.window**2
+    inner = geometry.windows, math.prod(window_of(geometry))
     x = graph.op("Gather", x, order, axis=1) if moved else x
     parts = Projected(*layers.project(graph, x, layers.weights_of(layer), layer.heads, inner))
-    index = relative_position_index(geometry.window)
+    index = relative_position_index(window_of(geometry))
     biases = [graph.weight(array(layer.position_bias)[index].transpose(2, 0, 1), "positions")]
-    if geometry.shift:
+    if any(geometry.shift):
         biases.append(graph.weight(shift_mask(geometry)[:, None].astype(np.float32), "mask"))
-    x = linear(graph, layer.out, attend(graph, parts, biases, geometry.grid**2))
+    x = linear(graph, layer.out, attend(graph, parts, biases, geometry.patches))
     return graph.op("Gather", x, np.argsort(order), axis=1) if moved else x
 
 
 def window_order(geometry: Geometry) -> np.ndarray:
-    """The token at each place when windows stand one after the other, shifted: ``[S*S]``."""
-    count, window = geometry.grid // geometry.window, geometry.window
-    index = np.arange(geometry.grid**2).reshape(geometry.grid, geometry.grid)
-    index = np.roll(index, (-geometry.shift, -geometry.shift), (0, 1))
-    return index.reshape(count, window, count, window).swapaxes(1, 2).reshape(-1)
+    """The token at each place when windows stand one after the other, shifted: ``[patches]``."""
+    (rows, columns), (high, wide), (down, right) = (
+        geometry.grid,
+        window_of(geometry),
+        geometry.shift,
+    )
+    index = np.roll(np.arange(rows * columns).reshape(rows, columns), (-down, -right), (0, 1))
+    return index.reshape(rows // high, high, columns // wide, wide).swapaxes(1, 2).reshape(-1)
 
 
 def pool(graph: Graph, layer: AttentionPool, x: str, stream: Stream) -> str:

@@ -1,6 +1,7 @@
 """A model as an ONNX file: what goes in, what comes out, what it says of itself."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _shape(model: Any, name: str) -> tuple[int, ...]:
     if name == "logits":
         return (spec.classes,)
     last = spec.blocks[-1]
-    return (last.width,) if name == "features" else (last.grid**2, last.width)
+    return (last.width,) if name == "features" else (math.prod(last.grid), last.width)
 
 
 def _metadata(model: Any, preprocess: Preprocess, said: dict[str, Any]) -> dict[str, str]:

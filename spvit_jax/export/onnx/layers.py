@@ -119,7 +119,7 @@ def attend(graph: Graph, by_heads: Projected, biases: list[str], tokens: int = 0
 def convolution(graph: Graph, layer: FoldedConv, x: str) -> str:
     """A folded convolution on normalised tokens; class tokens pass."""
     geometry = layer.geometry
-    prefix, grid = geometry.prefix, geometry.grid
+    prefix = geometry.prefix
     tokens = graph.slice(x, 0, prefix) if prefix else ""
     if geometry.class_only:
         return tokens
@@ -129,7 +129,7 @@ def convolution(graph: Graph, layer: FoldedConv, x: str) -> str:
     if kernel.shape[1] == 1:
         y = linear(graph, layer.out, graph.op("Relu", dense(graph, x, kernel[:, 0], bias)))
     else:
-        x = graph.reshape(graph.transpose(x, 0, 2, 1), 0, kernel.shape[0], grid, grid)
+        x = graph.reshape(graph.transpose(x, 0, 2, 1), 0, kernel.shape[0], *geometry.grid)
         kernel = kernel.transpose(2, 0, 1).reshape(kernel.shape[2], -1, 3, 3)
         hidden = graph.op("Relu", conv(graph, x, kernel, bias, pad=1))
         out = array(layer.out.kernel).T[..., None, None]

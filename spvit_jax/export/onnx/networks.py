@@ -108,10 +108,10 @@ def _block(
 
 def _merged_map(graph: Graph, layer: PatchMerging, x: str) -> str:
     """The end of a Swin's stage: the tokens of each 2x2 square, column by column, become one."""
-    half = layer.grid // 2
-    index = np.arange(layer.grid**2).reshape(half, 2, half, 2).transpose(0, 2, 3, 1)
+    rows, columns = layer.grid[0] // 2, layer.grid[1] // 2
+    index = np.arange(4 * rows * columns).reshape(rows, 2, columns, 2).transpose(0, 2, 3, 1)
     x = graph.op("Gather", x, index.reshape(-1), axis=1)
-    x = graph.reshape(x, 0, half * half, layer.kernel.shape[0])
+    x = graph.reshape(x, 0, rows * columns, layer.kernel.shape[0])
     return layers.dense(graph, layers.norm(graph, layer.norm, x), array(layer.kernel))
 
 
@@ -156,7 +156,7 @@ def _logits(graph: Graph, model: Any, seen: str) -> str:
 
 
 def _patches(graph: Graph, model: Any, stream: Stream) -> str:
-    """The patches on the full grid, normalised unless that norm is of their average."""
+    """The patches on the full map, normalised unless that norm is of their average."""
     spec, x = model.spec, stream.unmerged(graph)
     if not (isinstance(model, ViT) and spec.pool == "average_norm"):
         x = layers.norm(graph, model.norm, x)

@@ -50,15 +50,16 @@ class Convolution(Op):
         kernel = gate * tap_outputs(attention.out, mixture)
         if geometry.class_only and not train:
             return Branch(kernel, None, None)
-        batch, grid, width = shared.x.shape[0], geometry.grid, geometry.width
-        values = shared.values[:, geometry.prefix :].reshape(batch, grid, grid, width)
+        values = shared.values[:, geometry.prefix :]
+        batch, patches, width = values.shape
+        values = values.reshape(batch, *geometry.grid, width)
         mixture = cast(mixture, values.dtype)
         head_bias = cast(attention.v.bias[...], values.dtype).reshape(geometry.heads, -1)
         bias = unlearnt(jnp.einsum("hd,h->d", head_bias, mixture.sum(1)), train)
         hidden = mixer.parts[self.name](mix_values(values, mixture) + bias, train)
         if geometry.class_only:  # all that is left of it: the norm has seen the batch
             return Branch(kernel, None, None)
-        return Branch(kernel, jax.nn.relu(hidden).reshape(batch, grid**2, -1), None)
+        return Branch(kernel, jax.nn.relu(hidden).reshape(batch, patches, -1), None)
 
     def pruned(self, mixer: Any) -> SharedConv:
         norm, logits = mixer.parts[self.name], mixer.head_logits

@@ -24,7 +24,7 @@ class Branch(NamedTuple):
     """An operation under a gate, before the one output projection that all of them share."""
 
     kernel: Array  # [k, D], times the gate
-    patches: Array | None  # [batch, S*S, k]; None where no patch is read
+    patches: Array | None  # [batch, patches, k]; None where no patch is read
     tokens: Array | None  # [batch, prefix, k]; None: the class tokens pass, as ``x`` has them
 
 
