@@ -245,7 +245,7 @@ def test_what_is_not_written(random_model, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"released PyTorch code has no toy; keep the model"):
         save_torch(random_model(VIT, "folded", toy), path)
     with pytest.raises(CheckpointError, match=r"end its name in \.safetensors or \.pth"):
-        save_torch(random_model(VIT, "dense"), tmp_path / "m.ckpt")
+        save_torch(random_model(VIT, "dense"), tmp_path / "m.npz")
     assert path.read_text() == "before"
     assert [*tmp_path.iterdir()] == [path]
 
