@@ -63,3 +63,31 @@ class Preprocess:
     def to_json(self) -> str:
         """Writes it as a JSON object, indented."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocess":
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        values: Any = json.loads(text)
+        wanted = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or not set(wanted) <= set(values):
+            raise ValueError(f"expected a JSON object of {', '.join(wanted)}")
+        known: dict[str, Any] = {name: values[name] for name in wanted}
+        for name, value in known.items():
+            known[name] = tuple(value) if type(value) is list else value
+        found = cls(**known)
+        sizes = found.resize, found.channels, *(found.crop if type(found.crop) is tuple else ())
+        if len(sizes) != 4 or not all(type(n) is int and n > 0 for n in sizes):
+            raise ValueError(
+                "resize and channels must be whole numbers above 0, crop two of them; got"
+                f" {found.resize!r}, {found.channels!r} and {found.crop!r}"
+            )
+        if found.resize < min(found.crop):
+            raise ValueError(f"a crop of {min(found.crop)} pixels is more than {found.resize}")
+        About(found.class_names, found.mean, found.std)
+        if len(found.mean) != found.channels:
+            raise ValueError(f"{found.channels} channels, but {len(found.mean)} numbers of mean")
+        return found
