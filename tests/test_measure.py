@@ -233,6 +233,16 @@ def test_models_of_other_sizes_get_images_of_their_own(there, capsys):
     assert "its own size: dense.safetensors 16×16, large.safetensors 24×24." in said
 
 
+def test_checkpoints_that_do_not_say_get_what_a_user_says(there):
+    save(load("dense.safetensors"), "bare.safetensors")
+    mine, notes = About((), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 0.5), []
+    for name, wanted in {"bare": mine, "dense": ABOUT}.items():
+        (found,) = open_contestants(f"{name}.safetensors", ["jax"], 1, Facts(), notes, mine)
+        assert found.preprocess.mean == wanted.mean
+        assert found.preprocess.resize == round(16 / wanted.crop_ratio)
+    assert not notes
+
+
 @pytest.mark.parametrize("wrong", ["", "beside"])
 def test_preprocessing_is_that_of_the_file(there, wrong, tmp_path):
     """Beside the file, else its metadata; of others ImageNet's usual, and that is said."""

@@ -29,7 +29,8 @@ median over turns: below 1 less time, above 1 more images per second. Models of 
 sizes each get their own.
 
 How a photograph becomes the input stands in the model's file, or for .onnx and .stablehlo in the
-NAME.preprocess.json that spvit_jax.export writes beside it; other files get ImageNet's usual.
+NAME.preprocess.json that spvit_jax.export writes beside it. Other checkpoints get --mean, --std and
+--crop-ratio, and what nobody says is ImageNet's usual.
 
 --test SOURCE is a folder of class folders (or with test/ or val/ in it), packaged:NAME or idx:PATH:
 top-1 of each; or a folder of images: the mean cosine of each model's logits, or features without a
@@ -39,7 +40,7 @@ examples:
   python -m spvit_jax.measure dense.safetensors pruned.safetensors
   python -m spvit_jax.measure dense.onnx pruned.onnx pruned.int8.onnx --test photos/ --threads 1
   python -m spvit_jax.measure dense.safetensors pruned.safetensors --runtime jax torch
-  python -m spvit_jax.measure packaged:tiny pruned.onnx --test packaged:fashion_mnist_small \\
+  python -m spvit_jax.measure dense.onnx pruned.onnx --test packaged:fashion_mnist \\
       --figure speed.png --json speed.json
 ONNX needs more libraries: pip install 'spvit_jax[export]'."""
 
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.figure is not None and options.test is None:
         parser.error("--figure draws accuracy over latency: it needs --test SOURCE")
+    if len(options.mean) != len(options.std) or len(options.mean) not in (0, 1, 3):
+        parser.error("--mean and --std go together, of one number of grey or three of R G B")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     if options.threads:
@@ -106,19 +109,20 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def _contestants(options: argparse.Namespace, threads: int) -> list["Contestant"]:
-    from spvit_jax.convert import Facts
+    from spvit_jax.convert import About, Facts
     from spvit_jax.measure import contestants
     from spvit_jax.measure.errors import MeasureError
 
     notes: list[str] = []
     facts = Facts.told(**told(options))
+    about = About((), tuple(options.mean), tuple(options.std), options.crop_ratio)
     ways = [(name, contestants.runtimes(name, options.runtime)) for name in options.models]
     for runtime in options.runtime:
         if not any(runtime in some for _, some in ways):
             raise MeasureError(f"--runtime {runtime}: none of these files runs in it; see --help")
     found: list[Contestant] = []
     for name, some in ways:
-        found += contestants.open_contestants(name, some, threads, facts, notes)
+        found += contestants.open_contestants(name, some, threads, facts, notes, about)
     for note in dict.fromkeys(notes):
         print(f"note: {note}", file=sys.stderr)
     return found
@@ -142,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--seconds",
-        type=_seconds,
+        type=_above_0,
         default=10.0,
         metavar="S",
         help="given to all calls with one image, and again to all with a batch; five turns are"
@@ -160,11 +164,15 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=("jax", "onnxruntime", "openvino", "torch"),
         default=[],
-        help="of files that several can run; all others in what they do by default",
+        metavar="NAME",
+        help="of %(choices)s, for files that several can run; others run in what they usually do",
     )
     add("--test", metavar="SOURCE", help="images to say how good each model is; see below")
     add("--figure", metavar="FILE.png", help="draw accuracy over latency; needs --test")
     add("--json", metavar="FILE", help="write the numbers")
+    add("--mean", type=float, nargs="+", default=[], metavar="X", help="of pixels in 0..1")
+    add("--std", type=_above_0, nargs="+", default=[], metavar="X", help="likewise")
+    add("--crop-ratio", type=_share, metavar="SHARE", help="of the short side that is kept")
     add_arguments(parser)
     return parser
 
@@ -175,9 +183,15 @@ def _count(text: str) -> int:
     return value
 
 
-def _seconds(text: str) -> float:
+def _above_0(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in 0 to 1, got {text}")
     return value
 
 

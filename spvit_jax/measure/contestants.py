@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax import pretrained
-from spvit_jax.convert import USUAL, Facts, about_of, load, save
+from spvit_jax.convert import USUAL, About, Facts, about_of, load, save
 from spvit_jax.export.export import exportable, macs, preprocess_beside
 from spvit_jax.export.given import given
 from spvit_jax.export.preprocess import Preprocess
@@ -38,6 +38,7 @@ RUNTIMES = {  # what a person calls them, and what installs them
 }
 FILES = {".onnx": ("onnxruntime", "openvino"), ".stablehlo": ("jax",)}
 CHECKPOINT = ("jax", "torch")
+UNSAID = About()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,12 @@ def _installed(runtime: str) -> bool:
 
 
 def open_contestants(
-    name: str, in_runtimes: Sequence[str], threads: int, facts: Facts, notes: list[str]
+    name: str,
+    in_runtimes: Sequence[str],
+    threads: int,
+    facts: Facts,
+    notes: list[str],
+    about: About = UNSAID,
 ) -> Iterator[Contestant]:
     """Opens a model in each of the runtimes.
 
@@ -86,6 +92,7 @@ def open_contestants(
       threads: of one call.
       facts: what a user says of checkpoints.
       notes: gets a sentence for what had to be assumed.
+      about: mean, std and crop ratio of checkpoints that do not say them.
 
     Raises:
       MeasureError: it cannot be read or run, or a runtime is not installed.
@@ -97,7 +104,7 @@ def open_contestants(
             title, how = RUNTIMES[runtime]
             raise MeasureError(f"{name}: {title} is not installed; {how}")
     if Path(name).suffix not in FILES:
-        yield from _checkpoint(name, in_runtimes, threads, facts, notes)
+        yield from _checkpoint(name, in_runtimes, threads, facts, notes, about)
         return
     path = Path(name)
     if not path.is_file():
@@ -109,13 +116,19 @@ def open_contestants(
 
 
 def _checkpoint(
-    name: str, in_runtimes: Sequence[str], threads: int, facts: Facts, notes: list[str]
+    name: str,
+    in_runtimes: Sequence[str],
+    threads: int,
+    facts: Facts,
+    notes: list[str],
+    about: About,
 ) -> Iterator[Contestant]:
     where = pretrained.address(name)
     found = load(where, facts=pretrained.known(name, facts), notes=notes)
     model = exportable(pretrained.decided(found, notes))
-    about = about_of(where)
-    preprocess = Preprocess.of(model, about, notes)
+    known, fields = about_of(where), ("mean", "std", "crop_ratio")
+    told = {field: getattr(known, field) or getattr(about, field) for field in fields}
+    preprocess = Preprocess.of(model, dataclasses.replace(known, **told), notes)
     size = os.path.getsize(where) if os.path.isfile(where) else 0
     for runtime in in_runtimes:
         bind = _jax(model, preprocess) if runtime == "jax" else _torch(model, preprocess, threads)

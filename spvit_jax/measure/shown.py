@@ -81,20 +81,26 @@ def figure(found: Comparison, path: str | os.PathLike[str]) -> None:
     axes = page.subplots()
     title = "top-1 (%)" if right else "cosine to the first model"
     style(axes, f"{found.tested.images:,} test images: {title} over latency")
+    widest = max(timing.latency_ms for timing in found.timings)
     rows = zip(names(found.contestants), found.contestants, found.timings, values, strict=True)
     seen: set[str] = set()
-    for name, one, timing, value in rows:
+    for number, (name, one, timing, value) in enumerate(sorted(rows, key=_latency)):
         label = None if one.runtime in seen else RUNTIMES[one.runtime][0]
         seen.add(one.runtime)
         axes.plot(timing.latency_ms, value, "o", color=_COLOURS[one.runtime], label=label)
+        left, above = timing.latency_ms > widest / 2, number % 2 == 0  # so that few names collide
         axes.annotate(
-            name, (timing.latency_ms, value), xytext=(6, 4), textcoords="offset points",
-            fontsize=9, color=INK, parse_math=False,
+            name, (timing.latency_ms, value), xytext=(-6 if left else 6, 4 if above else -4),
+            textcoords="offset points", ha="right" if left else "left",
+            va="bottom" if above else "top", fontsize=9, color=INK, parse_math=False,
         )  # fmt: skip
-    axes.set(xlabel="latency of one image (ms)", xlim=(0, None))
-    axes.margins(0.15)
-    axes.set_xlim(0, 1.25 * max(timing.latency_ms for timing in found.timings))
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.margins(y=0.15)
+    axes.set(xlabel="latency of one image (ms)", xlim=(0, 1.1 * widest))
+    axes.legend(loc="best", frameon=False, fontsize=9)
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     page.savefig(temporary, format="png")
     os.replace(temporary, path)
+
+
+def _latency(row: tuple) -> float:
+    return row[2].latency_ms
