@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spvit_jax.shell import run
 from spvit_jax.told import add_arguments, told
 
 if TYPE_CHECKING:
@@ -196,4 +197,4 @@ def _share(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -164,8 +164,6 @@ def _torch(model: Any, preprocess: Preprocess, threads: int) -> Bind:
 
     from spvit_jax.export import spvit_torch
 
-    if not hasattr(spvit_torch, "load"):
-        raise MeasureError("spvit_jax.export.spvit_torch has no load: it cannot build models yet")
     with tempfile.TemporaryDirectory() as folder:
         save(model, os.path.join(folder, "model.safetensors"))
         network = spvit_torch.load(os.path.join(folder, "model.safetensors"))
