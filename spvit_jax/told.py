@@ -78,4 +78,4 @@ def add_image_size(parser: argparse.ArgumentParser, more: str) -> None:
 def told(options: Any) -> dict[str, Any]:
     """Reads those facts of parsed options, or of ``config.Model``: arguments of ``Facts.told``."""
     facts = {name: getattr(options, name) for name in FACTS}
-    return facts | {"asked": wanted_size(options.image_size)}
+    return facts | {"asked": wanted_size(getattr(options, "image_size", 0))}

@@ -14,11 +14,12 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import context, judged, measure, pipeline, pretrained, recipes
+from spvit_jax import context, judged, pipeline, pretrained, recipes
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
 from spvit_jax.data.errors import DataError
+from spvit_jax.measure import turns
 from spvit_jax.models import VARIANTS, ViT
 from spvit_jax.progress import Console
 from spvit_jax.report import Result
@@ -463,7 +464,7 @@ def apart(workdir):
         devices = {d.id for leaf in jax.tree.leaves(tree) for d in leaf.devices()}
         places[name] = devices.pop() if len(devices) == 1 else sorted(devices)
 
-    fold, program, compiled = pipeline.fold, Recipe.program, measure._compiled
+    fold, program, compiled = pipeline.fold, Recipe.program, turns.compiled
 
     def folding(model, **options):
         note("pruned", nnx.state(model))
@@ -483,7 +484,7 @@ def apart(workdir):
     pipeline.host, pipeline.fold = lambda: other, folding
     context.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
     pipeline.jax.device_count = lambda: 1
-    Recipe.program, measure._compiled = programming, compiling
+    Recipe.program, turns.compiled = programming, compiling
     run(tiny(), workdir)
     print(json.dumps(places))
 

@@ -109,15 +109,19 @@ def export(
     about = about or About()
     preprocess = Preprocess.of(model, about, notes)
     usual = "NCHW" if suffix.endswith(".onnx") else "NHWC"
-    said = {"source": source, "macs": _macs(model)}
+    said = {"source": source, "macs": macs(model)}
     job = Job(model, about, preprocess, pixels, layout or usual, opset, beside, batch, images, said)
     with _draft(path) as draft:
         facts = SUFFIXES[suffix](job, draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir())
-        beside_it = draft.with_name(_stem(path) + ".preprocess.json")
-        beside_it.write_text(preprocess.to_json(), encoding="utf-8")
+        preprocess_beside(draft).write_text(preprocess.to_json(), encoding="utf-8")
         names = sorted(file.name for file in draft.parent.iterdir() if file != draft)
     return Exported((path, *(path.with_name(name) for name in names)), size, tuple(facts))
+
+
+def preprocess_beside(path: Path) -> Path:
+    """Names the file of an exported file's preprocessing."""
+    return path.with_name(_stem(path) + ".preprocess.json")
 
 
 def suffix_of(path: Path) -> str:
@@ -172,8 +176,8 @@ def _stem(path: Path) -> str:
     return path.stem
 
 
-def _macs(model: Classifier) -> int:
-    """Multiply-accumulates per image; of a RegNetY not counted, 0."""
+def macs(model: Classifier) -> int:
+    """Counts multiply-accumulates per image; of a RegNetY not counted, 0."""
     from spvit_jax.single_path import prices
 
     if model.architecture is not None:

@@ -6,20 +6,19 @@ from typing import Any
 
 from spvit_jax.convert import USUAL, About
 from spvit_jax.export.errors import ExportError
-from spvit_jax.sizes import Size, as_size, sides
+from spvit_jax.sizes import shown, sides
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """What happens to an image before a model sees it.
 
-    The image is resized so that its short side is ``resize`` pixels, or, where that is a pair, so
-    that it just covers that height and width (the other side rounded down), and the middle ``crop``
-    pixels are taken; its values, in 0..1, less ``mean``, divided by ``std``.
+    The image is resized so that it just covers ``resize`` (its longer side rounded down), and the
+    middle ``crop`` pixels are taken; its values, in 0..1, less ``mean``, divided by ``std``.
     """
 
-    resize: Size
-    crop: tuple[int, int]  # height, width
+    resize: tuple[int, int]  # height, width, as is
+    crop: tuple[int, int]
     interpolation: str
     channels: int  # 1: grey, 3: RGB
     mean: tuple[float, ...]
@@ -53,7 +52,7 @@ class Preprocess:
         height, width = crop = sides(model.spec.image_size)
         ratio = about.crop_ratio or 1
         return cls(
-            resize=as_size((round(height / ratio), round(width / ratio))),
+            resize=(round(height / ratio), round(width / ratio)),
             crop=crop,
             interpolation="bicubic",
             channels=channels,
@@ -65,3 +64,34 @@ class Preprocess:
     def to_json(self) -> str:
         """Writes it as a JSON object, indented."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocess":
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        values: Any = json.loads(text)
+        wanted = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or not set(wanted) <= set(values):
+            raise ValueError(f"expected a JSON object of {', '.join(wanted)}")
+        known: dict[str, Any] = {name: values[name] for name in wanted}
+        for name, value in known.items():
+            known[name] = tuple(value) if type(value) is list else value
+        found = cls(**known)
+        pairs = [p if type(p) is tuple else () for p in (found.resize, found.crop)]
+        numbers = [found.channels, *pairs[0], *pairs[1]]
+        if list(map(len, pairs)) != [2, 2] or not all(type(n) is int and n > 0 for n in numbers):
+            raise ValueError(
+                "resize and crop must be two whole numbers above 0 each, channels one; got"
+                f" {found.resize!r}, {found.crop!r} and {found.channels!r}"
+            )
+        if any(crop > whole for whole, crop in zip(*pairs, strict=True)):
+            raise ValueError(
+                f"a crop of {shown(found.crop)} pixels is more than {shown(found.resize)}"
+            )
+        About(found.class_names, found.mean, found.std)
+        if len(found.mean) != found.channels:
+            raise ValueError(f"{found.channels} channels, but {len(found.mean)} numbers of mean")
+        return found

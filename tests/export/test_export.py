@@ -115,7 +115,7 @@ def test_the_command_writes_every_format_it_is_asked_for(made, tmp_path, capsys)
     assert [line.split(":")[0] for line in said.out.splitlines()] == [f"wrote {o}" for o in outs]
     assert "largest error" in said.out and "nodes" in said.out
     beside = json.loads((tmp_path / "a.preprocess.json").read_text())
-    assert beside["resize"] == 32 and (tmp_path / "spvit_torch.py").exists()
+    assert beside["resize"] == [32, 32] and (tmp_path / "spvit_torch.py").exists()
     assert load(outs[-1]).architecture.ops == ("msa", "conv3x3", "msa")
 
 

@@ -147,7 +147,7 @@ def test_a_file_says_what_it_is(made, tmp_path):
     assert [i.name for i in session.get_inputs()] == ["images"]
     assert session.get_outputs()[0].shape == ["batch", 7]
     beside = json.loads((tmp_path / "small.preprocess.json").read_text())
-    assert beside["resize"] == round(16 / 0.9) and beside["crop"] == [16, 16]
+    assert beside["resize"] == [round(16 / 0.9)] * 2 and beside["crop"] == [16, 16]
 
 
 def test_large_weights_lie_beside_the_file(made, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def over_tokens(
     else:
         (q,) = layers.project(graph, graph.slice(x, 0, read), weights[:1], layer.heads, (0,))
         k, v = layers.project(graph, x, weights[1:], layer.heads, (0,))
-    means = graph.reduce("ReduceMean", k, [0, 2])
+    means = graph.reduce("ReduceMean", k, [1])
     if layer.q_norm is not None:
         q = layers.norm(graph, layer.q_norm, q, times=layers.logit_scale(layer))
         k = layers.norm(graph, layer.k_norm, k)
@@ -87,21 +87,21 @@ def _turns(graph: Graph, rotary: Rotary, stream: Stream, head_dim: int) -> tuple
 
 
 def _turned(graph: Graph, x: str, turns: tuple[str, str], prefix: int, tokens: int) -> str:
-    """Turns the patches among ``x [1, batch, heads, tokens, head_dim]``."""
+    """Turns the patches among ``x [batch, heads, tokens, head_dim]``."""
     if tokens <= prefix:
         return x
     cos, sin = turns
-    patches = graph.slice(x, prefix, tokens, axis=3) if prefix else x
-    one, other = graph.op("Split", patches, outputs=2, axis=4, **_parts(graph))
+    patches = graph.slice(x, prefix, tokens, axis=2) if prefix else x
+    one, other = graph.op("Split", patches, outputs=2, axis=3, **_parts(graph))
     turned = graph.op(
         "Concat",
         graph.op("Sub", graph.op("Mul", one, cos), graph.op("Mul", other, sin)),
         graph.op("Add", graph.op("Mul", other, cos), graph.op("Mul", one, sin)),
-        axis=4,
+        axis=3,
     )
     if not prefix:
         return turned
-    return graph.op("Concat", graph.slice(x, 0, prefix, axis=3), turned, axis=3)
+    return graph.op("Concat", graph.slice(x, 0, prefix, axis=2), turned, axis=2)
 
 
 def _parts(graph: Graph) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def pool(graph: Graph, layer: AttentionPool, x: str, stream: Stream) -> str:
     """What a learnt query finds in normalised tokens: ``[batch, 1, D]``."""
     heads, scale = layer.heads, (layer.latent.shape[1] // layer.heads) ** -0.5
     query = array(layer.latent) @ array(layer.q.kernel) + array(layer.q.bias)
-    query = (scale * query).reshape(1, 1, heads, 1, -1)
+    query = (scale * query).reshape(1, heads, 1, -1)
     both = [(array(p.kernel), array(p.bias)) for p in (layer.k, layer.v)]
     k, v = layers.project(graph, x, both, heads, (0,))
     q = graph.weight(query, "query")

@@ -15,7 +15,10 @@ ATTENTION = 23
 
 
 class Projected(NamedTuple):
-    """Queries, keys and values by heads: ``[1, batch, …, heads, tokens, head_dim]``."""
+    """Queries, keys and values by heads: ``[batch, heads, tokens, head_dim]``.
+
+    In windows ``[batch, windows, heads, tokens, head_dim]``.
+    """
 
     q: str
     k: str
@@ -92,13 +95,14 @@ def logit_scale(layer: Attention) -> float:
 def project(graph: Graph, x: str, weights: list, heads: int, inner: tuple[int, ...]) -> tuple:
     """Projects tokens ``[batch, *inner, D]`` by several weights at once, and splits heads.
 
-    A dimension of ``inner`` that is 0 stays as it is.
+    A dimension of ``inner`` that is 0 stays as it is. The parts lie side by side among the heads:
+    with an axis of their own, runtimes transpose value by value.
     """
     kernel, bias = (np.concatenate(both, -1) for both in zip(*weights, strict=True))
-    many, head_dim, axes = len(weights), weights[0][0].shape[1] // heads, len(inner)
-    x = graph.reshape(dense(graph, x, kernel, bias), 0, *inner, many, heads, head_dim)
-    x = graph.transpose(x, axes + 1, *range(axes), axes + 2, axes, axes + 3)
-    return (x,) if many == 1 else graph.split(x, *[1] * many, axis=0)
+    many, head_dim, tokens = len(weights), weights[0][0].shape[1] // heads, len(inner)
+    x = graph.reshape(dense(graph, x, kernel, bias), 0, *inner, many * heads, head_dim)
+    x = graph.transpose(x, *range(tokens), tokens + 1, tokens, tokens + 2)
+    return (x,) if many == 1 else graph.split(x, *[heads] * many, axis=tokens)
 
 
 def attend(graph: Graph, by_heads: Projected, biases: list[str], tokens: int = 0) -> str:
@@ -106,14 +110,14 @@ def attend(graph: Graph, by_heads: Projected, biases: list[str], tokens: int = 0
 
     ``tokens`` are those of all windows; 0: there are none.
     """
-    axes = 6 if tokens else 5
-    keys = graph.transpose(by_heads.k, *range(axes - 2), axes - 1, axes - 2)
+    outer = range(2 if tokens else 1)
+    n = len(outer)
+    keys = graph.transpose(by_heads.k, *outer, n, n + 2, n + 1)
     logits = graph.op("MatMul", by_heads.q, keys)
     for bias in biases:
         logits = graph.op("Add", logits, bias)
     mixed = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), by_heads.v)
-    order = (*range(1, axes - 3), axes - 2, axes - 3, axes - 1, 0)
-    return graph.reshape(graph.transpose(mixed, *order), 0, tokens, -1)
+    return graph.reshape(graph.transpose(mixed, *outer, n + 1, n, n + 2), 0, tokens, -1)
 
 
 def convolution(graph: Graph, layer: FoldedConv, x: str) -> str:

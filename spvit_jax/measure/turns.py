@@ -6,8 +6,9 @@ quotient of two medians.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,8 @@ from spvit_jax.sizes import Size, sides
 _MIN_ROUNDS = 5  # even where one round takes longer than the time given
 _WARM_UP = 2  # calls that are not counted
 
-Model = Callable[[Array], Array]
+Model = Callable[[Array], Any]
+Call = Callable[[], Any]  # returns when its work is done
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,59 @@ def measure(
     image = (*sides(image_size), channels)
     one = _times(models, image, 1, seconds)
     batch = _times(models, image, batch_size, seconds)
+    return dict(zip(models, timings(one, batch, batch_size), strict=True))
+
+
+def timings(one: np.ndarray, batch: np.ndarray, batch_size: int) -> list[Timing]:
+    """The ``Timing`` of each model.
+
+    Args:
+      one: seconds of calls with one image, ``[turns, models]``.
+      batch: of calls with a batch, ``[turns, models]``; the turns may be fewer.
+      batch_size: images of that.
+    """
     quartiles = np.percentile(one, [25, 50, 75], axis=0) * 1e3
     latency_ratio = np.median(one / one[:, :1], axis=0)
     throughput_ratio = np.median(batch[:, :1] / batch, axis=0)
-    return {
-        name: Timing(
+    return [
+        Timing(
             latency_ms=float(quartiles[1, i]),
             latency_iqr_ms=float(quartiles[2, i] - quartiles[0, i]),
             images_per_second=float(batch_size / np.median(batch[:, i])),
             latency_ratio=float(latency_ratio[i]),
             throughput_ratio=float(throughput_ratio[i]),
         )
-        for i, name in enumerate(models)
-    }
+        for i in range(one.shape[1])
+    ]
+
+
+def take_turns(calls: Sequence[Call], seconds: float) -> np.ndarray:
+    """Seconds of each call, ``[turns, calls]``, of at least five turns."""
+    for call in [*calls] * _WARM_UP:
+        call()
+    rows: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rows) < _MIN_ROUNDS or time.perf_counter() < end:
+        rows.append([_seconds(call) for call in calls])
+    return np.array(rows)
+
+
+def compiled(model: Model, images: Array) -> Model:
+    """``model`` compiled for the shape of ``images``, where those are.
+
+    Captured weights are lifted out into arguments: as constants they would be copied into every
+    program and folded by the compiler, which takes seconds for a model of some 100 MB.
+    """
+    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    closed, outputs = jax.make_jaxpr(model, return_shape=True)(shape)
+
+    def run(weights: list[Array], x: Array) -> Any:
+        found = jax.core.eval_jaxpr(closed.jaxpr, weights, x)
+        return jax.tree.unflatten(jax.tree.structure(outputs), found)
+
+    weights = [jax.device_put(w, images.sharding) for w in closed.consts]
+    program = jax.jit(run).lower(weights, images).compile()
+    return lambda x: program(weights, x)
 
 
 def _times(
@@ -87,34 +129,15 @@ def _times(
     shape = (batch_size, *image)
     values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     images = jax.device_put(values, jax.local_devices()[0])
-    calls = [_compiled(model, images) for model in models.values()]
-    for call in calls * _WARM_UP:
-        jax.block_until_ready(call(images))
-    rows: list[list[float]] = []
-    end = time.perf_counter() + seconds
-    while len(rows) < _MIN_ROUNDS or time.perf_counter() < end:
-        rows.append([_seconds(call, images) for call in calls])
-    return np.array(rows)
+    calls = [_call(compiled(model, images), images) for model in models.values()]
+    return take_turns(calls, seconds)
 
 
-def _compiled(model: Model, images: Array) -> Model:
-    """``model`` compiled for the shape of ``images``, where those are.
-
-    Captured weights are lifted out into arguments: as constants they would be copied into every
-    program and folded by the compiler, which takes seconds for a model of some 100 MB.
-    """
-    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    closed = jax.make_jaxpr(model)(shape)
-
-    def run(weights: list[Array], x: Array) -> list[Array]:
-        return jax.core.eval_jaxpr(closed.jaxpr, weights, x)
-
-    weights = [jax.device_put(w, images.sharding) for w in closed.consts]
-    program = jax.jit(run).lower(weights, images).compile()
-    return lambda x: program(weights, x)
+def _call(program: Model, images: Array) -> Call:
+    return lambda: jax.block_until_ready(program(images))
 
 
-def _seconds(call: Model, images: Array) -> float:
+def _seconds(call: Call) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(call(images))
+    call()
     return time.perf_counter() - start

@@ -1,0 +1,5 @@
+"""Latency and throughput of models next to each other; the command is ``__main__``."""
+
+from spvit_jax.measure.turns import Timing, measure
+
+__all__ = ["Timing", "measure"]

@@ -1,0 +1,5 @@
+"""Errors of measuring."""
+
+
+class MeasureError(ValueError):
+    """A model, a runtime or test images that cannot be measured; says what to do."""

@@ -1,0 +1,106 @@
+"""What a comparison shows: a table, and a figure of accuracy over latency."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from spvit_jax.drawing import INK, style
+from spvit_jax.measure.comparison import Comparison
+from spvit_jax.measure.contestants import RUNTIMES, Contestant
+from spvit_jax.text import aligned
+
+_MISSING = "–"
+_COLOURS = {"jax": "#2a7f62", "onnxruntime": "#1f5fa8", "openvino": "#8e44ad", "torch": "#e08214"}
+
+
+def table(found: Comparison) -> str:
+    """The comparison as aligned text, and what it was measured on."""
+    tested = found.tested
+    head = ["model", "runtime", "MB", "GMACs", "latency, ms (IQR)", "× first"]
+    head += [f"images/s at {found.batch_size}", "× first"]
+    if tested is not None:
+        head.append("top-1 (%)" if tested.measure == "top-1" else "cosine")
+    rows = [head]
+    for i, (one, timing) in enumerate(zip(found.contestants, found.timings, strict=True)):
+        rows.append(
+            [
+                names(found.contestants)[i],
+                RUNTIMES[one.runtime][0],
+                _number(one.size / 1e6),
+                _number(one.macs / 1e9),
+                f"{timing.latency_ms:.2f} ({timing.latency_iqr_ms:.2f})",
+                f"{timing.latency_ratio:.2f}",
+                f"{timing.images_per_second:.1f}",
+                f"{timing.throughput_ratio:.2f}",
+            ]
+        )
+        if tested is not None:
+            value = tested.values[i]
+            rows[-1].append(f"{100 * value:.2f}" if tested.measure == "top-1" else f"{value:.4f}")
+    return "\n".join([aligned(rows, left=(0, 1)), "", *_said(found)])
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2g}" if value else _MISSING
+
+
+def names(contestants: Sequence[Contestant]) -> list[str]:
+    """Names of files without their folders, where these are not needed to tell them apart."""
+    given = {one.name for one in contestants}
+    short = {name: Path(name).name for name in given}
+    return [short[one.name] if len(set(short.values())) == len(given) else one.name
+            for one in contestants]  # fmt: skip
+
+
+def _said(found: Comparison) -> list[str]:
+    one, batch = found.turns
+    lines = [
+        f"The models took turns, call by call: {one} at batch 1, {batch} at {found.batch_size}."
+        " Times are medians, ratios medians within a turn."
+    ]
+    sizes = {one.preprocess.crop for one in found.contestants}
+    if len(sizes) > 1:
+        shown = zip(names(found.contestants), found.contestants, strict=True)
+        each = dict.fromkeys(f"{n} {'×'.join(map(str, c.preprocess.crop))}" for n, c in shown)
+        lines.append(f"Each model gets images of its own size: {', '.join(each)}.")
+    if found.tested is not None:
+        lines.append(f"Tested on {found.tested.images:,} images.")
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
+    return [*lines, f"Measured on {found.device}, {threads}; {versions}."]
+
+
+def figure(found: Comparison, path: str | os.PathLike[str]) -> None:
+    """Writes accuracy over latency as a PNG, all at once or not at all; needs ``tested``."""
+    assert found.tested is not None
+    right = found.tested.measure == "top-1"
+    values = [100 * value if right else value for value in found.tested.values]
+    page = Figure(figsize=(8, 5), dpi=130, layout="constrained")
+    axes = page.subplots()
+    title = "top-1 (%)" if right else "cosine to the first model"
+    style(axes, f"{found.tested.images:,} test images: {title} over latency")
+    widest = max(timing.latency_ms for timing in found.timings)
+    rows = zip(names(found.contestants), found.contestants, found.timings, values, strict=True)
+    seen: set[str] = set()
+    for number, (name, one, timing, value) in enumerate(sorted(rows, key=_latency)):
+        label = None if one.runtime in seen else RUNTIMES[one.runtime][0]
+        seen.add(one.runtime)
+        axes.plot(timing.latency_ms, value, "o", color=_COLOURS[one.runtime], label=label)
+        left, above = timing.latency_ms > widest / 2, number % 2 == 0  # so that few names collide
+        axes.annotate(
+            name, (timing.latency_ms, value), xytext=(-6 if left else 6, 4 if above else -4),
+            textcoords="offset points", ha="right" if left else "left",
+            va="bottom" if above else "top", fontsize=9, color=INK, parse_math=False,
+        )  # fmt: skip
+    axes.margins(y=0.15)
+    axes.set(xlabel="latency of one image (ms)", xlim=(0, 1.1 * widest))
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    page.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _latency(row: tuple) -> float:
+    return row[2].latency_ms
