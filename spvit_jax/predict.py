@@ -25,7 +25,8 @@ Prints, for each image, the classes that a model gives the highest probabilities
 CHECKPOINT is anything that converts: a file, a folder, https://…, hf-hub:ORG/NAME or gs://… of a
 ViT (DeiT, DINOv2, CLIP, …), Swin or RegNetY, of a released SPViT, or a model file of this package
 such as a run's pruned.safetensors; packaged:NAME is one that ships with it. Of an IMAGE that is a
-folder, all image files at any depth (.jpg, .png, .webp, .tif, …), hidden ones left out."""
+folder, all image files at any depth (.jpg, .png, .webp, .tif, …), hidden ones left out.
+A photograph is turned upright as its EXIF data says."""
 EPILOG = """\
 A run's pruned.safetensors knows its class names, mean, std and crop ratio. Other files do not:
 give --names, and what the model was trained with where that is not ImageNet's usual
@@ -206,7 +207,7 @@ def _batches(
 
     def read(file: str) -> "np.ndarray | str":
         try:
-            return np.asarray(open_image(file, file).centre(around, size))
+            return np.asarray(open_image(file, file, upright=True).centre(around, size))
         except DataError as error:
             return str(error)
 

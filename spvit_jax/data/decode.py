@@ -1,9 +1,10 @@
 """Images as RGB, decoded no earlier, and no larger, than a transform asks for.
 
 Everything follows what torchvision's and timm's loaders make of a file, since the published
-accuracies are of that: EXIF orientation is ignored, transparency is dropped (the colour under it
-stays), the first frame stands for an animation, CMYK is converted without a colour profile. The
-one departure: 16-bit grey is scaled to 8 bits, where theirs clips almost all of it to white.
+accuracies are of that: EXIF orientation is ignored unless it is asked for, transparency is dropped
+(the colour under it stays), the first frame stands for an animation, CMYK is converted without a
+colour profile. The one departure: 16-bit grey is scaled to 8 bits, where theirs clips almost all of
+it to white.
 """
 
 import contextlib
@@ -16,13 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spvit_jax.data.errors import DataError
 from spvit_jax.sizes import Size, shown, sides
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
 BICUBIC = Image.Resampling.BICUBIC
+LYING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 REDUCTIONS = (8, 4, 2)  # scales 1/n that libjpeg decodes to at a part of the cost
 DAMAGE = (  # what Pillow's readers raise on files that are not what they say
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
@@ -40,6 +42,7 @@ class Opened:
     name: str
     size: tuple[int, int]  # width, height
     source: bytes | Image.Image = dataclasses.field(repr=False)  # an encoded file, or RGB pixels
+    upright: bool = False  # whether it is turned as its EXIF data says
 
     def full(self) -> Image.Image:
         """The whole image."""
@@ -100,11 +103,16 @@ class Opened:
             if reduction > 1:
                 width, height = self.size
                 image.draft(None, (width // reduction, height // reduction))
-            return _rgb(image)
+            return _rgb(ImageOps.exif_transpose(image) if self.upright else image)
 
 
-def open_image(image: bytes | str | os.PathLike[str], name: str) -> Opened:
+def open_image(
+    image: bytes | str | os.PathLike[str], name: str, *, upright: bool = False
+) -> Opened:
     """Reads an encoded image (its bytes or its path) up to its header, no pixels yet.
+
+    A camera that is held upright writes pixels that lie down, and EXIF data that says so: which
+    published accuracies ignore, and a person with a photograph does not (``upright``).
 
     Raises:
       DataError: unreadable, empty, not an image Pillow knows, or of more than 178,956,970 pixels
@@ -116,7 +124,10 @@ def open_image(image: bytes | str | os.PathLike[str], name: str) -> Opened:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         if not data:
             raise DataError(f"cannot decode the image {name}: it has 0 bytes; replace it")
-        return Opened(name, Image.open(io.BytesIO(data)).size, data)
+        opened = Image.open(io.BytesIO(data))
+        turned = upright and opened.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+        size = opened.size[::-1] if turned else opened.size
+        return Opened(name, size, data, upright)
 
 
 def from_array(image: np.ndarray, name: str = "array") -> Opened:

@@ -321,3 +321,18 @@ def test_a_centre_larger_than_the_image_is_refused():
         opened(photo(40, 32)).centre(32, 33)
     with pytest.raises(ValueError, match="crop of 24x33 pixels is more than 32"):
         opened(photo(40, 32)).centre(32, (24, 33))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright_where_that_is_asked(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    file = tmp_path / "photo.png"
+    plain, upright = (decode.open_image(file, "a photo", upright=u) for u in (False, True))
+    np.testing.assert_array_equal(plain.full(), pixels)
+    turned = pixels if orientation < 5 else pixels.swapaxes(0, 1)
+    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
+    np.testing.assert_array_equal(upright.full(), np.flip(turned, flips))
+    assert upright.size == upright.full().size
