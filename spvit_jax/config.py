@@ -12,6 +12,8 @@ from typing import Any
 
 from spvit_jax.sizes import Size, wanted_size
 from spvit_jax.validate import AUGMENTATIONS as AUGMENTATIONS
+from spvit_jax.validate import FORMATS as FORMATS
+from spvit_jax.validate import LIBRARIES as LIBRARIES
 from spvit_jax.validate import STAGES as STAGES
 from spvit_jax.validate import ConfigError as ConfigError
 from spvit_jax.validate import check as check
@@ -191,6 +193,17 @@ class Sharding:
 
 
 @dataclasses.dataclass
+class Export:
+    """Files of the pruned model beside ``pruned.safetensors``, see python -m spvit_jax.export."""
+
+    formats: tuple[str, ...] = ()  # some of FORMATS, such as ("onnx", "int8.onnx"); int8 is
+    # calibrated, and judged, on 256 images of the training split
+    opset: int = 17  # of ONNX
+    pixels: str = "float32"  # what goes in: "float32", normalised, or "uint8", as decoded
+    layout: str = ""  # "NCHW" or "NHWC"; "": as usual there
+
+
+@dataclasses.dataclass
 class Config:
     """A whole run: dense model, search, decision, pruning, fine-tuning, folding, measurement."""
 
@@ -206,6 +219,7 @@ class Config:
     score: Score = dataclasses.field(default_factory=Score)
     shortlist: Shortlist = dataclasses.field(default_factory=Shortlist)
     frontier: Frontier = dataclasses.field(default_factory=Frontier)
+    export: Export = dataclasses.field(default_factory=Export)
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
     checkpoint_every: int = 1000  # steps between checkpoints
     eval_every: float = 1.0  # epochs between evaluations on the test split; 0: at the end only

@@ -28,6 +28,7 @@ from spvit_jax.data.pipeline import (
     train_batches,
 )
 from spvit_jax.data.sources import Some, Source, open_source
+from spvit_jax.export.images import LEAST
 from spvit_jax.models import Classifier, RegNetSpec
 from spvit_jax.progress import Console
 from spvit_jax.single_path import prices
@@ -164,6 +165,11 @@ def open_context(
                 gating.project(gating.initial())
         pretrained.check_teachers(config, spec)
         check_labels(config, spec, test)
+        if "int8.onnx" in config.export.formats and len(train) < LEAST:
+            raise ConfigError(
+                f"export.formats: int8.onnx needs {LEAST} training images, there are {len(train)};"
+                " take dynamic.onnx, which needs none"
+            )
         if config.judges and config.score.patch_weight and spec.blocks[-1].class_only:
             raise ConfigError(
                 f"score.patch_weight={config.score.patch_weight:g} judges candidates by their"

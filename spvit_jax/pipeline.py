@@ -28,6 +28,7 @@ from spvit_jax.context import (
     open_context,
 )
 from spvit_jax.convert import about_of, save, save_torch
+from spvit_jax.exported import write_files
 from spvit_jax.judged import evaluate, judge, quality
 from spvit_jax.measure import measure
 from spvit_jax.merges import Schedules
@@ -339,6 +340,7 @@ def compress(
     context.workdir.write(
         "pruned.safetensors", lambda path: save(folded, path, about=context.about)
     )
+    write_files(context, folded)
     after = quality(context, "pruned", folded, dense)
     spec, found = context.spec, decision.architecture
     run, published = prices.macs(spec), prices.published_macs(spec)

@@ -1,6 +1,7 @@
 """What a configuration must be, so that nothing fails later: each mistake by its field's name."""
 
 import dataclasses
+import importlib.util
 import math
 from typing import Any
 
@@ -39,6 +40,20 @@ STAGES: dict[str, tuple[str, ...]] = {  # what a run may do: groups of fields th
     "finetune": ("finetune",),
     "frontier": (),
     "evaluate": (),
+}
+FORMATS = {  # what a pruned model may be written as: suffixes of spvit_jax.export.SUFFIXES
+    "onnx": ".onnx",
+    "fp16.onnx": ".fp16.onnx",
+    "int8.onnx": ".int8.onnx",
+    "dynamic.onnx": ".dynamic.onnx",
+    "stablehlo": ".stablehlo",
+    "tflite": ".tflite",
+    "int8.tflite": ".int8.tflite",
+    "torch": ".safetensors",  # the weights, which are there, and a module beside them
+}
+LIBRARIES = {  # the extra that brings them, and what is imported, by the last part of a suffix
+    "onnx": ("export", ("onnx", "onnxruntime")),
+    "tflite": ("litert", ("litert_converter", "ai_edge_litert", "ai_edge_quantizer")),
 }
 
 
@@ -127,8 +142,33 @@ def validate(config: Any) -> None:
         check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
     weight = config.score.patch_weight
     check(weight <= 1, f"score.patch_weight is a share, in [0, 1]; got {weight}")
+    _validate_export(config.export)
     _validate_stage(config)
     check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _validate_export(export: Any) -> None:
+    for name in export.formats:
+        check(
+            name in FORMATS,
+            f"export.formats may have {', '.join(FORMATS)}; got {name!r}",
+        )
+    check(export.opset in (17, 20, 23), f"export.opset must be 17, 20 or 23; got {export.opset}")
+    check(
+        export.pixels in ("float32", "uint8"),
+        f"export.pixels must be float32 or uint8; got {export.pixels!r}",
+    )
+    check(
+        export.layout in ("", "NCHW", "NHWC"),
+        f"export.layout must be NCHW or NHWC; got {export.layout!r}",
+    )
+    for name in export.formats:
+        extra, libraries = LIBRARIES.get(name.rpartition(".")[2], ("", ()))
+        missing = [library for library in libraries if importlib.util.find_spec(library) is None]
+        check(
+            not missing,
+            f"export.formats: {name} needs {', '.join(missing)}: pip install 'spvit_jax[{extra}]'",
+        )
 
 
 def _validate_stage(config: Any) -> None:

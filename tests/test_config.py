@@ -6,7 +6,8 @@ import json
 import pytest
 
 from spvit_jax import config
-from spvit_jax.config import Config, ConfigError, from_config_dict, to_config_dict
+from spvit_jax.config import FORMATS, Config, ConfigError, from_config_dict, to_config_dict
+from spvit_jax.export import SUFFIXES
 from spvit_jax.models import ViTSpec
 from spvit_jax.single_path.space import Space
 
@@ -133,6 +134,10 @@ def test_a_group_is_not_a_value():
         ("search.ema_decay", 1.0, r"^search\.ema_decay must be in \[0, 1\)"),
         ("search.label_smoothing", 1.0, r"^search\.label_smoothing must be in \[0, 1\)"),
         ("finetune.start", "scratch", r"^finetune\.start must be one of pretrained, searched"),
+        ("export.formats", ["onnx", "pdf"], r"^export\.formats may have onnx, .*torch; got 'pdf'"),
+        ("export.opset", 16, r"^export\.opset must be 17, 20 or 23; got 16"),
+        ("export.pixels", "int8", r"^export\.pixels must be float32 or uint8; got 'int8'"),
+        ("export.layout", "HWC", r"^export\.layout must be NCHW or NHWC; got 'HWC'"),
         ("seed", 2**32, r"^seed must be below 2\*\*32"),
     ],
 )
@@ -229,3 +234,15 @@ def test_a_warm_up_ends_within_its_training():
     values["pretrain"] |= {"epochs": 2.0, "warmup_epochs": 2.0}
     with pytest.raises(ConfigError, match=r"pretrain\.warmup_epochs=2 never ends"):
         from_config_dict(values)
+
+
+def test_formats_are_those_of_the_export_and_their_libraries_are_asked_for(monkeypatch):
+    assert set(FORMATS.values()) == set(SUFFIXES)
+    onnx = ["onnx", "int8.onnx", "torch"]
+    assert from_config_dict(changed("export.formats", onnx)).export.formats == tuple(onnx)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"onnx needs onnx, onnxr.*'spvit_jax\[export\]'"):
+        from_config_dict(changed("export.formats", onnx))
+    with pytest.raises(ConfigError, match=r"tflite needs litert_.*'spvit_jax\[litert\]'"):
+        from_config_dict(changed("export.formats", ["int8.tflite"]))
+    from_config_dict(changed("export.formats", ["stablehlo", "torch"]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.numpy
 from flax import nnx
@@ -19,6 +20,8 @@ from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
 from spvit_jax.data.errors import DataError
+from spvit_jax.export.near import Near
+from spvit_jax.exported import write_files
 from spvit_jax.measure import turns
 from spvit_jax.models import VARIANTS, ViT
 from spvit_jax.progress import Console
@@ -36,6 +39,7 @@ from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training import evaluate as evaluating
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
+from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.sharding import make_mesh
 from spvit_jax.workdir import Workdir
@@ -225,19 +229,63 @@ def test_models_are_kept_on_the_host_and_trained_and_measured_elsewhere(
     assert_same_run(tmp_path, whole)
 
 
+def assert_exported(folder, context_of):
+    """The files compute what the saved model does, on test images as they are decoded."""
+    names = ("pruned.safetensors", "spvit_torch.py", "pruned.preprocess.json")
+    assert all((folder / name).exists() for name in names)
+    assert not list(folder.glob("*.failed"))
+    model, data = load(str(folder / "pruned.safetensors")), context_of.data
+    test = opened(context_of, folder).test
+    images = np.stack([np.asarray(test[i]["image"].full()) for i in range(64)])
+    expected = model(Normalise(data.mean, data.std)(images))
+    for name, least in (("pruned.onnx", 0.99999), ("pruned.int8.onnx", 0.99)):
+        session = onnxruntime.InferenceSession(folder / name)
+        (logits,) = session.run(None, {"images": images.transpose(0, 3, 1, 2)})
+        lengths = np.linalg.norm(logits, axis=1) * np.linalg.norm(expected, axis=1)
+        assert np.mean((logits * expected).sum(1) / lengths) > least
+    sizes = [(folder / f"pruned.{kind}").stat().st_size for kind in ("onnx", "int8.onnx")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_files_that_cannot_be_written_do_not_cost_the_run(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Near, "enough", property(lambda self: False))
+    config = tiny(export__formats=("dynamic.onnx", "stablehlo"), export__opset=20)
+    console = Console()
+    model = load(str(whole / "pruned.safetensors"))
+    work = Workdir(tmp_path)
+    write_files(context.open_context(config, work, console, lambda: False), model)
+    found = {file.name for file in tmp_path.iterdir()}
+    assert {"pruned.dynamic.onnx.failed", "pruned.stablehlo", "pruned.preprocess.json"} <= found
+    assert "pruned.dynamic.onnx" not in found
+    said = capsys.readouterr().out
+    assert f"kept as {tmp_path}/pruned.dynamic.onnx.failed" in said and "pruned.stablehlo: " in said
+
+
+def test_int8_needs_images_before_anything_is_computed(tmp_path):
+    config = tiny(export__formats=("int8.onnx",), data__train_split="train[:40]")
+    with pytest.raises(ConfigError, match="int8.onnx needs 64 training images, there are 40"):
+        run(config, tmp_path)
+
+
 def test_a_search_and_a_finetune_in_two_folders(whole, tmp_path):
     run(tiny(stage="search"), tmp_path / "search")
     found = tmp_path / "search" / "architecture.json"
     assert found.read_bytes() == (whole / "architecture.json").read_bytes()
     assert not (tmp_path / "search" / "finetune").exists()
-    config = tiny(stage="finetune", finetune__start="pretrained", finetune__architecture=str(found))
+    config = tiny(
+        stage="finetune",
+        finetune__start="pretrained",
+        finetune__architecture=str(found),
+        export__formats=("onnx", "int8.onnx", "torch"),
+        export__pixels="uint8",
+    )
     run(config, tmp_path / "finetune")
     result = Result.from_json((tmp_path / "finetune" / "result.json").read_text())
     assert (result.decision, result.budgets, result.candidates) == ("given", (), ())
     given = architectures.load(found)
     assert (result.ops, result.ffn_widths) == (given.ops, given.widths)
     assert result.heads == given.head_counts(VARIANTS[given.model])
-    assert (tmp_path / "finetune" / "pruned.safetensors").exists()
+    assert_exported(tmp_path / "finetune", context_of=config)
 
 
 def test_finetune_wants_an_architecture_that_fits_before_anything_else(tmp_path):

@@ -50,6 +50,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "shell",
         "single_path",
         "sizes",
+        "text",
         "told",
     },
     "measure": {

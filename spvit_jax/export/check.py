@@ -1,19 +1,15 @@
 """Comparing what a written file computes with what its model does."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
 
 from spvit_jax.export.errors import CheckFailed
-from spvit_jax.export.given import given
+from spvit_jax.export.near import Run, runner
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.models import Classifier
 
 BATCHES = (1, 3)
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Checked(NamedTuple):
@@ -62,26 +58,18 @@ def check(
     if pixels is None or len(pixels) < shape[0]:
         coarse = np.random.default_rng(0).integers(0, 256, shape)
         pixels = coarse.astype(np.uint8)
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def expect(state: nnx.State, images: jax.Array) -> dict[str, jax.Array]:
-        return given(nnx.merge(graph, state, copy=True), images)
-
-    mean, std = (np.asarray(v, np.float32) for v in (preprocess.mean, preprocess.std))
+    expect = runner(model, preprocess)
     errors: list[float] = []
     done = 0
     for batch in BATCHES:
         some = pixels[done : done + batch]
         done += batch
-        with jax.default_matmul_precision("highest"):
-            wanted = expect(state, (some / np.float32(255) - mean) / std)
+        wanted = expect(some)
         found = run(some)
         if set(found) != set(wanted):
             raise CheckFailed(f"the file gives {sorted(found)}, the model {sorted(wanted)}")
         rows = []
-        for name, value in wanted.items():
-            other = np.asarray(value)
+        for name, other in wanted.items():
             off = np.abs(np.asarray(found[name], np.float32) - other).reshape(batch, -1).max(1)
             rows.append(off / max(float(np.abs(other).max()), 1e-30))
         errors += np.max(rows, axis=0).tolist()

@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from spvit_jax.config import LIBRARIES
 from spvit_jax.convert import About, save
 from spvit_jax.export.check import check
 from spvit_jax.export.errors import CheckFailed, ExportError
+from spvit_jax.export.images import LEAST, halves
+from spvit_jax.export.near import BATCH, COSINE, SAME, Near, batched, near, runner
 from spvit_jax.export.preprocess import Preprocess
+from spvit_jax.export.runtimes import arranged, run_onnx
 from spvit_jax.models import Classifier
 from spvit_jax.single_path.prune import fold, form
 
 PIXELS = ("float32", "uint8")
 LAYOUTS = ("NCHW", "NHWC")
 TORCH = "spvit_torch.py"
-LIBRARIES = {  # the extra that brings them, and what is imported, by the last part of a suffix
-    "onnx": ("export", ("onnx", "onnxruntime")),
-    "tflite": ("litert", ("litert_converter", "ai_edge_litert", "ai_edge_quantizer")),
-}
+INT8 = ".int8.onnx"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Job:
     batch: int
     images: np.ndarray | None
     said: dict[str, Any]
+    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,10 @@ def export(
       opset: of ONNX.
       beside: of StableHLO, whether weights lie beside the program.
       batch: of LiteRT, images at once; other files take any number.
-      images: photographs of the kind the model is for, uint8 ``[n, height, width, channels]``, by
-        which int8 is calibrated.
+      images: photographs of the kind the model is for, uint8 ``[n, height, width, channels]``, 64
+        or more: half of them calibrate int8, the others judge it.
       source: where the model came from, to be said in the file.
-      notes: gets a sentence for what had to be assumed.
+      notes: gets a sentence for what had to be assumed, and what of int8 stays float.
 
     Returns:
       The files and what is to be said of them.
@@ -100,7 +102,7 @@ def export(
     path, notes = Path(path), [] if notes is None else notes
     suffix = suffix_of(path)
     _check_options(pixels, layout, beside, suffix)
-    needs(suffix)
+    needs(suffix, images is not None)
     if not path.absolute().parent.is_dir():
         raise ExportError(f"{path}: there is no such folder; make it first")
     if path.is_dir():
@@ -110,7 +112,8 @@ def export(
     preprocess = Preprocess.of(model, about, notes)
     usual = "NCHW" if suffix.endswith(".onnx") else "NHWC"
     said = {"source": source, "macs": macs(model)}
-    job = Job(model, about, preprocess, pixels, layout or usual, opset, beside, batch, images, said)
+    layout = layout or usual
+    job = Job(model, about, preprocess, pixels, layout, opset, beside, batch, images, said, notes)
     with _draft(path) as draft:
         facts = SUFFIXES[suffix](job, draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir())
@@ -138,8 +141,14 @@ def suffix_of(path: Path) -> str:
     return max(found, key=len)
 
 
-def needs(suffix: str) -> None:
-    """Raises ExportError where a library is missing that this format takes."""
+def needs(suffix: str, images: bool) -> None:
+    """Raises ExportError where a library, or images, are missing that this format takes."""
+    if suffix == INT8 and not images:
+        raise ExportError(
+            f"{suffix} is calibrated on photographs of the kind the model is for: give them by"
+            " --images FOLDER (in Python images=, uint8 [n, height, width, channels]), or write"
+            " .dynamic.onnx, which needs none"
+        )
     extra, libraries = LIBRARIES.get(suffix.rpartition(".")[2], ("", ()))
     missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
@@ -208,17 +217,20 @@ def _move(folder: Path, path: Path, suffix: str = "") -> None:
         os.replace(file, path.with_name(file.name + suffix))
 
 
-def _onnx(job: Job, path: Path, *, half: bool = False) -> tuple[str, ...]:
-    from spvit_jax.export.onnx import OPSETS, onnx_model, save_onnx
-    from spvit_jax.export.runtimes import run_onnx
+def _emitted(job: Job, dtype: Any = np.float32) -> Any:
+    """The model as ONNX has it.
+
+    Raises:
+      ExportError: no such opset.
+    """
+    from spvit_jax.export.onnx import OPSETS, onnx_model
 
     if job.opset not in OPSETS:
         raise ExportError(
             f"opset must be one of {', '.join(map(str, OPSETS))}; got {job.opset}."
             " LayerNormalization came with 17, Gelu with 20, Attention with 23"
         )
-    dtype = np.float16 if half else np.float32
-    made = onnx_model(
+    return onnx_model(
         job.model,
         job.preprocess,
         opset=job.opset,
@@ -227,6 +239,12 @@ def _onnx(job: Job, path: Path, *, half: bool = False) -> tuple[str, ...]:
         dtype=dtype,
         said=job.said,
     )
+
+
+def _onnx(job: Job, path: Path, *, half: bool = False) -> tuple[str, ...]:
+    from spvit_jax.export.onnx import save_onnx
+
+    made = _emitted(job, np.float16 if half else np.float32)
     save_onnx(made, path)
     run = run_onnx(path, job.preprocess)
     checked = check(job.model, job.preprocess, run, tolerance=3e-2 if half else 1e-4)
@@ -235,6 +253,48 @@ def _onnx(job: Job, path: Path, *, half: bool = False) -> tuple[str, ...]:
 
 def _half(job: Job, path: Path) -> tuple[str, ...]:
     return _onnx(job, path, half=True)
+
+
+def _int8(job: Job, path: Path) -> tuple[str, ...]:
+    from spvit_jax.export.int8 import static
+
+    assert job.images is not None
+    calibrating, judging = halves(job.images, job.preprocess)
+    judge = _judge(job, judging)
+    inputs = (
+        arranged(calibrating[i : i + BATCH], job.preprocess, job.pixels == "uint8", job.layout)
+        for i in range(0, len(calibrating), BATCH)
+    )
+    amount, floats = static(_emitted(job), inputs, judge, path)
+    job.notes.extend(floats)
+    return f"opset {job.opset}", amount, _enough(judge(path))
+
+
+def _dynamic(job: Job, path: Path) -> tuple[str, ...]:
+    from spvit_jax.export.int8 import dynamic
+
+    if job.images is None:
+        shape = (LEAST, *job.preprocess.crop, job.preprocess.channels)
+        judging = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    else:
+        judging = halves(job.images, job.preprocess)[1]
+    dynamic(_emitted(job), path)
+    return f"opset {job.opset}", _enough(_judge(job, judging)(path))
+
+
+def _judge(job: Job, pixels: np.ndarray) -> Callable[[Path], Near]:
+    """Says of a file how near it comes to the model on these images."""
+    wanted = batched(runner(job.model, job.preprocess), pixels)
+    return lambda path: near(batched(run_onnx(path, job.preprocess), pixels), wanted)
+
+
+def _enough(found: Near) -> str:
+    if not found.enough:
+        raise CheckFailed(
+            f"outputs are not near enough to the model's: {found.said()}; expected cosine"
+            f" {COSINE} and the same class in {SAME:.0%}"
+        )
+    return found.said()
 
 
 def _stablehlo(job: Job, path: Path) -> tuple[str, ...]:
@@ -277,6 +337,8 @@ def _torch(job: Job, path: Path) -> tuple[str, ...]:
 SUFFIXES: dict[str, Callable[[Job, Path], Sequence[str]]] = {
     ".onnx": _onnx,
     ".fp16.onnx": _half,
+    INT8: _int8,
+    ".dynamic.onnx": _dynamic,
     ".stablehlo": _stablehlo,
     ".tflite": _litert,
     ".int8.tflite": _litert_int8,

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from spvit_jax.export.near import Run
 from spvit_jax.export.preprocess import Preprocess
-
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def onnx_session(path: Path, threads: int = 0) -> Any:

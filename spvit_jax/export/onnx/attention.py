@@ -7,7 +7,7 @@ import numpy as np
 
 from spvit_jax.export.onnx import layers
 from spvit_jax.export.onnx.graph import Graph
-from spvit_jax.export.onnx.layers import Projected, array, attend, linear
+from spvit_jax.export.onnx.layers import Projected, array, attend
 from spvit_jax.export.onnx.tokens import Stream
 from spvit_jax.models.layers import Attention, Geometry
 from spvit_jax.models.pooling import AttentionPool
@@ -48,7 +48,7 @@ def over_tokens(
         k = _turned(graph, k, turns, geometry.prefix, geometry.tokens)
         q = _turned(graph, q, turns, geometry.prefix, read)
     mixed = attend(graph, Projected(q, k, v), _size_bias(graph, stream))
-    return linear(graph, layer.out, mixed), means
+    return layers.projected_out(graph, layer.out, mixed), means
 
 
 def _operator(graph: Graph, layer: Attention, geometry: Geometry, x: str) -> tuple[str, str]:
@@ -56,14 +56,19 @@ def _operator(graph: Graph, layer: Attention, geometry: Geometry, x: str) -> tup
     weights, width, read = layers.weights_of(layer), layer.v.kernel.shape[1], geometry.read
     if read >= geometry.tokens:
         kernel, bias = (np.concatenate(both, -1) for both in zip(*weights, strict=True))
-        q, k, v = graph.split(layers.dense(graph, x, kernel, bias), width, width, width, axis=2)
+        with graph.within("qkv"):
+            qkv = layers.dense(graph, x, kernel, bias)
+        q, k, v = graph.split(qkv, width, width, width, axis=2)
     else:
-        q = layers.dense(graph, graph.slice(x, 0, read), *weights[0])
-        k, v = (layers.dense(graph, x, *pair) for pair in weights[1:])
+        first = graph.slice(x, 0, read)
+        with graph.within("qkv"):
+            q = layers.dense(graph, first, *weights[0])
+            k, v = (layers.dense(graph, x, *pair) for pair in weights[1:])
     heads: dict[str, Any] = {"q_num_heads": layer.heads, "kv_num_heads": layer.heads, "scale": 1.0}
     mixed = graph.op("Attention", q, k, v, **heads)
     by_heads = graph.reshape(k, 0, 0, layer.heads, width // layer.heads)
-    return linear(graph, layer.out, mixed), graph.reduce("ReduceMean", by_heads, [2])
+    mixed = layers.projected_out(graph, layer.out, mixed)
+    return mixed, graph.reduce("ReduceMean", by_heads, [2])
 
 
 def _size_bias(graph: Graph, stream: Stream) -> list[str]:
@@ -121,7 +126,7 @@ def in_windows(graph: Graph, layer: WindowAttention, x: str) -> str:
     biases = [graph.weight(array(layer.position_bias)[index].transpose(2, 0, 1), "positions")]
     if any(geometry.shift):
         biases.append(graph.weight(shift_mask(geometry)[:, None].astype(np.float32), "mask"))
-    x = linear(graph, layer.out, attend(graph, parts, biases, geometry.patches))
+    x = layers.projected_out(graph, layer.out, attend(graph, parts, biases, geometry.patches))
     return graph.op("Gather", x, np.argsort(order), axis=1) if moved else x
 
 
@@ -145,6 +150,6 @@ def pool(graph: Graph, layer: AttentionPool, x: str, stream: Stream) -> str:
     k, v = layers.project(graph, x, both, heads, (0,))
     q = graph.weight(query, "query")
     mixed = attend(graph, Projected(q, k, v), _size_bias(graph, stream))
-    pooled = linear(graph, layer.out, mixed)
+    pooled = layers.projected_out(graph, layer.out, mixed)
     unlike = layers.ffn(graph, layer.ffn, layers.norm(graph, layer.norm, pooled))
     return graph.op("Add", pooled, unlike)

@@ -47,10 +47,22 @@ def linear(graph: Graph, layer: Dense, x: str) -> str:
     return dense(graph, x, array(layer.kernel), array(layer.bias))
 
 
-def head(graph: Graph, layer: Dense, x: str) -> str:
+def projected_out(graph: Graph, layer: Dense, x: str) -> str:
+    """The output projection of attention."""
+    with graph.within("out"):
+        return linear(graph, layer, x)
+
+
+def gemm(graph: Graph, layer: Dense, x: str) -> str:
     """A fully connected layer on ``[batch, width]``."""
     weights = graph.weight(array(layer.kernel), "kernel"), graph.weight(array(layer.bias), "bias")
     return graph.op("Gemm", x, *weights)
+
+
+def head(graph: Graph, layer: Dense, x: str) -> str:
+    """The classifier on ``[batch, width]``."""
+    with graph.within("head"):
+        return gemm(graph, layer, x)
 
 
 def activation(graph: Graph, name: str, x: str) -> str:
@@ -71,11 +83,16 @@ def activation(graph: Graph, name: str, x: str) -> str:
 
 def ffn(graph: Graph, layer: Mlp, x: str) -> str:
     """The feed-forward network of a block."""
-    units = linear(graph, layer.fc1, x)
+    with graph.within("fc1"):
+        units = linear(graph, layer.fc1, x)
     if layer.gate is None:
-        return linear(graph, layer.fc2, activation(graph, layer.activation, units))
-    opened = activation(graph, layer.activation, linear(graph, layer.gate, x))
-    return linear(graph, layer.fc2, graph.op("Mul", opened, units))
+        units = activation(graph, layer.activation, units)
+    else:
+        with graph.within("gate"):
+            opened = linear(graph, layer.gate, x)
+        units = graph.op("Mul", activation(graph, layer.activation, opened), units)
+    with graph.within("fc2"):
+        return linear(graph, layer.fc2, units)
 
 
 def weights_of(layer: Attention) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -100,7 +117,9 @@ def project(graph: Graph, x: str, weights: list, heads: int, inner: tuple[int, .
     """
     kernel, bias = (np.concatenate(both, -1) for both in zip(*weights, strict=True))
     many, head_dim, tokens = len(weights), weights[0][0].shape[1] // heads, len(inner)
-    x = graph.reshape(dense(graph, x, kernel, bias), 0, *inner, many * heads, head_dim)
+    with graph.within("qkv"):
+        x = dense(graph, x, kernel, bias)
+    x = graph.reshape(x, 0, *inner, many * heads, head_dim)
     x = graph.transpose(x, *range(tokens), tokens + 1, tokens, tokens + 2)
     return (x,) if many == 1 else graph.split(x, *[heads] * many, axis=tokens)
 
@@ -113,10 +132,11 @@ def attend(graph: Graph, by_heads: Projected, biases: list[str], tokens: int = 0
     outer = range(2 if tokens else 1)
     n = len(outer)
     keys = graph.transpose(by_heads.k, *outer, n, n + 2, n + 1)
-    logits = graph.op("MatMul", by_heads.q, keys)
-    for bias in biases:
-        logits = graph.op("Add", logits, bias)
-    mixed = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), by_heads.v)
+    with graph.within("products"):
+        logits = graph.op("MatMul", by_heads.q, keys)
+        for bias in biases:
+            logits = graph.op("Add", logits, bias)
+        mixed = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), by_heads.v)
     return graph.reshape(graph.transpose(mixed, *outer, n + 1, n, n + 2), 0, tokens, -1)
 
 
@@ -130,15 +150,16 @@ def convolution(graph: Graph, layer: FoldedConv, x: str) -> str:
     if prefix:
         x = graph.slice(x, prefix, geometry.tokens)
     kernel, bias = array(layer.kernel), array(layer.bias)
-    if kernel.shape[1] == 1:
-        y = linear(graph, layer.out, graph.op("Relu", dense(graph, x, kernel[:, 0], bias)))
-    else:
-        x = graph.reshape(graph.transpose(x, 0, 2, 1), 0, kernel.shape[0], *geometry.grid)
-        kernel = kernel.transpose(2, 0, 1).reshape(kernel.shape[2], -1, 3, 3)
-        hidden = graph.op("Relu", conv(graph, x, kernel, bias, pad=1))
-        out = array(layer.out.kernel).T[..., None, None]
-        y = conv(graph, hidden, out, array(layer.out.bias))
-        y = graph.transpose(graph.reshape(y, 0, geometry.width, -1), 0, 2, 1)
+    with graph.within("convolution"):
+        if kernel.shape[1] == 1:
+            y = linear(graph, layer.out, graph.op("Relu", dense(graph, x, kernel[:, 0], bias)))
+        else:
+            x = graph.reshape(graph.transpose(x, 0, 2, 1), 0, kernel.shape[0], *geometry.grid)
+            kernel = kernel.transpose(2, 0, 1).reshape(kernel.shape[2], -1, 3, 3)
+            hidden = graph.op("Relu", conv(graph, x, kernel, bias, pad=1))
+            out = array(layer.out.kernel).T[..., None, None]
+            y = conv(graph, hidden, out, array(layer.out.bias))
+            y = graph.transpose(graph.reshape(y, 0, geometry.width, -1), 0, 2, 1)
     return graph.op("Concat", tokens, y, axis=1) if prefix else y
 
 

@@ -37,7 +37,8 @@ def _embedded(graph: Graph, model: Any, images: str) -> str:
     kernel, bias = array(model.patch_embed.kernel), array(model.patch_embed.bias)
     side, width = spec.patch_size, kernel.shape[1]
     kernel = kernel.reshape(side, side, spec.channels, width).transpose(3, 2, 0, 1)
-    x = layers.conv(graph, images, kernel, bias, stride=side)
+    with graph.within("patches"):
+        x = layers.conv(graph, images, kernel, bias, stride=side)
     x = graph.transpose(graph.reshape(x, 0, width, -1), 0, 2, 1)
     if isinstance(model, Swin):
         return layers.norm(graph, model.embed_norm, x)
@@ -112,7 +113,9 @@ def _merged_map(graph: Graph, layer: PatchMerging, x: str) -> str:
     index = np.arange(4 * rows * columns).reshape(rows, 2, columns, 2).transpose(0, 2, 3, 1)
     x = graph.op("Gather", x, index.reshape(-1), axis=1)
     x = graph.reshape(x, 0, rows * columns, layer.kernel.shape[0])
-    return layers.dense(graph, layers.norm(graph, layer.norm, x), array(layer.kernel))
+    x = layers.norm(graph, layer.norm, x)
+    with graph.within("merging"):
+        return layers.dense(graph, x, array(layer.kernel))
 
 
 def _seen(graph: Graph, model: Any, stream: Stream) -> str:
@@ -178,8 +181,8 @@ def _bottleneck(graph: Graph, block: Any, x: str) -> str:
     y = graph.op("Relu", _conv_norm(graph, block.conv1, x))
     y = graph.op("Relu", _conv_norm(graph, block.conv2, y))
     squeezed = graph.reduce("ReduceMean", y, [2, 3])
-    squeezed = graph.op("Relu", layers.head(graph, block.se.fc1, squeezed))
-    opened = graph.op("Sigmoid", layers.head(graph, block.se.fc2, squeezed))
+    squeezed = graph.op("Relu", layers.gemm(graph, block.se.fc1, squeezed))
+    opened = graph.op("Sigmoid", layers.gemm(graph, block.se.fc2, squeezed))
     y = graph.op("Mul", y, graph.unsqueeze(graph.unsqueeze(opened, 2), 3))
     y = _conv_norm(graph, block.conv3, y)
     shortcut = x if block.shortcut is None else _conv_norm(graph, block.shortcut, x)
@@ -191,12 +194,13 @@ def _conv_norm(graph: Graph, layer: Any, x: str) -> str:
     scale, bias = layers.norm_scale(layer.norm)
     kernel = (array(conv.kernel) * scale).transpose(3, 2, 0, 1)
     strides = conv.strides if isinstance(conv.strides, int) else conv.strides[0]
-    return layers.conv(
-        graph,
-        x,
-        kernel,
-        bias,
-        stride=strides,
-        pad=conv.kernel_size[0] // 2,
-        groups=conv.feature_group_count,
-    )
+    with graph.within("convolution"):
+        return layers.conv(
+            graph,
+            x,
+            kernel,
+            bias,
+            stride=strides,
+            pad=conv.kernel_size[0] // 2,
+            groups=conv.feature_group_count,
+        )
