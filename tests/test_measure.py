@@ -15,11 +15,11 @@ from flax import nnx
 from PIL import Image
 
 from spvit_jax.convert import About, Facts, about_of, load, save
-from spvit_jax.export import export, spvit_torch
+from spvit_jax.export import export, photographs, spvit_torch
 from spvit_jax.export.export import macs
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import onnx_session
-from spvit_jax.measure import Timing, __main__, measure, tested
+from spvit_jax.measure import Timing, __main__, measure
 from spvit_jax.measure import turns as module
 from spvit_jax.measure.contestants import open_contestants, runtimes
 from spvit_jax.measure.errors import MeasureError
@@ -206,7 +206,7 @@ def test_files_of_all_kinds_stand_next_to_each_other(there, capsys, tmp_path):
     assert [one["bytes"] for one in models] == [*sizes[:4], sizes[4] + weights]
     counted = macs(load("dense.safetensors"))
     assert [one["macs"] for one in models] == [counted, counted, counted, 0, 0]
-    source = tested.open_test("labelled")
+    source = photographs.open_test("labelled")
     images = np.stack([np.asarray(source[i]["image"].centre(20, 16)) for i in range(15)])
     labels = np.array([source[i]["label"] for i in range(15)])
     for file, where in (("dense.safetensors", slice(0, 4)), ("small.safetensors", slice(4, 5))):
@@ -223,7 +223,7 @@ def test_without_labels_outputs_are_compared_with_the_first_ones(there, capsys, 
     names = ["dense.safetensors", "dense.onnx", "other.safetensors"]
     assert run(there, *names, "--test", "plain", "--json", str(numbers)) == 0
     found = [one["cosine"] for one in json.loads(numbers.read_text())["models"]]
-    source = tested.open_test("plain")
+    source = photographs.open_test("plain")
     images = np.stack([np.asarray(source[i]["image"].centre(20, 16)) for i in range(15)])
     a, b = (expected(file, images) for file in (names[0], names[2]))
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)

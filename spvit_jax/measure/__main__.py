@@ -81,13 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    from spvit_jax.export import photographs
     from spvit_jax.measure import comparison, shown, tested
     from spvit_jax.progress import Console
 
     for file in (options.figure, options.json):  # before minutes of measuring
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise FileNotFoundError(f"{file}: there is no such folder; make it first")
-    source = None if options.test is None else tested.open_test(options.test)
+    source = None if options.test is None else photographs.open_test(options.test)
     threads = options.threads or comparison.cores()
     contestants = _contestants(options, threads)
     quality = None

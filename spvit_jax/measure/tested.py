@@ -3,19 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spvit_jax.config import Data
-from spvit_jax.data.errors import DataError
-from spvit_jax.data.sources import Source, open_source
+from spvit_jax.data.sources import Source
+from spvit_jax.export.images import as_seen
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.measure.contestants import Contestant
 from spvit_jax.measure.errors import MeasureError
-
-LUMA = (299, 587, 114)  # thousandths of R, G and B in grey, ITU-R 601
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +28,6 @@ class Tested:
     measure: str
     images: int
     values: tuple[float, ...]
-
-
-def open_test(text: str) -> Source:
-    """The images of a folder, of class folders or of none, or the test split of ``KIND:…``.
-
-    Raises:
-      DataError: there are none.
-    """
-    if Path(text).is_dir():
-        splits = [name for name in ("test", "val") if Path(text, name).is_dir()]
-        return open_source(Data(source=f"folder:{text}"), (splits or ["train"])[0])
-    if ":" not in text:
-        raise DataError(f"{text}: there is no such folder; give one, packaged:NAME or idx:PATH")
-    return open_source(Data(source=text), "test")
 
 
 def judge(
@@ -112,9 +94,7 @@ def _decoded(images: Sequence[Any], preprocess: Preprocess, batch_size: int) -> 
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(read, range(len(images))))
-    if preprocess.channels == 1:
-        return ((found @ np.array(LUMA) + 500) // 1000).astype(np.uint8)[..., None]
-    return found
+    return as_seen(found, preprocess)
 
 
 def _check_names(one: Contestant, wanted: tuple[str, ...]) -> None:
