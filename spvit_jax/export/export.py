@@ -17,7 +17,7 @@ from spvit_jax.convert import About, save
 from spvit_jax.export.check import check
 from spvit_jax.export.errors import CheckFailed, ExportError
 from spvit_jax.export.images import LEAST, halves
-from spvit_jax.export.near import BATCH, COSINE, SAME, Near, batched, near, runner
+from spvit_jax.export.near import BATCH, COSINE, SAME, Near, Run, batched, near, runner
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged, run_onnx
 from spvit_jax.models import Classifier
@@ -273,19 +273,24 @@ def _int8(job: Job, path: Path) -> tuple[str, ...]:
 def _dynamic(job: Job, path: Path) -> tuple[str, ...]:
     from spvit_jax.export.int8 import dynamic
 
-    if job.images is None:
-        shape = (LEAST, *job.preprocess.crop, job.preprocess.channels)
-        judging = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    else:
-        judging = halves(job.images, job.preprocess)[1]
     dynamic(_emitted(job), path)
-    return f"opset {job.opset}", _enough(_judge(job, judging)(path))
+    return f"opset {job.opset}", _enough(_judge(job, _judging(job))(path))
 
 
-def _judge(job: Job, pixels: np.ndarray) -> Callable[[Path], Near]:
+def _judging(job: Job) -> np.ndarray:
+    """The images that judge what needs none to be calibrated: the user's, or noise."""
+    if job.images is not None:
+        return halves(job.images, job.preprocess)[1]
+    shape = (LEAST, *job.preprocess.crop, job.preprocess.channels)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def _judge(
+    job: Job, pixels: np.ndarray, load: Callable[[Path, Preprocess], Run] = run_onnx
+) -> Callable[[Path], Near]:
     """Says of a file how near it comes to the model on these images."""
     wanted = batched(runner(job.model, job.preprocess), pixels)
-    return lambda path: near(batched(run_onnx(path, job.preprocess), pixels), wanted)
+    return lambda path: near(batched(load(path, job.preprocess), pixels), wanted)
 
 
 def _enough(found: Near) -> str:
@@ -314,18 +319,27 @@ def _stablehlo(job: Job, path: Path) -> tuple[str, ...]:
     return ", ".join(PLATFORMS), checked.said()
 
 
-def _litert(job: Job, path: Path, *, int8: bool = False) -> tuple[str, ...]:
-    from spvit_jax.export.litert import run_litert, save_litert
+def _litert(job: Job, path: Path) -> tuple[str, ...]:
+    from spvit_jax.export.litert import run_litert
 
-    options: dict[str, Any] = {"pixels": job.pixels, "layout": job.layout, "batch": job.batch}
-    save_litert(job.model, job.preprocess, path, int8=int8, **options)
-    run = run_litert(path, job.preprocess)
-    checked = check(job.model, job.preprocess, run, tolerance=0.2 if int8 else 1e-4)
+    _save_litert(job, path, int8=False)
+    checked = check(job.model, job.preprocess, run_litert(path, job.preprocess), tolerance=1e-4)
     return f"batch {job.batch}", checked.said()
 
 
 def _litert_int8(job: Job, path: Path) -> tuple[str, ...]:
-    return _litert(job, path, int8=True)
+    from spvit_jax.export.litert import run_litert
+
+    _save_litert(job, path, int8=True)
+    judge = _judge(job, _judging(job), run_litert)
+    return f"batch {job.batch}", _enough(judge(path))
+
+
+def _save_litert(job: Job, path: Path, int8: bool) -> None:
+    from spvit_jax.export.litert import save_litert
+
+    options: dict[str, Any] = {"pixels": job.pixels, "layout": job.layout, "batch": job.batch}
+    save_litert(job.model, job.preprocess, path, int8=int8, **options)
 
 
 def _torch(job: Job, path: Path) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """A model as a LiteRT (TFLite) file, from its StableHLO at one batch size: for phones."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +66,9 @@ def _with_int8_weights(flat: bytes) -> bytes:
 
     made = quantizer.Quantizer(bytearray(flat))
     made.load_quantization_recipe(recipe.dynamic_wi8_afp32())
-    return bytes(made.quantize().quantized_model)
-
-
-def batch_of(path: Path) -> int:
-    """How many images a file takes at once."""
-    return int(_runner(path)[1]["shape"][0])
+    unheard = io.StringIO()  # its bars and sums
+    with contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
+        return bytes(made.quantize().quantized_model)
 
 
 def _runner(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -14,6 +14,7 @@ from spvit_jax.export import CheckFailed, ExportError, __main__, export
 from spvit_jax.export.given import given
 from spvit_jax.export.onnx import layers
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.sizes import sides
 
 ABOUT = About(("cat", "dog"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.9)
 LOADER = """
@@ -33,7 +34,7 @@ assert "spvit_jax" not in sys.modules and "flax" not in sys.modules
 
 
 @pytest.mark.parametrize(
-    ("name", "beside"), [("vit, merged", False), ("patches", True), ("swin, pruned", False)]
+    ("name", "beside"), [("vit, merged", False), ("patches", True), ("oblong_swin, pruned", False)]
 )
 def test_stablehlo_runs_in_a_process_with_jax_alone(name, beside, made, tmp_path):
     model = made(name)
@@ -41,7 +42,8 @@ def test_stablehlo_runs_in_a_process_with_jax_alone(name, beside, made, tmp_path
     names = {file.name for file in done.files}
     weights = {"small.weights.safetensors"} if beside else set()
     assert names == {"small.stablehlo", "small.preprocess.json"} | weights
-    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    shape = (2, *sides(model.spec.image_size), 3)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.save(tmp_path / "images.npy", x)
     subprocess.run([sys.executable, "-I", "-c", LOADER], check=True, cwd=tmp_path)
     found, expected = np.load(tmp_path / "outputs.npz"), nnx.jit(given)(model, x)

@@ -7,6 +7,7 @@ from flax import nnx
 from spvit_jax.convert import About
 from spvit_jax.export import export
 from spvit_jax.export.given import given
+from spvit_jax.sizes import sides
 
 pytest.importorskip("litert_converter")
 litert = pytest.importorskip("spvit_jax.export.litert")
@@ -21,7 +22,11 @@ ABOUT = About(("cat", "dog"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.9)
 def test_litert_computes_what_the_model_does(name, made, tmp_path):
     model, path = made(name), tmp_path / "small.tflite"
     export(model, path, about=ABOUT, batch=2)
-    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    x = (
+        np.random.default_rng(0)
+        .standard_normal((2, *sides(model.spec.image_size), 3))
+        .astype(np.float32)
+    )
     found = interpreter.Interpreter(str(path)).get_signature_runner()(images=x)
     expected = nnx.jit(given)(model, x)
     assert sorted(found) == sorted(expected)
