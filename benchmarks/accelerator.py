@@ -40,7 +40,7 @@ import torch_side  # noqa: E402
 from sides import NO_TIME, Failed, Side  # noqa: E402
 
 TURN = 0.2  # seconds at least, where a step is shorter: steps are queued, and their end awaited
-CORES = 4  # for each group that compiles at the same time
+CORES = 16  # for each group that compiles at the same time: its programs keep as many busy
 COMPILING = 0.7  # at most this share of the time that is left
 STARTING = 90  # seconds for a framework to name the device
 Row = dict[str, Any]
