@@ -70,7 +70,7 @@ class Workdir:
             values = json.loads(file.read_text())
             if not isinstance(values, dict):
                 raise ValueError(f"expected a JSON object, got {str(values)[:80]}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return None, (
                 f"{file} is damaged ({error}); remove it if the folder is this run's, or choose"
                 " another --workdir"

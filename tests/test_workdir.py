@@ -65,9 +65,9 @@ def test_what_changes_no_result_may_change(tmp_path):
         folder.claim(Config(data=Data(mixup=0.5)))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", ""])
+@pytest.mark.parametrize("text", [b"{", b"[]", b"", b"\xff", b"[" * 100_000])
 def test_a_damaged_configuration_is_named(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ConfigError, match=r"config\.json is damaged .*; remove it"):
         workdir.Workdir(tmp_path).claim(Config())
 

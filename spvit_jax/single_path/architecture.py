@@ -170,7 +170,7 @@ def from_json(text: str) -> Architecture:
             tuple(_kept("heads", v) for v in heads),
             tuple(merges),
         )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArchitectureError(
             'expected JSON like {"model": "deit_tiny_patch16_224", "ops": ["msa", ...],'
             ' "heads": [2, [0, 2], ...], "ffn": [512, [0, 3, 4], ...]};'
@@ -201,7 +201,7 @@ def load(path: str | os.PathLike) -> Architecture:
             f"no architecture at {path}; run a search, write one by hand, or take one of"
             " configs/architectures/"
         ) from None
-    except ArchitectureError as error:
+    except (ArchitectureError, UnicodeDecodeError) as error:
         raise ArchitectureError(f"{path}: {error}") from error
 
 

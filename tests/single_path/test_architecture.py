@@ -175,3 +175,10 @@ def test_the_strongest_units_and_heads_are_kept(spec, dense):
     mixer.v.kernel[...] *= 3.0
     mixer.out.kernel[...] /= 3.0
     assert prune(model, given).architecture == found
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"[" * 100_000])
+def test_files_that_are_no_text_or_without_end_are_named(tmp_path, data):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(ArchitectureError, match=r"a\.json"):
+        architectures.load(tmp_path / "a.json")
