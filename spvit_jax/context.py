@@ -191,16 +191,17 @@ def open_context(
 
 
 def _weights(config: Config) -> dict[str, int]:
-    """Checksums of the files of weights that a run begins from, by the fields that name them."""
+    """Checksums of the files of weights that a run begins from, under what to call them."""
     named = {} if config.stage == "pretrain" else {"model.checkpoint": config.model.checkpoint}
     if config.teacher.checkpoint:
         named["teacher.checkpoint"] = config.teacher.checkpoint
     found = {}
     for name, given in named.items():
         with open(fetch(pretrained.address(given)), "rb") as file:
-            found[name] = 0
+            crc = 0
             while part := file.read(2**20):
-                found[name] = zlib.crc32(part, found[name])
+                crc = zlib.crc32(part, crc)
+        found[f"CRC-32 of what is in {name}"] = crc
     return found
 
 

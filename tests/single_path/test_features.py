@@ -10,14 +10,16 @@ from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.features import feature_error
 from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.repair import repair, repaired_error
+from spvit_jax.sizes import sides
 
 
 def centred(images):
     return images.astype(float) / 127.5 - 1
 
 
-def calibration(count=24, seed=0):
-    images = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
+def calibration(spec, count=24, seed=0):
+    shape = (count, *sides(spec.image_size), 3)
+    images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     return images, Calibration.of(images, centred, 8)
 
 
@@ -33,7 +35,7 @@ def by_hand(mine, theirs):
 
 @pytest.mark.parametrize("spec", ["vit", "distilled", "average", "swin"], indirect=True)
 def test_it_is_that_of_what_the_heads_see(spec, dense):
-    whole, (images, judges) = dense(), calibration(20)  # the last batch is not full
+    whole, (images, judges) = dense(), calibration(spec, 20)  # the last batch is not full
     pruned = prune(whole, cut(spec))
     assert feature_error(whole, whole, judges) == 0
     mine, theirs = (
@@ -47,7 +49,7 @@ def test_it_is_that_of_what_the_heads_see(spec, dense):
 
 @pytest.mark.parametrize("spec", ["average"], indirect=True)
 def test_patches_have_their_share_on_the_whole_grid(spec, dense):
-    whole, (images, judges) = dense(), calibration()
+    whole, (images, judges) = dense(), calibration(spec)
     pruned = prune(whole, cut(spec, (4, 3, 0, 0)))
     last = [m.stream(centred(images))[-1] for m in (pruned, whole)]
     assert last[0].x.shape[1] == 9 and last[0].unmerged().shape[1] == 16
@@ -59,7 +61,8 @@ def test_patches_have_their_share_on_the_whole_grid(spec, dense):
 
 @pytest.mark.parametrize("spec", ["vit", "average"], indirect=True)
 def test_the_error_of_a_trial_is_that_of_the_model_repair_makes(spec, dense):
-    whole, (_, seen), (_, judges) = dense(), calibration(32), calibration(16, seed=1)
+    whole = dense()
+    (_, seen), (_, judges) = calibration(spec, 32), calibration(spec, 16, seed=1)
     for merges in ((), (5, 2, 0, 0)):
         found = dataclasses.replace(cut(spec, merges), heads=((0, 2), (1,), (0, 1, 2), (2,)))
         error = feature_error(repair(whole, whole, seen, found), whole, judges)

@@ -1,6 +1,7 @@
 """Pruning and folding: what is carried over, and that folding changes nothing."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,7 @@ def parameters_of(op, heads, units, block, form):
     """A block's parameters, counted part by part."""
     width, part = block.width, block.head_dim
     inner = heads * part
-    table = (2 * block.window - 1) ** 2 * heads if block.window else 0
+    table = math.prod(2 * side - 1 for side in block.window) * heads if block.window else 0
     square = width**2 + width
     taps = {"conv1x1": 1, "conv3x3": 9}.get(op, 0)
     mixer = {
