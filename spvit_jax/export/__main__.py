@@ -11,7 +11,7 @@ from spvit_jax.told import add_arguments, add_image_size, told
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
 
-  .onnx         ONNX: onnxruntime, OpenVINO, TensorRT, …; any batch size
+  .onnx         ONNX: onnxruntime, OpenVINO and others; any batch size
   .fp16.onnx    the same with weights and computation in float16
   .int8.onnx    the same with products and convolutions in int8, calibrated on --images; parts
                 that cost too much accuracy stay float, and are named
