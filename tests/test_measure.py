@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 
 from spvit_jax.convert import About, Facts, about_of, load, save
-from spvit_jax.export import export, photographs, spvit_torch
+from spvit_jax.export import export, photographs
 from spvit_jax.export.export import macs
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import onnx_session
@@ -306,6 +306,7 @@ def test_runtimes_are_those_asked_for_where_a_file_has_them(monkeypatch):
 
 def test_pytorch_computes_the_same_of_the_folded_model(there, monkeypatch):
     torch = pytest.importorskip("torch")
+    spvit_torch = pytest.importorskip("spvit_jax.export.spvit_torch")
     seen, loading = [], spvit_torch.load
     monkeypatch.setattr(
         spvit_torch, "load", lambda path: seen.append(form(load(path))) or loading(path)
