@@ -2,15 +2,18 @@
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import export as exporting
 
 from spvit_jax.convert import forms
+from spvit_jax.export.near import Run
 from spvit_jax.export.preprocess import Preprocess
+from spvit_jax.export.runtimes import arranged
 from spvit_jax.export.stablehlo import given_images, program
 
 INPUT = "images"
@@ -71,32 +74,44 @@ def _with_int8_weights(flat: bytes) -> bytes:
         return bytes(made.quantize().quantized_model)
 
 
-def _runner(path: Path) -> tuple[Any, dict[str, Any]]:
-    """A file's signature to call, and what its input is like."""
+class Program(NamedTuple):
+    """A LiteRT file as a function.
+
+    Attributes:
+      run: gives outputs by name, of any number of images; as many at once as the file takes.
+      shape: of what it takes at once.
+      raw: whether that is uint8.
+    """
+
+    run: Callable[[np.ndarray], dict[str, np.ndarray]]
+    shape: tuple[int, ...]
+    raw: bool
+
+
+def read_litert(path: Path, threads: int = 0) -> Program:
+    """Loads a file into LiteRT's interpreter; 0 threads: its own choice."""
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(str(path)).get_signature_runner(SIGNATURE)
-    return runner, runner.get_input_details()[INPUT]
+    runner = Interpreter(str(path), num_threads=threads or None).get_signature_runner(SIGNATURE)
+    details = runner.get_input_details()[INPUT]
+    shape = tuple(int(n) for n in details["shape"])
+    batch = shape[0]
 
-
-def run_litert(path: Path, preprocess: Preprocess) -> Any:
-    """Loads a file; the function takes any number of images, and runs as many as it can at once."""
-    from spvit_jax.export.runtimes import arranged
-
-    runner, details = _runner(path)
-    batch, shape = int(details["shape"][0]), details["shape"]
-    layout = "NHWC" if shape[3] == preprocess.channels else "NCHW"
-    raw = details["dtype"] == np.uint8
-
-    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        rows = -(-len(pixels) // batch) * batch
-        padded = np.concatenate([pixels, np.repeat(pixels[-1:], rows - len(pixels), 0)])
-        given = arranged(padded, preprocess, raw, layout)
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        rows = -(-len(images) // batch) * batch
+        padded = np.concatenate([images, np.repeat(images[-1:], rows - len(images), 0)])
         # What a runner gives is its own memory, which the next call overwrites.
         parts = [
-            {name: value.copy() for name, value in runner(images=given[i : i + batch]).items()}
+            {name: value.copy() for name, value in runner(images=padded[i : i + batch]).items()}
             for i in range(0, rows, batch)
         ]
-        return {name: np.concatenate([p[name] for p in parts])[: len(pixels)] for name in parts[0]}
+        return {name: np.concatenate([p[name] for p in parts])[: len(images)] for name in parts[0]}
 
-    return run
+    return Program(run, shape, details["dtype"] == np.uint8)
+
+
+def run_litert(path: Path, preprocess: Preprocess) -> Run:
+    """Loads a file; the function takes any number of images as decoded."""
+    program = read_litert(path)
+    layout = "NHWC" if program.shape[3] == preprocess.channels else "NCHW"
+    return lambda pixels: program.run(arranged(pixels, preprocess, program.raw, layout))

@@ -20,6 +20,7 @@ Measures models next to each other: the time of one image, images per second of 
 
   NAME.onnx       of any kind (float32, .fp16, .int8): in onnxruntime, and in OpenVINO if installed
   NAME.stablehlo  compiled by JAX
+  NAME.tflite     in LiteRT, as many images at once as it was written for
   anything else   as spvit_jax.predict takes it, such as a run's pruned.safetensors, folded: in JAX,
                   with --runtime torch in PyTorch
 
@@ -29,7 +30,7 @@ The speed of a shared machine drifts. So the models take turns, call by call, an
 median over turns: below 1 less time, above 1 more images per second. Models of different image
 sizes each get their own.
 
-How a photograph becomes the input stands in the model's file, or for .onnx and .stablehlo in the
+How a photograph becomes the input stands in the model's file, or for exported files in the
 NAME.preprocess.json that spvit_jax.export writes beside it. Other checkpoints get --mean, --std and
 --crop-ratio, and what nobody says is ImageNet's usual.
 
@@ -43,7 +44,7 @@ examples:
   python -m spvit_jax.measure dense.safetensors pruned.safetensors --runtime jax torch
   python -m spvit_jax.measure dense.onnx pruned.onnx --test packaged:fashion_mnist \\
       --figure speed.png --json speed.json
-ONNX needs more libraries: pip install 'spvit_jax[export]'."""
+ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT 'spvit_jax[litert]'."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--runtime",
         nargs="+",
-        choices=("jax", "onnxruntime", "openvino", "torch"),
+        choices=("jax", "onnxruntime", "openvino", "torch", "litert"),
         default=[],
         metavar="NAME",
         help="of %(choices)s, for files that several can run; others run in what they usually do",

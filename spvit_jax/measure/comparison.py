@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spvit_jax.measure.contestants import Contestant
+from spvit_jax.measure.contestants import RUNTIMES, Contestant
 from spvit_jax.measure.tested import Tested
 from spvit_jax.measure.turns import Timing, take_turns, timings
 
@@ -85,16 +85,16 @@ def compare(
         return take_turns(calls, seconds)
 
     one, batch = times(1), times(batch_size)
-    runtimes = {contestant.runtime for contestant in contestants}
+    modules = {RUNTIMES[contestant.runtime].module for contestant in contestants}
     return Comparison(
         tuple(contestants),
         tuple(timings(one, batch, batch_size)),
         tested,
         batch_size,
         (len(one), len(batch)),
-        _device("jax" in runtimes),
+        _device("jax" in modules),
         threads,
-        {name: version(name) for name in ("spvit_jax", *sorted(runtimes))},
+        {name: version(name) for name in ("spvit_jax", *sorted(modules))},
     )
 
 

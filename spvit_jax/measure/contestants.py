@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,13 +30,24 @@ from spvit_jax.measure.turns import compiled
 
 Outputs = dict[str, Any]  # logits [batch, classes], features [batch, D], …
 Bind = Callable[[np.ndarray], Callable[[], Outputs]]
-RUNTIMES = {  # what a person calls them, and what installs them
-    "jax": ("JAX", ""),
-    "onnxruntime": ("onnxruntime", "pip install 'spvit_jax[export]'"),
-    "openvino": ("OpenVINO", "pip install openvino"),
-    "torch": ("PyTorch", "pip install 'spvit_jax[torch]'"),
+
+
+class Runtime(NamedTuple):
+    """What a person calls a runtime, the module it is, and what installs it."""
+
+    title: str
+    module: str
+    install: str = ""
+
+
+RUNTIMES = {
+    "jax": Runtime("JAX", "jax"),
+    "onnxruntime": Runtime("onnxruntime", "onnxruntime", "pip install 'spvit_jax[export]'"),
+    "openvino": Runtime("OpenVINO", "openvino", "pip install openvino"),
+    "torch": Runtime("PyTorch", "torch", "pip install 'spvit_jax[torch]'"),
+    "litert": Runtime("LiteRT", "ai_edge_litert", "pip install 'spvit_jax[litert]'"),
 }
-FILES = {".onnx": ("onnxruntime", "openvino"), ".stablehlo": ("jax",)}
+FILES = {".onnx": ("onnxruntime", "openvino"), ".stablehlo": ("jax",), ".tflite": ("litert",)}
 CHECKPOINT = ("jax", "torch")
 UNSAID = About()
 
@@ -73,7 +84,7 @@ def runtimes(name: str, asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def _installed(runtime: str) -> bool:
-    return importlib.util.find_spec(runtime) is not None
+    return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
 
 
 def open_contestants(
@@ -101,8 +112,8 @@ def open_contestants(
     """
     for runtime in in_runtimes:
         if not _installed(runtime):
-            title, how = RUNTIMES[runtime]
-            raise MeasureError(f"{name}: {title} is not installed; {how}")
+            wanted = RUNTIMES[runtime]
+            raise MeasureError(f"{name}: {wanted.title} is not installed; {wanted.install}")
     if Path(name).suffix not in FILES:
         yield from _checkpoint(name, in_runtimes, threads, facts, notes, about)
         return
@@ -111,6 +122,8 @@ def open_contestants(
         raise MeasureError(f"no file at {name}; python -m spvit_jax.export writes one of a model")
     if path.suffix == ".stablehlo":
         yield _stablehlo(path, notes)
+    if path.suffix == ".tflite":
+        yield _litert(path, threads, notes)
     for runtime in in_runtimes if path.suffix == ".onnx" else ():
         yield _onnx(path, runtime, threads, notes)
 
@@ -191,6 +204,21 @@ def _stablehlo(path: Path, notes: list[str]) -> Contestant:
     return Contestant(str(path), "jax", size, 0, preprocess, bind)
 
 
+def _litert(path: Path, threads: int, notes: list[str]) -> Contestant:
+    from spvit_jax.export.litert import read_litert
+
+    with _reading(path, "LiteRT"):
+        program = read_litert(path, threads)
+    preprocess = _preprocess(path, program.shape, {}, notes)
+    layout = "NHWC" if program.shape[3] == preprocess.channels else "NCHW"
+
+    def bind(pixels: np.ndarray) -> Callable[[], Outputs]:
+        images = arranged(pixels, preprocess, program.raw, layout)
+        return lambda: program.run(images)
+
+    return Contestant(str(path), "litert", path.stat().st_size, 0, preprocess, bind)
+
+
 def _onnx(path: Path, runtime: str, threads: int, notes: list[str]) -> Contestant:
     import onnx
 
@@ -208,7 +236,7 @@ def _onnx(path: Path, runtime: str, threads: int, notes: list[str]) -> Contestan
         )
     preprocess = _preprocess(path, shape, said, notes)
     layout = "NHWC" if shape[3] == preprocess.channels != shape[1] else "NCHW"
-    with _reading(path, RUNTIMES[runtime][0]):
+    with _reading(path, RUNTIMES[runtime].title):
         run = (_onnxruntime if runtime == "onnxruntime" else _openvino)(path, threads)
     data = path.with_name(f"{path.name}.data")
     size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)

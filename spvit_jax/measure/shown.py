@@ -12,7 +12,13 @@ from spvit_jax.measure.contestants import RUNTIMES, Contestant
 from spvit_jax.text import aligned
 
 _MISSING = "–"
-_COLOURS = {"jax": "#2a7f62", "onnxruntime": "#1f5fa8", "openvino": "#8e44ad", "torch": "#e08214"}
+_COLOURS = {
+    "jax": "#2a7f62",
+    "onnxruntime": "#1f5fa8",
+    "openvino": "#8e44ad",
+    "torch": "#e08214",
+    "litert": "#b03060",
+}
 
 
 def table(found: Comparison) -> str:
@@ -27,7 +33,7 @@ def table(found: Comparison) -> str:
         rows.append(
             [
                 names(found.contestants)[i],
-                RUNTIMES[one.runtime][0],
+                RUNTIMES[one.runtime].title,
                 _number(one.size / 1e6),
                 _number(one.macs / 1e9),
                 f"{timing.latency_ms:.2f} ({timing.latency_iqr_ms:.2f})",
@@ -85,7 +91,7 @@ def figure(found: Comparison, path: str | os.PathLike[str]) -> None:
     rows = zip(names(found.contestants), found.contestants, found.timings, values, strict=True)
     seen: set[str] = set()
     for number, (name, one, timing, value) in enumerate(sorted(rows, key=_latency)):
-        label = None if one.runtime in seen else RUNTIMES[one.runtime][0]
+        label = None if one.runtime in seen else RUNTIMES[one.runtime].title
         seen.add(one.runtime)
         axes.plot(timing.latency_ms, value, "o", color=_COLOURS[one.runtime], label=label)
         left, above = timing.latency_ms > widest / 2, number % 2 == 0  # so that few names collide
