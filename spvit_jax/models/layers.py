@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from spvit_jax.models.activations import ACTIVATIONS
+from spvit_jax.models.attention import attention
 from spvit_jax.models.rotary import Rotary
 from spvit_jax.models.tokens import Tokens, merge
 
@@ -157,22 +158,6 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * jax.lax.rsqrt(var + self.EPSILON)
         return (wide * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
-
-
-def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
-    """Exact softmax attention over ``[batch, tokens, heads, head_dim]``.
-
-    Written out in float64, where ``jax.nn``'s would still take the softmax in float32.
-
-    Args:
-      bias: added to the logits, broadcast to ``[batch, heads, queries, keys]``.
-    """
-    if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, bias)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-    if bias is not None:
-        logits = logits + bias
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
 
 
 class Attention(nnx.Module):
