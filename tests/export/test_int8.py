@@ -71,21 +71,23 @@ def scale_sizes(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "others"),
-    [("vit, pruned", 0), ("dinov3, merged", 8), ("swin, pruned", 0), ("regnet", 6)],
+    ("name", "opset", "others"),
+    [("vit, pruned", 17, 0), ("dinov3, merged", 23, 8), ("swin, pruned", 20, 0), ("regnet", 17, 6)],
 )
-def test_products_and_convolutions_alone_are_quantised(name, others, made, tmp_path, monkeypatch):
+def test_products_and_convolutions_alone_are_quantised(
+    name, opset, others, made, tmp_path, monkeypatch
+):
     """``others``: what two merges compare and add, one turning positions; squeeze-excitation."""
     monkeypatch.setattr("spvit_jax.export.near.COSINE", 0.9)
     monkeypatch.setattr("spvit_jax.export.near.SAME", 0.0)  # random models
     path = tmp_path / "small.int8.onnx"
     size = made(name).spec.image_size
-    done = export(made(name), path, about=ABOUT, images=photographs(size=size))
+    done = export(made(name), path, about=ABOUT, images=photographs(size=size), opset=opset)
     inside, all_ops = quantised(path)
     assert inside["Conv"] == all_ops["Conv"] > 0 and inside["Gemm"] > 0
     assert all_ops.total() - inside.total() == others
     file = onnx.load(path)
-    assert {opset.domain for opset in file.opset_import} == {""}
+    assert [(one.domain, one.version) for one in file.opset_import] == [("", opset)]
     assert max(scale_sizes(path)) >= 32
     large = [w for w in file.graph.initializer if len(w.dims) > 1 and w.data_type == 3]
     assert large and max(len(w.raw_data) for w in large) > 100  # int8
