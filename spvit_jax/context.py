@@ -31,6 +31,7 @@ from spvit_jax.data.sources import Some, Source, open_source
 from spvit_jax.export.images import LEAST
 from spvit_jax.models import Classifier, RegNetSpec
 from spvit_jax.progress import Console
+from spvit_jax.remote import public
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
@@ -96,7 +97,7 @@ class Context:
     @property
     def name(self) -> str:
         """The dense model's."""
-        return self.config.model.variant or Path(self.config.model.checkpoint).stem
+        return self.config.model.variant or Path(public(self.config.model.checkpoint)).stem
 
     @property
     def labelled(self) -> bool:
@@ -304,7 +305,7 @@ def load_teacher(context: Context, training: Training) -> Teacher | None:
         features = training.distillation == "features"
         teacher = pretrained.load_teacher(context.config, context.spec, features)
     hosts.agree_on("teacher.checkpoint", teacher.state)
-    name = context.config.teacher.checkpoint or f"{context.name}, dense"
+    name = public(context.config.teacher.checkpoint) or f"{context.name}, dense"
     context.console.say(f"teacher   {name}: {training.distillation} distillation")
     return teacher
 

@@ -20,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spvit_jax.remote import public
+
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
 LEAVE_SECONDS = 2  # that process 0 gives the others where it cannot go on
 
@@ -162,6 +164,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> 
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{path}{name}.")
         elif json.dumps(old) != json.dumps(new):
+            old, new = (public(v) if isinstance(v, str) else v for v in (old, new))
             found.append(f"{path}{name}: {old}, now {new}")
     return found
 

@@ -35,6 +35,7 @@ from spvit_jax.merges import Schedules
 from spvit_jax.models import MODELS, Classifier
 from spvit_jax.progress import Console
 from spvit_jax.quality import Quality
+from spvit_jax.remote import public
 from spvit_jax.report import Held, Result, figure, table
 from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import architecture as architectures
@@ -150,7 +151,7 @@ def run_evaluate(context: Context) -> None:
     hosts.agree_on("model.checkpoint", nnx.state(network))
     about = about_of(pretrained.address(config.model.checkpoint))
     notes += pretrained.check_about(about, config, names)
-    parameters, file = count_parameters(network), config.model.checkpoint
+    parameters, file = count_parameters(network), public(config.model.checkpoint)
     console.stage("model", f"{file}: {form(network)}, {parameters:,} parameters")
     for note in notes:
         console.say(note)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """An absolute path; a remote one is one (its own ``absolute`` prepends the working folder)."""
     return epath.Path(path if is_remote(path) else os.path.abspath(path))
+
+
+def public(address: str | os.PathLike[str]) -> str:
+    """An address or path as it may be shown: without users, passwords and queries, on one line."""
+    user = r"[^/?#]*@|[^/?#:]*:(?!\d+/)[^?#]*@"  # also with a / in the password
+    text = re.sub(rf"^([\w+.-]{{2,}}:/*)(?:{user})", r"\1…@", os.fspath(address))
+    text = re.sub(r"^([\w+.-]+://[^?#]*)[?#].*", r"\1?…", text, flags=re.DOTALL)
+    return "".join(c if c.isprintable() else f"%{ord(c):02X}" for c in text)
 
 
 def publish(file: Path, path: epath.Path) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import math
 from typing import Any
 
+from spvit_jax.remote import public
 from spvit_jax.sizes import wanted_size
 from spvit_jax.told import NAMES
 
@@ -94,6 +95,13 @@ def validate(config: Any) -> None:
         wanted_size(config.model.image_size)
     except ValueError as error:
         raise ConfigError(f"model.image_size: {error}") from error
+    for name in ("model", "teacher"):
+        address = getattr(config, name).checkpoint
+        check(
+            "…@" not in public(address),
+            f"{name}.checkpoint={public(address)} has a user's name or password in it, and is"
+            " written down; fetch the file yourself and give its path instead",
+        )
     one_of("model.output", config.model.output, ("", "logits", "features"))
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
     one_of("data.augment", config.data.augment, AUGMENTATIONS)

@@ -246,3 +246,11 @@ def test_formats_are_those_of_the_export_and_their_libraries_are_asked_for(monke
     with pytest.raises(ConfigError, match=r"tflite needs litert_.*'spvit_jax\[litert\]'"):
         from_config_dict(changed("export.formats", ["int8.tflite"]))
     from_config_dict(changed("export.formats", ["stablehlo", "torch"]))
+
+
+@pytest.mark.parametrize("group", ["model", "teacher"])
+def test_no_password_gets_into_what_a_run_writes_down(group):
+    values = changed(f"{group}.checkpoint", "https://user:secret@host/x.pth")
+    with pytest.raises(ConfigError, match=f"{group}.checkpoint=https://…@host/x.pth has") as error:
+        from_config_dict(values)
+    assert "secret" not in str(error.value)

@@ -23,7 +23,7 @@ from gcp_storage_emulator import server
 from spvit_jax import prepare
 from spvit_jax.config import Config, ConfigError, Data
 from spvit_jax.convert import CheckpointError, Facts, read_spec
-from spvit_jax.convert.fetch import fetch
+from spvit_jax.convert.fetch import fetch, in_bucket
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.sources import open_source
@@ -227,6 +227,9 @@ def test_weights_are_fetched_once_and_again_when_they_change(tmp_path, monkeypat
         assert found.name == weights.name and found.read_bytes() == data
         os.utime(found, (0, 0))
         assert fetch(str(weights)) == found and found.stat().st_mtime == 0
+        answer = in_bucket(str(weights), 700)
+        assert (answer.start, answer.size) == (700, len(data)) and answer.version
+        assert answer.body.read() == data[700:]
     assert read_spec(str(weights), Facts(heads=4)).width == 64
     with pytest.raises(CheckpointError, match="no file at gs://bucket/weights/no.pth"):
         fetch("gs://bucket/weights/no.pth")

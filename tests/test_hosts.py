@@ -207,3 +207,9 @@ if __name__ == "__main__":
     hosts.connect(coordinator, 2, int(process))
     say = {"talk": talk, "stop": stop_at, "keep": keep}[what]
     print(json.dumps(say(int(process), *rest)))
+
+
+def test_differences_show_no_secrets():
+    old, new = ({"x": f"https://host/a.pth?key=secret{i}"} for i in range(2))
+    (difference,) = hosts.differences(old, new)
+    assert difference == "x: https://host/a.pth?…, now https://host/a.pth?…"

@@ -1,6 +1,6 @@
 import pytest
 
-from spvit_jax.remote import absolute, is_remote, reading
+from spvit_jax.remote import absolute, is_remote, public, reading
 
 
 class Unreadable(Exception):
@@ -30,3 +30,21 @@ def test_local_paths_are_made_absolute_and_remote_ones_are(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert str(absolute("run")) == str(tmp_path / "run") and not is_remote("run")
     assert str(absolute("gs://bucket/run")) == "gs://bucket/run" and is_remote("gs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://host:8443/x@v1-0.pth", "https://host:8443/x@v1-0.pth"),
+        ("https://user:secret@host/x.pth?key=secret", "https://…@host/x.pth?…"),
+        ("https://user:sec/ret@host/x.pth#secret", "https://…@host/x.pth?…"),
+        ("gs://bucket/run", "gs://bucket/run"),
+        ("hf-hub:timm/vit.a@b", "hf-hub:timm/vit.a@b"),
+        ("/home/a@b/what?.pth", "/home/a@b/what?.pth"),
+        ("C:\\a@b.pth", "C:\\a@b.pth"),
+        ("a\nb\x1b.pth", "a%0Ab%1B.pth"),
+        ("caf\udce9.pth", "caf%DCE9.pth"),
+    ],
+)
+def test_addresses_are_shown_without_secrets_on_a_line(address, shown):
+    assert public(address) == shown

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from spvit_jax.convert.contents import EXPECTED, TORCH, describe
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 
 State = dict[str, np.ndarray]
 
-TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 WRAPPERS = (  # the first that is there
     "model",
     "state_dict",
@@ -24,9 +24,6 @@ WRAPPERS = (  # the first that is there
     "module",
     "teacher",
     "student",
-)
-EXPECTED = "expected weights in .safetensors, as NumPy's .npz, or as a torch file in " + ", ".join(
-    TORCH
 )
 
 
@@ -58,27 +55,6 @@ def _read_file(path: Path, notes: list[str]) -> State:
     if path.suffix in TORCH:
         return _read_torch(path, notes)
     raise CheckpointError(f"{path} is {describe(path)}; {EXPECTED}")
-
-
-def describe(path: Path) -> str:
-    """What a file's first bytes say it is, for error messages."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    known = {
-        b"PK\x03\x04": "a zip archive, as torch and NumPy write",
-        b"\x80": "a bare pickle, as torch wrote before 1.6",
-        b"<": "a web page or XML, as from a failed download",
-        b"version https://git-lfs": "a git-lfs pointer; fetch the file itself",
-        b"\x89HDF": "an HDF5 file",
-        b"\x1f\x8b": "a gzip archive",
-        b"\x93NUMPY": "a NumPy array",
-    }
-    for magic, name in known.items():
-        if start.lstrip().startswith(magic):
-            return name
-    if start[8:9] == b"{":
-        return "a safetensors file"
-    return f"a file that starts with {start[:12]!r}"
 
 
 def _read_safetensors(path: Path) -> State:

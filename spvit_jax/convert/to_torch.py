@@ -12,7 +12,8 @@ import numpy as np
 import safetensors.numpy
 
 from spvit_jax.convert import blocks, forms
-from spvit_jax.convert.checkpoint import TORCH, State
+from spvit_jax.convert.checkpoint import State
+from spvit_jax.convert.contents import TORCH
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.families import FAMILIES, revert_model
 from spvit_jax.convert.files import write_whole

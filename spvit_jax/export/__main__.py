@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from spvit_jax.remote import public
 from spvit_jax.shell import run
 from spvit_jax.told import add_arguments, add_image_size, told
 
@@ -105,7 +106,7 @@ def _export(options: argparse.Namespace) -> None:
             beside=options.weights == "beside",
             batch=options.batch,
             images=images,
-            source=options.checkpoint,
+            source=public(options.checkpoint),
             notes=notes,
         )
         for note in dict.fromkeys(notes):

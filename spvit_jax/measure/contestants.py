@@ -27,6 +27,7 @@ from spvit_jax.export.runtimes import (
 )
 from spvit_jax.measure.errors import MeasureError
 from spvit_jax.measure.turns import compiled
+from spvit_jax.remote import public
 
 Outputs = dict[str, Any]  # logits [batch, classes], features [batch, D], …
 Bind = Callable[[np.ndarray], Callable[[], Outputs]]
@@ -145,7 +146,7 @@ def _checkpoint(
     size = os.path.getsize(where) if os.path.isfile(where) else 0
     for runtime in in_runtimes:
         bind = _jax(model, preprocess) if runtime == "jax" else _torch(model, preprocess, threads)
-        yield Contestant(name, runtime, size, macs(model), preprocess, bind)
+        yield Contestant(public(name), runtime, size, macs(model), preprocess, bind)
 
 
 def _jax(model: Any, preprocess: Preprocess) -> Bind:
@@ -201,7 +202,7 @@ def _stablehlo(path: Path, notes: list[str]) -> Contestant:
     preprocess = _preprocess(path, program.images.shape, {}, notes)
     size = sum(file.stat().st_size for file in program.files)
     bind = _compiling(program.run, lambda x: stablehlo_input(program.images, x, preprocess))
-    return Contestant(str(path), "jax", size, 0, preprocess, bind)
+    return Contestant(public(path), "jax", size, 0, preprocess, bind)
 
 
 def _litert(path: Path, threads: int, notes: list[str]) -> Contestant:
@@ -242,7 +243,7 @@ def _onnx(path: Path, runtime: str, threads: int, notes: list[str]) -> Contestan
     size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
     count = said.get("macs", "")
     return Contestant(
-        str(path),
+        public(path),
         runtime,
         size,
         int(count) if count.isdecimal() else 0,
