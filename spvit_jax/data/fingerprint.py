@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from spvit_jax.data.errors import DataError
+from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.sources import Source
 
 SAMPLE = 8  # images whose pixels are looked at
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Images, a checksum of the class names, and one of some images with their labels."""
+    """Images, a checksum of the class names, and one of some images with their labels.
+
+    Raises:
+      LabelError: one of these labels is of no class.
+    """
     sample = 0
     for index in np.linspace(0, len(source) - 1, SAMPLE, dtype=int):
         sample = zlib.crc32(_bytes(source, int(index)), sample)
@@ -26,5 +30,7 @@ def _bytes(source: Source, index: int) -> bytes:
     try:
         found = source[index]
         return np.int32(found["label"]).tobytes() + np.asarray(found["image"].full()).tobytes()
+    except LabelError:
+        raise
     except DataError:
         return b""

@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from spvit_jax.data.errors import DataError
+from spvit_jax.data.errors import DataError, LabelError, check_label
 
 FILE = "manifest.json"
 
@@ -75,6 +75,8 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda images: None
     for split, expected in found["splits"].items():
         try:
             sums = _stored_sums(builder, split, progress)
+        except LabelError as error:
+            wrong.append(f"of {split} {error}")
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             wrong.append(f"{split} cannot be read ({error})")
         else:
@@ -96,7 +98,9 @@ def _stored_sums(
         record = records[index]
         if None in record.values():  # what a shard cut short gives
             raise ValueError(f"image {index} is not there")
-        path, name = record["file_name"].decode(), names[record["label"]]
+        path, label = record["file_name"].decode(), int(record["label"])
+        check_label(label, len(names), path)
+        name = names[label]
         if name != path.partition("/")[0]:
             raise ValueError(f"{path} is labelled {name}")
         sums.append((path, hashlib.sha256(record["image"]).hexdigest()))

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from spvit_jax.config import Data
-from spvit_jax.data.errors import DataError
+from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.sources import Source
 from spvit_jax.data.transforms import eval_transform, train_transform
 from spvit_jax.sizes import Size, sides
@@ -72,6 +72,7 @@ def train_batches(
 
     Raises:
       DataError: fewer images than a batch, or a damaged image with ``data.on_error`` "raise".
+      LabelError: an image's label is of no class, whatever ``data.on_error`` says.
     """
     epoch = steps_per_epoch(len(source), batch_size) * batch_size
     order = Order(len(source), epoch, data.repeats, seed)
@@ -98,6 +99,7 @@ def eval_batches(
 
     Raises:
       DataError: a damaged image.
+      LabelError: an image's label is of no class, whatever ``data.on_error`` says.
     """
     batches = -(-len(source) // batch_size)
     images = grain.MapDataset.range(batches * batch_size).map(_EvalView(source, image_size, data))
@@ -209,6 +211,8 @@ class _EvalView(grain.transforms.Map):
 
 def _skip_or_raise(error: DataError, data: Data, known: set[str]) -> None:
     """One warning for each damaged image, with how many there have been; or the error."""
+    if isinstance(error, LabelError):
+        raise error
     if data.on_error == "raise":
         raise DataError(f"{error}, or leave out such images with data.on_error=skip") from error
     if str(error) not in known:

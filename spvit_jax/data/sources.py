@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from spvit_jax import config
 from spvit_jax.data import idx, inat, originals, package, splits
 from spvit_jax.data.decode import from_array, open_image
-from spvit_jax.data.errors import DataError
+from spvit_jax.data.errors import DataError, check_label
 from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, subfolders
 from spvit_jax.remote import is_remote, reading
 
@@ -257,6 +257,8 @@ class TfdsSource:
 
         Raises:
           DataError: unknown, not prepared, not random-access, or not image classification.
+
+        Reading an image raises ``LabelError`` where its label is of no class.
         """
         builder = _prepared_builder(name, directory)
         image_key, label_key = _classification_keys(name, builder.info)
@@ -280,8 +282,9 @@ class TfdsSource:
         record, name = self.records[index], f"{index} of {self.records!r}"
         if record.get(self.image_key) is None or record.get(self.label_key) is None:
             raise DataError(f"cannot read the image {name}: its file is damaged; prepare it again")
-        image = open_image(record[self.image_key], name)
-        return {"image": image, "label": int(record[self.label_key])}
+        label = int(record[self.label_key])
+        check_label(label, len(self.class_names), name)
+        return {"image": open_image(record[self.image_key], name), "label": label}
 
 
 def _classification_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:

@@ -414,6 +414,15 @@ def test_verify_compares_with_the_manifest(made, tmp_path, key, value):
         manifest.verify(folder)
 
 
+def test_verify_refuses_labels_of_no_class(made, tmp_path):
+    folder = tmp_path / "pets" / "1.0.0"
+    record(made[0], folder)
+    names = folder / "label.labels.txt"
+    names.write_text("a b\n")
+    with pytest.raises(DataError, match="is damaged: of train the image .* label 1; there are 1 c"):
+        manifest.verify(folder)
+
+
 def test_verify_compares_labels(made, tmp_path):
     folder = tmp_path / "pets" / "1.0.0"
     record(made[0], folder)

@@ -1,6 +1,7 @@
 """Each kind of source, on data made here, and what it says when the data is not there."""
 
 import gzip
+import io
 import json
 import struct
 import subprocess
@@ -13,8 +14,10 @@ from PIL import Image
 
 from spvit_jax.config import Data
 from spvit_jax.data import package
-from spvit_jax.data.errors import DataError
-from spvit_jax.data.sources import Source, open_source
+from spvit_jax.data.errors import DataError, LabelError
+from spvit_jax.data.fingerprint import fingerprint
+from spvit_jax.data.pipeline import eval_batches, train_batches
+from spvit_jax.data.sources import Source, TfdsSource, open_source
 
 SAVED = {
     "a.png": "L",
@@ -263,6 +266,26 @@ def test_tfds_unprepared_imagenet_says_what_to_run(tmp_path):
     assert f"tfds:imagenet2012 is not prepared in {tmp_path}" in message
     assert f"python -m spvit_jax.prepare FOLDER {tmp_path}" in message
     assert "ILSVRC2012_img_train.tar" in message and "folder:FOLDER" in message
+
+
+@pytest.mark.parametrize(("label", "said"), [(-1, "nobody has labelled"), (3, "; there are 3")])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_label_of_no_class_is_refused_by_name(label, said, on_error):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    records = [{"picture": file.getvalue(), "kind": np.int64(kind)} for kind in (0, 2, label, 1)]
+    source = TfdsSource(records, "picture", "kind", ("a", "b", "c"))
+    data = Data(augment="none", on_error=on_error)
+    options = {"batch_size": 4, "rows": np.arange(4), "image_size": 8}
+    for read in (
+        lambda: list(map(source.__getitem__, range(4))),
+        lambda: next(train_batches(source, data, **options, seed=0, start_step=0)),
+        lambda: next(eval_batches(source, data, **options)),
+        lambda: fingerprint(source),
+    ):
+        with pytest.raises(LabelError, match="the image 2 of .* has the label") as error:
+            read()
+        assert said in str(error.value) and f"the label {label}" in str(error.value)
 
 
 class TinyTexts(TinyPictures):
