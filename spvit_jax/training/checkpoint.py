@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +15,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from spvit_jax import hosts
-from spvit_jax.remote import absolute
+from spvit_jax.remote import absolute, is_remote
+from spvit_jax.training import sums
 from spvit_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 CHECKSUM = "checksum"  # Orbax's files alone let flipped bits in the numbers pass
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's, with the checksum in it
+ASIDE = ".damaged"  # the end of the name of a checkpoint that Orbax cannot even list
 
 
 class CheckpointError(RuntimeError):
@@ -26,7 +32,8 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one stage, in one directory. A context manager: leaving waits for writes.
 
-    Two are kept, so that a damaged last one costs an interval and not the run.
+    Two are kept, so that a damaged last one costs an interval and not the run. On a disk, the files
+    of a finished one are summed up as well: an object store does that itself.
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int):
@@ -35,6 +42,7 @@ class Checkpoints:
         self._unreadable: list[int] = []
         with self._explained("opened"):
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._aside = hosts.from_first(self._set_aside() if self._sums_up else [])
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
@@ -46,6 +54,7 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         with self._explained("written"):
             self._manager.close()
+            self._sum_up()
 
     @property
     def steps(self) -> list[int]:
@@ -60,8 +69,13 @@ class Checkpoints:
         """
         values = _plain(state)
         with self._explained("written"):
+            self._manager.wait_until_finished()
+            self._sum_up()
             while self._unreadable:  # they would take the places of good ones
                 self._manager.delete(self._unreadable.pop())
+            for path in self._damaged() if self._sums_up else ():
+                shutil.rmtree(path)
+            self._aside = []
             self._manager.save(
                 step,
                 args=ocp.args.StandardSave(values),
@@ -86,7 +100,7 @@ class Checkpoints:
             _plain(template),
             _plain(shards),
         )
-        failures = []
+        failures = list(self._aside)
         for step in reversed(self.steps):
             found, failure = self._tried(step, abstract)
             elsewhere = [reason for reason in hosts.from_all(failure) if reason]
@@ -106,15 +120,49 @@ class Checkpoints:
 
     def _tried(self, step: int, abstract: dict[str, Any]) -> tuple[TrainState | None, str]:
         """The state of ``step``, or why it cannot be read."""
+        damage = hosts.from_first(sums.damage(self._folder(step)) if self._sums_up else "")
+        if damage:  # of which Orbax would print pages
+            return None, damage
         try:
             values = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             written = self._manager.metadata(step).custom_metadata or {}
-            if CHECKSUM in written and written[CHECKSUM] != _checksum(values):
+            if CHECKSUM not in written:
+                return None, "its checksum is missing"
+            if written[CHECKSUM] != _checksum(values):
                 return None, "its numbers are not those that were saved"
             return TrainState(**values), ""
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = str(error).strip().partition("\n")[0][:300]
-            return None, f"{type(error).__name__}: {reason}"
+            return None, _reason(error)
+
+    @property
+    def _sums_up(self) -> bool:
+        """Whether this process looks after the files: the first one does, on a disk."""
+        return jax.process_index() == 0 and not is_remote(self.directory)
+
+    def _folder(self, step: int) -> Path:
+        return Path(self.directory, str(step))
+
+    def _damaged(self) -> list[Path]:
+        return sorted(Path(self.directory).glob(f"*{ASIDE}"))
+
+    def _sum_up(self) -> None:
+        """Notes the sums of what is finished and has none."""
+        for step in self.steps if self._sums_up else ():
+            if not sums.noted(self._folder(step)) and step not in self._unreadable:
+                sums.note(self._folder(step))
+
+    def _set_aside(self) -> list[str]:
+        """Renames checkpoints that Orbax cannot list; with them, it lists none of the others."""
+        for path in Path(self.directory).iterdir():
+            if path.name.isdecimal() and not _lists(path):
+                os.replace(path, path.with_name(path.name + ASIDE))
+        failures = [
+            f"step {path.name.removesuffix(ASIDE)}: its {METADATA} is damaged"
+            for path in self._damaged()
+        ]
+        for failure in failures:
+            log.warning("unreadable checkpoint in %s, %s", self.directory, failure)
+        return failures
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -122,10 +170,25 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise CheckpointError(
-                f"checkpoints in {self.directory} cannot be {what}: {type(error).__name__}:"
-                f" {str(error)[:300]}; free some space, or make the folder writable, and run the"
-                " same command again"
+                f"checkpoints in {self.directory} cannot be {what}: {_reason(error)}; free some"
+                " space, or make the folder writable, and run the same command again"
             ) from error
+
+
+def _lists(folder: Path) -> bool:
+    """Whether Orbax can list a checkpoint by its file of metadata, if it has one."""
+    if not (folder / METADATA).exists():
+        return True
+    try:
+        values = json.loads((folder / METADATA).read_text())
+        return CHECKSUM in values["custom_metadata"] and not sums.damage(folder, METADATA)
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

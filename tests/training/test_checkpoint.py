@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import logging
 
 import jax
@@ -92,18 +93,77 @@ def test_a_state_that_is_donated_while_it_is_saved_is_saved_whole(tmp_path):
     assert_same(saved, 1, size=20_000)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lambda file: file.write_bytes(b"")])
-def test_a_damaged_newest_falls_back_warns_and_is_replaced(tmp_path, damage, caplog):
+def deep(file):
+    file.write_text("[" * 100_000)
+
+
+DAMAGES = {
+    "cut": truncate,
+    "flipped": flip,
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(),
+    "list": lambda file: file.write_text("[]"),
+    "null": lambda file: file.write_text("null"),
+    "deep": deep,
+    "no UTF-8": lambda file: file.write_bytes(b"\xff\xfe"),
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "default/_METADATA", "largest"])
+def test_a_damaged_newest_falls_back_warns_and_is_replaced(tmp_path, damage, name, caplog, capfd):
     save(tmp_path, 2, 4)
-    damage(largest_file(tmp_path / "4"))
+    damage(largest_file(tmp_path / "4") if name == "largest" else tmp_path / "4" / name)
     with Checkpoints(tmp_path, every=1) as checkpoints:
         with caplog.at_level(logging.WARNING):
             assert_same(checkpoints.restore(make(0), everywhere(make(0))), 2)
-        assert "step 4" in caplog.text
         checkpoints.save(4, make(4))
+    assert "unreadable checkpoint" in caplog.text and "step 4: its " in caplog.text
     assert_same(restored(tmp_path), 4)
     with Checkpoints(tmp_path, every=1) as checkpoints:
         assert checkpoints.steps == [2, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def unsummed(directory):
+    """As a process leaves it that is killed at once after a checkpoint is finished."""
+    for file in directory.glob("*/sums.json"):
+        file.unlink()
+
+
+def change_checksum(file):
+    values = json.loads(file.read_text())
+    values["custom_metadata"]["checksum"] += 1
+    file.write_text(json.dumps(values))
+
+
+def forget_checksum(file):
+    values = json.loads(file.read_text())
+    values["custom_metadata"] = {}
+    file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [change_checksum, forget_checksum, *(DAMAGES[name] for name in ("gone", "empty", "list"))],
+)
+def test_without_sums_the_checksum_of_the_numbers_counts(tmp_path, damage):
+    save(tmp_path, 2, 4)
+    unsummed(tmp_path)
+    assert_same(restored(tmp_path), 4)
+    unsummed(tmp_path)
+    damage(tmp_path / "4" / "_CHECKPOINT_METADATA")
+    assert_same(restored(tmp_path), 2)
+
+
+def test_all_checkpoints_that_cannot_be_listed_are_no_new_beginning(tmp_path):
+    save(tmp_path, 2)
+    truncate(tmp_path / "2" / "_CHECKPOINT_METADATA")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="step 2: its _CHECKPOINT_METADATA is damaged"):
+            restored(tmp_path)
 
 
 def test_a_damaged_one_takes_no_place_of_a_good_one(tmp_path):
