@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
 
     from spvit_jax import pipeline
     from spvit_jax.progress import Console
-    from spvit_jax.remote import is_transient
+    from spvit_jax.remote import is_full, is_transient
 
     name = f"process {jax.process_index()}: " if jax.process_index() else ""
     try:
@@ -96,6 +96,8 @@ def main(arguments: list[str]) -> int:
     except pipeline.USER_ERRORS as error:
         passes = is_transient(error)
         advice = "; where that passes, the same command goes on" if passes else ""
+        if is_full(error):
+            advice = f"; free some space for {workdir}, and the same command goes on"
         print(f"{name}error: {error}{advice}", file=sys.stderr)
         code = PASSES if passes else 2
         hosts.leave(code)

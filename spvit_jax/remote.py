@@ -28,6 +28,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in TRANSIENT
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error is of a disk, or a user's share of it, that is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is an object store's, such as ``gs://bucket/run``."""
     return "://" in os.fspath(path)

@@ -15,5 +15,7 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
     try:
         part.write_bytes(data)
         os.replace(part, path)
+    except OSError as error:  # that of a full disk does not say which file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         part.unlink(missing_ok=True)

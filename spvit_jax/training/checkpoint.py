@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -17,11 +18,13 @@ import orbax.checkpoint as ocp
 from spvit_jax import hosts
 from spvit_jax.remote import absolute, is_remote
 from spvit_jax.training import sums
+from spvit_jax.training.quiet import quiet
 from spvit_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 CHECKSUM = "checksum"  # Orbax's files alone let flipped bits in the numbers pass
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's, with the checksum in it
+BESIDE = 4096  # bytes, at most about, that a checkpoint takes besides each array's
 ASIDE = ".damaged"  # the end of the name of a checkpoint that Orbax cannot even list
 
 
@@ -40,6 +43,7 @@ class Checkpoints:
         self.directory = absolute(directory)
         self.every = every
         self._unreadable: list[int] = []
+        self._stack = contextlib.ExitStack()
         with self._explained("opened"):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._aside = hosts.from_first(self._set_aside() if self._sums_up else [])
@@ -49,10 +53,11 @@ class Checkpoints:
             )
 
     def __enter__(self) -> "Checkpoints":
+        self._stack.enter_context(quiet())
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._explained("written"):
+        with self._stack, self._explained("written"):
             self._manager.close()
             self._sum_up()
 
@@ -76,6 +81,7 @@ class Checkpoints:
             for path in self._damaged() if self._sums_up else ():
                 shutil.rmtree(path)
             self._aside = []
+            self._check_space(values)
             self._manager.save(
                 step,
                 args=ocp.args.StandardSave(values),
@@ -133,6 +139,19 @@ class Checkpoints:
             return TrainState(**values), ""
         except Exception as error:  # Orbax and TensorStore raise many kinds
             return None, _reason(error)
+
+    def _check_space(self, values: dict[str, Any]) -> None:
+        """Raises OSError where the disk has no room for a checkpoint of ``values``.
+
+        Orbax would begin to write, and each of its threads print a page.
+        """
+        leaves = jax.tree.leaves(values)
+        needed = sum(leaf.nbytes for leaf in leaves) + BESIDE * (len(leaves) + 100)
+        free = shutil.disk_usage(self.directory).free if self._sums_up else needed
+        if hosts.from_first(free < needed):
+            raise OSError(
+                errno.ENOSPC, f"one takes {needed / 1e6:,.1f} MB, and there is less on the disk"
+            )
 
     @property
     def _sums_up(self) -> bool:

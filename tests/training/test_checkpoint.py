@@ -1,6 +1,9 @@
 import dataclasses
+import gc
 import json
 import logging
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +213,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=str(tmp_path / "file")):
         Checkpoints(tmp_path / "file", every=1)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=256_000))
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        with pytest.raises(CheckpointError, match="takes 0.7 MB, .* less on the disk; free some"):
+            checkpoints.save(4, make(4))
+        assert checkpoints.steps == [2]
+
+
+def test_a_disk_that_fills_up_meanwhile_gives_one_error_and_no_pages(tmp_path, capfd):
+    save(tmp_path, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    refused = pytest.raises(CheckpointError, match=f"checkpoints in {tmp_path} cannot be written")
+    with refused, Checkpoints(tmp_path, every=1) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            checkpoints.save(4, make(4), wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
+    assert_same(restored(tmp_path), 2)
 
 
 def test_a_write_that_fails_is_reported_and_the_last_good_one_stays(tmp_path, monkeypatch):
