@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 
+from spvit_jax.training.board import Board
 from spvit_jax.workdir import LocalCopy
 
 METRICS_FILE = "metrics.jsonl"
@@ -42,10 +42,7 @@ class MetricWriter:
         path = self._folder.path / METRICS_FILE
         _cut(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        # The suffix keeps apart what would share a name: it has the time in whole seconds only.
-        self._board = SummaryWriter(
-            str(path.parent), purge_step=start_step + 1, filename_suffix=f".{start_step}"
-        )
+        self._board = Board(path.parent, start_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of ``values`` (numbers or 0-d arrays) at ``step``.
@@ -62,7 +59,7 @@ class MetricWriter:
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         for name, x in numbers.items():
-            self._board.add_scalar(name, x, int(step))
+            self._board.add(name, x, int(step))
 
     def amend(self, values: Mapping[str, float]) -> None:
         """Adds ``values`` to the last line, or replaces what it has under their names."""

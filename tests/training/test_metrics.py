@@ -163,3 +163,20 @@ def test_lines_survive_kill_9_without_a_flush(tmp_path):
     )
     assert done.returncode == -signal.SIGKILL
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+FULL = """
+import resource, sys
+from spvit_jax.training.metrics import MetricWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with MetricWriter(sys.argv[1], 0) as writer:
+    for step in range(50):
+        writer.write(step, {"loss": 1.0})
+        writer.flush()
+"""
+
+
+def test_a_full_disk_is_one_error_without_those_of_threads(tmp_path):
+    run = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True)
+    assert run.stderr.endswith("OSError: [Errno 27] File too large\n"), run.stderr
+    assert "Exception in" not in run.stderr and "Exception ignored" not in run.stderr
