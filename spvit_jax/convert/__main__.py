@@ -39,7 +39,7 @@ examples:
 
 Reading and writing .pth files needs PyTorch (pip install torch). Nothing in a checkpoint is
 executed.
-Downloads are kept in $SPVIT_CACHE, by default ~/.cache/spvit_jax."""
+Downloads are kept in $SPVIT_CACHE, by default ~/.cache/spvit_jax, those of hf-hub: in $HF_HOME."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.batch_norm and not options.fold:
         parser.error("--batch-norm goes with --fold")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     try:
         facts, size = Facts.told(**told(options)), options.image_size
         notes: list[str] = []

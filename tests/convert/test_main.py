@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -131,6 +132,13 @@ def test_unwritable_target(source, tmp_path, capsys):
     target = tmp_path / "no" / "such" / "folder" / "out.safetensors"
     assert main([source("deit_a_folded"), str(target)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_from_the_shell_it_says_nothing_of_devices(source, tmp_path):
+    command = [sys.executable, "-m", "spvit_jax.convert", source("deit_a_folded"), "x.safetensors"]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_from_the_shell(tmp_path):
