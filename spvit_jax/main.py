@@ -50,7 +50,7 @@ from functools import partial
 from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
-from spvit_jax.config import from_config_dict
+from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.shell import run
 
 PASSES = 75  # the exit code of what may be well at another time, as sysexits.h has it
@@ -80,11 +80,13 @@ def main(arguments: list[str]) -> int:
 
     from spvit_jax import pipeline
     from spvit_jax.progress import Console
-    from spvit_jax.remote import is_full, is_transient
+    from spvit_jax.remote import is_full, is_transient, is_utf8, public
 
     name = f"process {jax.process_index()}: " if jax.process_index() else ""
     try:
         workdir = os.path.expanduser(str(_WORKDIR.value))
+        if not is_utf8(workdir):
+            raise ConfigError(f"--workdir={public(workdir)} is not UTF-8; choose another name")
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", f"{workdir}/compilation_cache")
         config, should_stop = from_config_dict(CONFIG.value), hosts.Stop(received)

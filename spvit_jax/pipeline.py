@@ -158,7 +158,7 @@ def run_evaluate(context: Context) -> None:
     if not context.labelled:
         _compare(context, network)
         return
-    data = f"{config.data.source}, {config.data.test_split}"
+    data = f"{public(config.data.source)}, {config.data.test_split}"
     context.announce("evaluate", f"{len(context.test):,} images of {data}")
     counts = evaluate(context, network)
     model = Path(file).stem

@@ -33,6 +33,15 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Whether a path's name is UTF-8; not all libraries take others, nor can JSON hold them."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is an object store's, such as ``gs://bucket/run``."""
     return "://" in os.fspath(path)
@@ -46,7 +55,12 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 def public(address: str | os.PathLike[str]) -> str:
     """An address or path as it may be shown: without users, passwords and queries, on one line."""
     user = r"[^/?#]*@|[^/?#:]*:(?!\d+/)[^?#]*@"  # also with a / in the password
-    text = re.sub(rf"^([\w+.-]{{2,}}:/*)(?:{user})", r"\1…@", os.fspath(address))
+    text = re.sub(
+        rf"^((?:https?|ftp):/*|[\w+.-]{{2,}}://)(?:{user})",
+        r"\1…@",
+        os.fspath(address),
+        flags=re.IGNORECASE,
+    )
     text = re.sub(r"^([\w+.-]+://[^?#]*)[?#].*", r"\1?…", text, flags=re.DOTALL)
     return "".join(c if c.isprintable() else f"%{ord(c):02X}" for c in text)
 

@@ -72,6 +72,12 @@ def test_a_workdir_that_cannot_be_written_is_one_message(tmp_path):
     assert len(shown.stderr.splitlines()) == 1
 
 
+def test_a_workdir_that_is_not_utf8_is_one_message():
+    shown = main(TINY, "--workdir=/tmp/caf\udce9")
+    assert shown.returncode == 2 and not shown.stdout
+    assert shown.stderr == "error: --workdir=/tmp/caf%DCE9 is not UTF-8; choose another name\n"
+
+
 def test_a_mistake_in_a_config_of_ones_own_shows_where(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text("import nothing_of_that_name\n")

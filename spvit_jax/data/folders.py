@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spvit_jax.data.errors import DataError
+from spvit_jax.remote import is_utf8, public
 
 EXTENSIONS = (  # of files that are taken for images
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -26,12 +27,16 @@ def subfolders(folder: Path) -> list[str]:
     """The names of the folders in one, sorted, hidden ones left out.
 
     Raises:
-      DataError: it is none.
+      DataError: it is none, or the name of one, which may be a class's, is not UTF-8.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     with os.scandir(folder) as entries:
-        return sorted(one.name for one in entries if one.is_dir() and not is_hidden(one.name))
+        names = sorted(one.name for one in entries if one.is_dir() and not is_hidden(one.name))
+    for name in names:
+        if not is_utf8(name):
+            raise DataError(f"the name of {public(folder / name)} is not UTF-8; rename the folder")
+    return names
 
 
 def images_in(folder: Path) -> list[str]:

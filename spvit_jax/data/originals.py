@@ -102,19 +102,8 @@ def has_splits(folder: Path) -> bool:
 
 
 def in_order(originals: Iterable[Original]) -> list[Original]:
-    """Sorted by the SHA-256 of their path: fixed, and any stretch mixes the classes.
-
-    Raises:
-      DataError: a path that is not UTF-8.
-    """
-
-    def key(one: Original) -> bytes:
-        try:
-            return hashlib.sha256(one.path.encode()).digest()
-        except UnicodeEncodeError as error:
-            raise DataError(f"the name of {one.name!r} is not UTF-8; rename the file") from error
-
-    return sorted(originals, key=key)
+    """Sorted by the SHA-256 of their path: fixed, and any stretch mixes the classes."""
+    return sorted(originals, key=lambda one: hashlib.sha256(os.fsencode(one.path)).digest())
 
 
 def checked_names(names: Iterable[str], where: Path) -> tuple[str, ...]:
@@ -190,7 +179,7 @@ def _divided(
         classes[one.label].append(one)
     train, val = [], []
     for members in classes.values():
-        members.sort(key=lambda one: hashlib.sha256(f"{seed} {one.path}".encode()).digest())
+        members.sort(key=lambda one: hashlib.sha256(os.fsencode(f"{seed} {one.path}")).digest())
         count = min(int(len(members) * share + 0.5), len(members) - 1)
         val += members[:count]
         train += members[count:]

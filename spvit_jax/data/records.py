@@ -7,6 +7,7 @@ the same bytes. The set appears under its name once everything is there.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import tensorflow_datasets as tfds
 from spvit_jax.data import manifest, shards
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.originals import Originals
+from spvit_jax.remote import is_utf8, public
 
 SHARD_BYTES = 1 << 30
 
@@ -34,7 +36,8 @@ class Recorder:
       total, done: images, and those of them in shards that earlier runs left.
 
     Raises:
-      DataError: ``folder`` is there already, or begun, with other images; or an image is empty.
+      DataError: ``folder`` is there already, or begun, with other images; or an image is empty, or
+        its name not UTF-8.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Recorder:
         skip_bad: bool = False,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
+        _refuse_other_names(originals, folder)
         self._originals, self._folder, self._skip_bad = originals, folder, skip_bad
         self._work = folder.with_name(f"{folder.name}.incomplete")
         self._set = self._work / "set"
@@ -163,6 +167,14 @@ def _dataset_info(originals: Originals, folder: Path) -> tfds.core.DatasetInfo:
     )
     info.set_file_format("array_record")
     return info
+
+
+def _refuse_other_names(originals: Originals, folder: Path) -> None:
+    """Raises DataError for names that are not UTF-8, which the records are to hold."""
+    images = (one for some in originals.splits.values() for one in some)
+    for path in itertools.chain([folder], (Path(one.name) for one in images)):
+        if not is_utf8(path):
+            raise DataError(f"the name of {public(path)} is not UTF-8; rename it")
 
 
 def _refuse_empty(originals: Originals) -> None:

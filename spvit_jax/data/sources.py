@@ -205,7 +205,7 @@ def _unlabelled(folder: Path) -> list[tuple[str, int]]:
 
 def _mixed(files: list[tuple[str, int]], split: str) -> tuple[tuple[str, int], ...]:
     """The part of the files that ``split`` asks for, of an order that mixes the classes."""
-    files = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
+    files = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
     start, stop = splits.bounds(split, len(files))
     return tuple(files[start:stop])
 

@@ -21,6 +21,7 @@ from spvit_jax.export.near import BATCH, COSINE, SAME, Near, Run, batched, near,
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged, run_onnx
 from spvit_jax.models import Classifier
+from spvit_jax.remote import is_utf8, public
 from spvit_jax.single_path.prune import fold, form
 
 PIXELS = ("float32", "uint8")
@@ -131,8 +132,10 @@ def suffix_of(path: Path) -> str:
     """The suffix of ``SUFFIXES`` that a path ends in.
 
     Raises:
-      ExportError: none.
+      ExportError: none, or its name is not UTF-8, which the libraries need that write it.
     """
+    if not is_utf8(path):
+        raise ExportError(f"the name of {public(path)} is not UTF-8; choose another")
     found = [suffix for suffix in SUFFIXES if path.name.endswith(suffix)]
     if not found or not _stem(path):
         raise ExportError(

@@ -165,7 +165,7 @@ def padded_name(root):
 
 
 def bytes_name(root):
-    os.rename(root / "train" / "b" / "0.JPG", os.fsencode(root / "train" / "b") + b"/\xff.jpg")
+    os.mkdir(os.fsencode(root / "train") + b"/\xff")
 
 
 def odd_split(root):
@@ -178,7 +178,7 @@ def odd_split(root):
         (empty_class, r"no image \(.*\) in .*/train/empty"),
         (only_in_val, "val must have the class folders of .*train.*only one of the two has c"),
         (padded_name, "has a class named 'b '; rename it"),
-        (bytes_name, "is not UTF-8; rename the file"),
+        (bytes_name, "/train/%DCFF is not UTF-8; rename the folder"),
         (odd_split, "val-2 cannot be a split's name"),
     ],
 )

@@ -358,6 +358,13 @@ def test_shards_without_the_bad_image_stay_when_it_is_to_be_left_out(source, tmp
     assert len(examples(folder, "val")) == 7
 
 
+def test_names_that_are_not_utf8_are_refused_before_anything_is_written(source, tmp_path):
+    os.link(source / "val" / "b" / "deeper" / "0.jpg", os.fsencode(source / "val/b") + b"/\xe9.jpg")
+    with pytest.raises(DataError, match="/val/b/%DCE9.jpg is not UTF-8; rename it"):
+        record(source, tmp_path / "pets" / "1.0.0")
+    assert not (tmp_path / "pets").exists()
+
+
 def test_empty_files_are_all_named_before_anything_is_written(source, tmp_path):
     for name in ("0.jpg", "3.webp"):
         (source / "val" / "b" / "deeper" / name).write_bytes(b"")

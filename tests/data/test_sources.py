@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -114,6 +115,19 @@ def test_folder_decodes_every_mode_to_rgb(folder):
     for file, mode in [*SAVED.items(), ("deeper/g.bmp", "RGB")]:
         expected = grey if mode == "L" else np.array([204, 51, 102])
         assert abs(found[f"b/{file}"] - expected).max() <= (4 if mode == "CMYK" else 0), file
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_files_of_a_folder_may_have_any_name(folder, share):
+    for split in ("train", "val"):
+        solid("L").save(odd := os.fsdecode(os.fsencode(folder / split / "b") + b"/caf\xe9.png"))
+    root = folder / "train" if share else folder
+    source = open_source(Data(source=f"folder:{root}", val_share=share), "train[:100%]")
+    paths = [path for path, _ in source.files] + [
+        path for path, _ in open_source(Data(source=f"folder:{root}", val_share=share), "val").files
+    ]
+    assert f"b/{os.path.basename(odd)}" in paths
+    assert all(source[index]["image"].full() for index in range(len(source)))
 
 
 def test_folder_subsplits_are_disjoint_complete_and_mixed(folder):

@@ -123,7 +123,11 @@ def test_the_command_writes_every_format_it_is_asked_for(made, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["missing.safetensors", "a.onnx"], "missing"), (["missing.safetensors", "a.xyz"], "suffix")],
+    [
+        (["missing.safetensors", "a.onnx"], "missing"),
+        (["missing.safetensors", "a.xyz"], "suffix"),
+        (["missing.safetensors", "\udce9.onnx"], "%DCE9.onnx is not UTF-8"),
+    ],
 )
 def test_the_command_says_what_is_wrong(arguments, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
