@@ -1,7 +1,20 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Has the system's errors say which file they are of; those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
@@ -13,9 +26,8 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:  # that of a full disk does not say which file
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        with naming(path):
+            part.write_bytes(data)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from spvit_jax.config import LIBRARIES
 from spvit_jax.convert import About, save
+from spvit_jax.convert.files import naming
 from spvit_jax.export.check import check
 from spvit_jax.export.errors import CheckFailed, ExportError
 from spvit_jax.export.images import LEAST, halves
@@ -205,8 +206,9 @@ def _draft(path: Path) -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     try:
-        yield folder / path.name
-        _move(folder, path)
+        with naming(path):
+            yield folder / path.name
+            _move(folder, path)
     except CheckFailed as error:
         _move(folder, path, ".failed")
         raise CheckFailed(f"{path}: {error}; the file is kept as {path}.failed") from error

@@ -217,7 +217,7 @@ def _litert(path: Path, threads: int, notes: list[str]) -> Contestant:
         images = arranged(pixels, preprocess, program.raw, layout)
         return lambda: program.run(images)
 
-    return Contestant(str(path), "litert", path.stat().st_size, 0, preprocess, bind)
+    return Contestant(public(path), "litert", path.stat().st_size, 0, preprocess, bind)
 
 
 def _onnx(path: Path, runtime: str, threads: int, notes: list[str]) -> Contestant:

@@ -99,10 +99,10 @@ def test_a_place_that_cannot_be_written_is_left_as_it_was(made, tmp_path, monkey
         export(made("vit"), tmp_path / "small.stablehlo", about=ABOUT)
 
     def full(*_):
-        raise OSError("no space left")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("spvit_jax.export.onnx.save_onnx", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*/small\.onnx"):
         export(made("vit"), tmp_path / "small.onnx", about=ABOUT)
     assert [file.name for file in tmp_path.iterdir()] == ["small.stablehlo"]
 
