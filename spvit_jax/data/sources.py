@@ -250,6 +250,7 @@ class TfdsSource:
     image_key: str
     label_key: str
     class_names: tuple[str, ...]
+    name: str  # for messages
 
     @classmethod
     def open(cls, name: str, split: str, directory: str) -> "TfdsSource":
@@ -271,7 +272,8 @@ class TfdsSource:
         records = builder.as_data_source(
             split=split, decoders={image_key: tfds.decode.SkipDecoding()}
         )
-        return cls(records, image_key, label_key, tuple(builder.info.features[label_key].names))
+        names = tuple(builder.info.features[label_key].names)
+        return cls(records, image_key, label_key, names, f"tfds:{name}, {split}")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -279,7 +281,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image, as it was stored."""
-        record, name = self.records[index], f"{index} of {self.records!r}"
+        record, name = self.records[index], f"{index} of {self.name}"
         if record.get(self.image_key) is None or record.get(self.label_key) is None:
             raise DataError(f"cannot read the image {name}: its file is damaged; prepare it again")
         label = int(record[self.label_key])
