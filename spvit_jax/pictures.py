@@ -72,4 +72,4 @@ def draw(path: Path, pixels: np.ndarray, sources: np.ndarray, grid: tuple[int, i
     try:
         write_whole(path, data.getvalue())
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
