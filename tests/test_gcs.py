@@ -27,7 +27,6 @@ from spvit_jax.convert.fetch import fetch
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.sources import open_source
-from spvit_jax.pretrained import PACKAGED
 from spvit_jax.report import Result
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
 from spvit_jax.single_path.architecture import load as load_architecture
@@ -221,7 +220,7 @@ def test_weights_are_fetched_once_and_again_when_they_change(tmp_path, monkeypat
     monkeypatch.setenv("SPVIT_CACHE", str(tmp_path))
     weights = BUCKET / "weights" / "model.safetensors"
     for name in ("swin_fashion_mnist", "deit_fashion_mnist"):
-        data = (PACKAGED / f"{name}.safetensors").read_bytes()
+        data = fetch(f"packaged:{name}").read_bytes()
         weights.write_bytes(data)
         found = fetch(str(weights))
         assert found.name == weights.name and found.read_bytes() == data
@@ -288,7 +287,7 @@ def test_a_run_of_weights_and_an_architecture_from_there_is_interrupted_and_ends
     folder, given = BUCKET / "run", BUCKET / "given"
     found = Architecture(("conv1x1",) * 5 + ("msa",), (64,) * 6)
     (given / "architecture.json").write_text(found.to_json())
-    weights = PACKAGED / "deit_fashion_mnist.safetensors"
+    weights = fetch("packaged:deit_fashion_mnist")
     (given / weights.name).write_bytes(weights.read_bytes())
     arguments = (
         "--config.stage=finetune",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spvit_jax.pretrained import PACKAGED
+from spvit_jax.convert.fetch import fetch
 from spvit_jax.report import Result
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.training.metrics import read_metrics
@@ -152,7 +152,7 @@ def test_processes_whose_files_differ_under_one_name_stop_and_say_which(tmp_path
             widths = (64,) * 5 + (64 - number,)
             Architecture(("conv1x1",) * 5 + ("msa",), widths).save(folder / "given")
         else:
-            state = load_file(PACKAGED / "deit_fashion_mnist.safetensors")
+            state = load_file(fetch("packaged:deit_fashion_mnist"))
             state["head.bias"][3] += number
             save_file(state, folder / "given.safetensors")
     (given,) = {path.name for folder in folders for path in folder.iterdir()}

@@ -15,10 +15,12 @@ from typing import IO
 
 import fsspec
 
+from spvit_jax import models
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.remote import reading
 
 HUGGING_FACE = "https://huggingface.co"
+PACKAGED = Path(models.__file__).parent / "packaged"
 HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch hub's: name-<first digits of sha256>.pth
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 def fetch(address: str | os.PathLike[str]) -> Path:
     """The local file of a path, or of an ``https://``, ``hf-hub:ORG/NAME`` or ``gs://`` address.
 
+    ``packaged:NAME`` is a model that ships with this package.
     Of a folder, the file of weights in it, see ``WEIGHTS``, or the index of several; of
     ``hf-hub:`` likewise, with all that it names and the files of ``BESIDE`` in the same folder.
     Downloads are kept in ``$SPVIT_CACHE``, by default ``~/.cache/spvit_jax``.
@@ -53,6 +56,8 @@ def fetch(address: str | os.PathLike[str]) -> Path:
       CheckpointError: no such file, no such address, or a download that failed.
     """
     address = os.fspath(address)
+    if address.startswith("packaged:"):
+        return _in_package(address.removeprefix("packaged:"))
     if address.startswith("hf-hub:"):
         return _from_hub(address)
     if address.startswith("https://"):
@@ -96,6 +101,14 @@ def shards_of(index: Path) -> list[str]:
                 f"{index} puts arrays into {name!r}; expected names of files beside it"
             )
     return sorted(set(names.values()))
+
+
+def _in_package(name: str) -> Path:
+    """The weights that ship with this package under a name."""
+    names = sorted(folder.name for folder in PACKAGED.iterdir())
+    if name not in names:
+        raise CheckpointError(f"no packaged model {name!r}; there are {', '.join(names)}")
+    return PACKAGED / name / WEIGHTS[0]
 
 
 def _in_folder(folder: Path) -> Path:
