@@ -8,10 +8,11 @@ features on images that it was not repaired on decides. No label is read, nothin
 import dataclasses
 from functools import cached_property
 
-from spvit_jax.calibrated import trial_error
+from spvit_jax.calibrated import calibrate, trial_error
 from spvit_jax.config import Budget
-from spvit_jax.context import Context, calibrate, held_indices, trial_indices
+from spvit_jax.context import Context
 from spvit_jax.models import Classifier
+from spvit_jax.portions import held_indices, trial_indices
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.budget import select
 from spvit_jax.single_path.calibration import Calibration

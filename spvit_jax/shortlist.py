@@ -9,14 +9,16 @@ import dataclasses
 
 import numpy as np
 
-from spvit_jax.calibrated import repaired, trial_error
-from spvit_jax.context import Context, calibrate, fit, held_indices, trial_indices
+from spvit_jax.calibrated import calibrate, repaired, trial_error
+from spvit_jax.context import Context, Inputs
 from spvit_jax.data.sources import Some
 from spvit_jax.models import Classifier
+from spvit_jax.portions import held_indices, trial_indices
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.features import feature_error
+from spvit_jax.trained import fit
 from spvit_jax.trials import Trial, table
 
 
@@ -108,6 +110,7 @@ def _divided(context: Context) -> tuple[Context, Calibration, Calibration, Calib
     train = context.train
     held = held_indices(context.config, len(train))
     rest = np.setdiff1d(np.arange(len(train)), held)
-    inner = dataclasses.replace(context, train=Some(train, rest), test=Some(train, held))
+    inputs = Inputs(Some(train, rest), Some(train, held), context.inputs.dense)
+    inner = dataclasses.replace(context, inputs=inputs)
     some = trial_indices(context.config, len(train))
     return inner, calibrate(context, held), calibrate(context, some), calibrate(context)

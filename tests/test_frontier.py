@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spvit_jax import context, frontier, pipeline
+from spvit_jax import calibrated, context, curve, pipeline
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load
+from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS
 from spvit_jax.progress import Console
 from spvit_jax.single_path import architecture as architectures
@@ -59,8 +60,7 @@ def test_every_budget_has_a_model_that_keeps_to_it(whole):
         assert 0 < point["quality"]["top1"] <= 1 and point["latency_ms"] > 0
     assert points[1]["quality"]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
     assert (
-        frontier.summary((whole / "frontier.json").read_text())
-        in (whole / "frontier.txt").read_text()
+        curve.summary((whole / "frontier.json").read_text()) in (whole / "frontier.txt").read_text()
     )
 
 
@@ -91,10 +91,12 @@ class Mislabelled:
         return {**found, "label": (found["label"] + 1 + index) % 10}
 
 
-def test_no_label_is_read(whole, tmp_path, monkeypatch):
-    opened = context.open_source
-    monkeypatch.setattr(context, "open_source", lambda *given: Mislabelled(opened(*given)))
-    run(config(0.7, 0.4), tmp_path)
+def test_no_label_is_read(whole, tmp_path):
+    settings = config(0.7, 0.4)
+    splits = (settings.data.train_split, settings.data.test_split)
+    wrong = (Mislabelled(open_source(settings.data, split)) for split in splits)
+    inputs = context.Inputs(*wrong)
+    pipeline.run(settings, tmp_path, Console(silent=True), lambda: False, inputs=inputs)
     for name in ("scores.json", "frontier/01/model.safetensors"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     points = [json.loads((f / "frontier.json").read_text())["points"] for f in (whole, tmp_path)]
@@ -120,7 +122,7 @@ def test_calibration_images_are_spread_over_the_split(tmp_path):
     opened = context.open_context(
         config(0.5), pipeline.Workdir(tmp_path), Console(silent=True), lambda: False
     )
-    found = context.calibrate(opened)
+    found = calibrated.calibrate(opened)
     assert [mask.sum() for _, mask in found.batches] == [16] * 4
     last = np.asarray(found.batches[-1][0][-1])
     expected = opened.train[len(opened.train) - 1]["image"].full()

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import context, judged, pipeline, pretrained, recipes
+from spvit_jax import context, delivery, judged, pipeline, pretrained, recipes, trained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
@@ -381,15 +381,15 @@ def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tm
         log_every=1,
     )
     made, losses = opened(config, tmp_path), []
-    dense = context.load_dense(made)
+    dense = trained.load_dense(made)
     gating = Gating.of(config.search, config.budget, made.spec, dense)
     network = supernet(dense, gating.space.ops)
-    _, logits = context.fit(made, "gated", network, config.search, gating=gating, steps=2)
+    _, logits = trained.fit(made, "gated", network, config.search, gating=gating, steps=2)
     assert {"penalty", "distillation", "cross_entropy"} <= set(read_metrics(tmp_path / "gated")[0])
     found, training = gating.project(logits), config.finetune
     training.schedule = "constant"  # a cosine ends with the steps
     for folder, steps in (("trial", 3), ("trial", 6), ("whole", 6)):
-        small, _ = context.fit(made, folder, prune(dense, found), training, steps=steps)
+        small, _ = trained.fit(made, folder, prune(dense, found), training, steps=steps)
         losses.append([row["loss"] for row in read_metrics(tmp_path / folder)])
     assert losses[0] == losses[1][:3] and losses[1] == losses[2] and len(losses[2]) == 6
     assert small.architecture == found and "accuracy" not in read_metrics(tmp_path / "whole")[0]
@@ -512,7 +512,7 @@ def apart(workdir):
         devices = {d.id for leaf in jax.tree.leaves(tree) for d in leaf.devices()}
         places[name] = devices.pop() if len(devices) == 1 else sorted(devices)
 
-    fold, program, compiled = pipeline.fold, Recipe.program, turns.compiled
+    fold, program, compiled = delivery.fold, Recipe.program, turns.compiled
 
     def folding(model, **options):
         note("pruned", nnx.state(model))
@@ -529,7 +529,7 @@ def apart(workdir):
         note("measured", call(images))
         return call
 
-    pipeline.host, pipeline.fold = lambda: other, folding
+    pipeline.host, delivery.fold = lambda: other, folding
     context.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
     pipeline.jax.device_count = lambda: 1
     Recipe.program, turns.compiled = programming, compiling

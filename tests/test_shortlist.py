@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from spvit_jax import context, pipeline, shortlist, trials
+from spvit_jax import context, pipeline, portions, shortlist, trials
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS
 from spvit_jax.progress import Console
 from spvit_jax.report import Result
@@ -95,11 +96,11 @@ class Shuffled:
         return row | {"label": (row["label"] + 1) % 10}
 
 
-def test_no_label_is_read(whole, tmp_path, monkeypatch):
-    real = context.open_source
-    monkeypatch.setattr(context, "open_source", lambda *args: Shuffled(real(*args)))
-    monkeypatch.setattr(context, "fingerprint", lambda source: "")
-    run(config(), tmp_path)
+def test_no_label_is_read(whole, tmp_path):
+    data = config().data
+    wrong = (Shuffled(open_source(data, split)) for split in (data.train_split, data.test_split))
+    inputs = context.Inputs(*wrong)
+    pipeline.run(config(), tmp_path, Console(silent=True), lambda: False, inputs=inputs)
     for name in ("shortlist.json", "architecture.json", "pruned.safetensors"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     pair = [Result.from_json((f / "result.json").read_text()) for f in (tmp_path, whole)]
@@ -110,7 +111,7 @@ def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_pat
     run_of = opened(config(), tmp_path)
     inner, judges, some, calibration = shortlist._divided(run_of)
     held, trained = set(inner.test.indices.tolist()), set(inner.train.indices.tolist())
-    scored = set(context.calibration_indices(run_of.config, 320).tolist())
+    scored = set(portions.calibration_indices(run_of.config, 320).tolist())
     assert len(held) == 32 == sum(int(mask.sum()) for _, mask in judges.batches)
     assert not held & trained and not held & scored and held | trained == set(range(320))
     assert scored <= trained
@@ -121,14 +122,14 @@ def test_trials_are_judged_on_training_images_that_nothing_was_fitted_to(tmp_pat
 @pytest.mark.parametrize("images", [10, 64, 90, 10_000])
 def test_a_small_set_is_divided_too(images):
     settings = config(score__images=64, shortlist__images=32)
-    held = context.held_indices(settings, images)
-    scored = context.calibration_indices(settings, images)
+    held = portions.held_indices(settings, images)
+    scored = portions.calibration_indices(settings, images)
     assert len(held) == min(32, images // 5) and not set(held) & set(scored)
     assert len(scored) == min(64, images - len(held)) == len(set(scored))
     axes = {"search__axes": ("op", "heads", "tokens", "ffn")}
     for other in ({"shortlist__candidates": 0}, {"stage": "frontier"}):
-        assert len(context.held_indices(config(**other, **axes), images)) == len(held)  # merges
-        assert len(context.held_indices(config(**other), images)) == 0
+        assert len(portions.held_indices(config(**other, **axes), images)) == len(held)  # merges
+        assert len(portions.held_indices(config(**other), images)) == 0
 
 
 @pytest.mark.parametrize("stage", ["all", "search"])  # the second trains nothing else
