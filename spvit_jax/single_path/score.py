@@ -65,7 +65,7 @@ class Scores:
         temporary.replace(path)
 
 
-def _listed(found: Elimination) -> dict[str, list]:
+def _listed(found: Elimination) -> dict[str, list[Any]]:
     return {"order": found.order.tolist(), "errors": found.errors.tolist()}
 
 
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Scores:
     try:
         values = json.loads(epath.Path(path).read_text())
 
-        def read(row: dict) -> Elimination:
+        def read(row: dict[str, Any]) -> Elimination:
             return Elimination(np.array(row["order"], int), np.array(row["errors"], float))
 
         blocks = (BlockScores(b["ops"], read(b["heads"]), read(b["ffn"])) for b in values["blocks"])
@@ -147,7 +147,7 @@ def _pass(
 
 
 def _look(
-    block: Any, tokens: Tokens, mask: Array, geometry: Geometry, convolutions: tuple
+    block: Any, tokens: Tokens, mask: Array, geometry: Geometry, convolutions: tuple[Any, ...]
 ) -> tuple[Seen, Tokens]:
     """Runs a dense block; what its layers see, and its output."""
     x, read = tokens.x, geometry.read
