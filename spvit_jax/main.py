@@ -6,8 +6,10 @@ finds an architecture under a budget, prunes, repairs, fine-tunes, folds and mea
 it makes goes to --workdir. After an interruption the same command goes on where it was; once
 finished it prints the result again.
 
-  --config=FILE.py           what to do: one of configs/, or a file of your own
-  --config=FILE.py:VARIANT   one of the variants that the file's first lines name, such as tiny
+  --config=FILE.py           what to do: one of configs/, or a file of your own; --config=NAME is
+                             the one of that name, wherever you are: quickstart, own_data, backbone,
+                             fashion_mnist, deit_ti, deit_s, deit_b, swin_t, swin_s, swin_b
+  --config=NAME:VARIANT      one of the variants that the file's first lines name, such as tiny
   --config.GROUP.FIELD=...   changes one field; spvit_jax/config.py says what each means
   --workdir=FOLDER           where checkpoints, metrics (TensorBoard reads them) and results go;
                              also gs://BUCKET/FOLDER
@@ -122,9 +124,11 @@ def _stop(number: int, received: list[int]) -> None:
     os.write(2, text)  # stderr; print could be interrupting itself
 
 
+def command() -> None:
+    """Runs as a program."""
+    flags_parser = partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR))
+    run(partial(app.run, main, flags_parser=flags_parser))
+
+
 if __name__ == "__main__":
-    run(
-        partial(
-            app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR))
-        )
-    )
+    command()
