@@ -42,9 +42,11 @@ from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.schedules import schedule
 from spvit_jax.single_path.score import ScoreError
 from spvit_jax.single_path.space import SpaceError
+from spvit_jax.state import StateError
 from spvit_jax.training.checkpoint import CheckpointError
 from spvit_jax.training.evaluate import Evaluator
 from spvit_jax.training.loop import EVALUATED, Interrupted, Loop, Metrics, NonFiniteLoss, TakeStep
+from spvit_jax.training.metrics import METRICS_FILE
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.sharding import (
@@ -72,6 +74,7 @@ USER_ERRORS = (  # whose message says what to do
     PretrainedError,
     ScoreError,
     SpaceError,
+    StateError,
     TableError,
 )
 
@@ -382,5 +385,6 @@ def fit(
     )
     initial = recipe.initial(model)
     state = loop.run(initial, sharded(mesh, initial), begin)
+    context.workdir.keep(f"{name}/{METRICS_FILE}")
     weights, stats, gates = whole(mesh, (state.weights, state.stats, state.gates))
     return nnx.merge(graph, weights, stats, copy=True), gates

@@ -4,11 +4,9 @@ Nothing is trained and no label is read; labels only say how good each model is,
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from matplotlib.figure import Figure
@@ -49,6 +47,13 @@ class Point:
     blocks: str  # what each keeps, in words
 
 
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """All models of a curve, the dense one first."""
+
+    points: tuple[Point, ...]
+
+
 def run_frontier(context: Context) -> None:
     """Scores, then chooses, repairs, evaluates and measures at every budget of ``frontier``."""
     config, dense = context.config, load_dense(context)
@@ -60,7 +65,7 @@ def run_frontier(context: Context) -> None:
     write = context.workdir.write
     write("frontier.png", lambda path: figure(points, context.name, path))
     write("frontier.txt", lambda path: path.write_text(table(points) + "\n"))
-    context.workdir.write_json("frontier.json", {"points": [dataclasses.asdict(p) for p in points]})
+    context.workdir.write_json("frontier.json", Curve(tuple(points)))
     context.console.say(table(points))
 
 
@@ -95,13 +100,8 @@ def _at(
 
 
 def _known(context: Context, folder: str) -> Point | None:
-    values = context.workdir.read_json(f"{folder}/point.json")
-    return None if values is None else point(values)
-
-
-def point(values: dict[str, Any]) -> Point:
-    """The point of which ``values`` are the ``asdict``."""
-    return Point(**values | {"quality": Quality(**values["quality"])})
+    found: Point | None = context.workdir.read_json(f"{folder}/point.json", Point)
+    return found
 
 
 def _point(
@@ -129,7 +129,7 @@ def _point(
         timing.throughput_ratio,
         said,
     )
-    context.workdir.write_json(f"{folder}/point.json", dataclasses.asdict(found))
+    context.workdir.write_json(f"{folder}/point.json", found)
     context.console.stage("evaluate", quality.said())
     return found
 
@@ -156,9 +156,9 @@ def table(points: Sequence[Point]) -> str:
     return aligned(rows)
 
 
-def summary(text: str) -> str:
+def summary(curve: Curve) -> str:
     """The table of a finished ``frontier.json``."""
-    return table([point(values) for values in json.loads(text)["points"]])
+    return table(curve.points)
 
 
 def figure(points: Sequence[Point], name: str, path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,6 @@ read. Between stages there are three things: a model, gate logits, an ``Architec
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from flax import nnx
 
 from spvit_jax import evaluation, frontier, hosts, pretrained
 from spvit_jax.calibrated import repaired, score
-from spvit_jax.config import Config, ConfigError
+from spvit_jax.config import Config
 from spvit_jax.context import (
     USER_ERRORS,
     Context,
@@ -52,7 +51,7 @@ from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.metrics import read_metrics
 from spvit_jax.training.sharding import host
-from spvit_jax.trials import Trial
+from spvit_jax.trials import Tried
 from spvit_jax.workdir import Workdir, versions
 
 __all__ = ["STAGES", "USER_ERRORS", "Interrupted", "run"]
@@ -82,7 +81,9 @@ def run(
     hosts.agree({"config": dataclasses.asdict(config)} | versions())
     files = Workdir(workdir)
     with files.locked():
-        files.claim(config)
+        note = files.claim(config)
+        if note:
+            console.say(note)
         _run(config, files, console, should_stop, profile)
 
 
@@ -96,16 +97,11 @@ def _run(
     """Runs a stage in a folder that is its own."""
     stage = STAGES[config.stage]
     if files.exists(stage.result):
-        gone = [name for name in stage.others if not files.exists(name)]
-        if gone:
-            raise ConfigError(
-                f"the run in {files.path} is finished, but {', '.join(gone)} is gone; put it back,"
-                f" or remove {stage.result}, and the same command makes it again"
-            )
+        found = files.finished(stage.result, stage.kind, stage.others)
         result = files / stage.result
         console.stage("finished", f"before this run; nothing is left to do, see {result}")
         if stage.summary:
-            console.say(stage.summary(result.read_text()))
+            console.say(stage.summary(found))
         return
     with jax.default_device(host()):  # of models; trainings and measurements choose their own
         stage.run(open_context(config, files, console, should_stop, profile))
@@ -166,7 +162,7 @@ def run_evaluate(context: Context) -> None:
     write = context.workdir.write
     write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
     write("evaluation.txt", lambda path: path.write_text(evaluation.table(found) + "\n"))
-    context.workdir.write_json("evaluation.json", dataclasses.asdict(found))
+    context.workdir.write_json("evaluation.json", found)
     console.say(evaluation.summary(found))
 
 
@@ -178,7 +174,7 @@ def _compare(context: Context, network: Classifier) -> None:
     found = judge(context, network, other)
     context.console.stage("evaluate", found.said())
     context.workdir.write("evaluation.txt", lambda path: path.write_text(found.said() + "\n"))
-    context.workdir.write_json("evaluation.json", dataclasses.asdict(found))
+    context.workdir.write_json("evaluation.json", found)
 
 
 def run_pretrain(context: Context) -> None:
@@ -199,27 +195,22 @@ class Stage:
     run: Callable[[Context], None]
     result: str  # its last file
     others: tuple[str, ...] = ()  # that are there as well then
-    summary: Callable[[str], str] | None = None  # of that file, for a run that finds it
+    kind: Any = dict[str, Any]  # what that file holds
+    summary: Callable[[Any], str] | None = None  # of that, for a run that finds it
 
 
-def _table(text: str) -> str:
-    return table(Result.from_json(text))
-
-
-def _evaluated(text: str) -> str:
-    if "top1" in (values := json.loads(text)) and "classes" not in values:
-        return Quality(**values).said()
-    return evaluation.summary(evaluation.Report.from_json(text))
+def _evaluated(found: Quality | evaluation.Report) -> str:
+    return found.said() if isinstance(found, Quality) else evaluation.summary(found)
 
 
 _MODEL = ("pruned.safetensors", "architecture.json")
 STAGES = {
-    "all": Stage(run_all, "result.json", _MODEL, _table),
+    "all": Stage(run_all, "result.json", _MODEL, Result, table),
     "search": Stage(run_search, "architecture.json"),
-    "finetune": Stage(run_finetune, "result.json", _MODEL[:1], _table),
-    "frontier": Stage(frontier.run_frontier, "frontier.json", (), frontier.summary),
+    "finetune": Stage(run_finetune, "result.json", _MODEL[:1], Result, table),
+    "frontier": Stage(frontier.run_frontier, "frontier.json", (), frontier.Curve, frontier.summary),
     "pretrain": Stage(run_pretrain, "pretrained.json", ("pretrained.safetensors",)),
-    "evaluate": Stage(run_evaluate, "evaluation.json", (), _evaluated),
+    "evaluate": Stage(run_evaluate, "evaluation.json", (), Quality | evaluation.Report, _evaluated),
 }
 
 
@@ -389,9 +380,9 @@ def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[st
 def report(context: Context, result: Result) -> None:
     """Writes the figure, the table and ``result.json``, and shows the table."""
     write, trajectory = context.workdir.write, read_metrics(context.workdir / "search")
-    tried = (context.workdir.read_json("shortlist.json") or {"trials": []})["trials"]
-    trials = [Trial(**values) for values in tried]
+    tried: Tried | None = context.workdir.read_json("shortlist.json", Tried)
+    trials = tried.trials if tried else ()
     write("report.png", lambda path: figure(result, trajectory, path, trials))
     write("table.txt", lambda path: path.write_text(table(result) + "\n"))
-    context.workdir.write_json("result.json", json.loads(result.to_json()))
+    context.workdir.write_json("result.json", result)
     context.console.say(table(result))

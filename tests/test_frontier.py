@@ -58,10 +58,8 @@ def test_every_budget_has_a_model_that_keeps_to_it(whole):
         assert 0.99 * point["budget"] * full < point["macs"] <= point["budget"] * full
         assert 0 < point["quality"]["top1"] <= 1 and point["latency_ms"] > 0
     assert points[1]["quality"]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
-    assert (
-        frontier.summary((whole / "frontier.json").read_text())
-        in (whole / "frontier.txt").read_text()
-    )
+    curve = pipeline.Workdir(whole).read_json("frontier.json", frontier.Curve)
+    assert frontier.summary(curve) in (whole / "frontier.txt").read_text()
 
 
 def test_it_goes_on_where_it_was_stopped(whole, tmp_path):

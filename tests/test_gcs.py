@@ -105,8 +105,9 @@ def test_what_is_written_is_there_under_its_name():
     folder.write("report.png", lambda path: path.with_suffix(path.suffix).write_bytes(b"x"))
     folder.write_json("dense.json", {"top1": 0.5})
     assert (BUCKET / "written" / "report.png").read_bytes() == b"x"
-    assert folder.read_json("dense.json") == {"top1": 0.5} and folder.exists("dense.json")
-    assert folder.read_json("nothing.json") is None and not folder.exists("nothing.json")
+    assert folder.read_json("dense.json", dict[str, float]) == {"top1": 0.5}
+    assert folder.exists("dense.json") and not folder.exists("nothing.json")
+    assert folder.read_json("nothing.json", dict[str, float]) is None
     assert names(folder.path) == ["dense.json", "report.png"]
 
 
@@ -120,7 +121,8 @@ def test_a_write_that_fails_leaves_the_file_there_was():
 
     with pytest.raises(OSError, match="No space left"):
         folder.write("model", fail)
-    assert (folder / "model").read_text() == "old" and names(folder.path) == ["model"]
+    assert (folder / "model").read_text() == "old"
+    assert names(folder.path) == ["checksums.json", "model"]
 
 
 def test_a_folder_is_one_configurations():

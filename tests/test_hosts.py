@@ -75,7 +75,7 @@ def test_what_process_0_reads_everyone_has_and_only_it_writes(talked, tmp_path):
     for found in pair(["keep", str(shared), str(shared)]):
         assert found == {"json": {"top1": 0.5}, "exists": True, "missing": None, "error": ""}
     kept = {file.name: file.read_text() for file in shared.iterdir()}
-    assert set(kept) == {"config.json", "versions.json", "dense.json", "by.txt"}
+    assert set(kept) == {"checksums.json", "config.json", "versions.json", "dense.json", "by.txt"}
     assert kept["by.txt"] == "0" and json.loads(kept["versions.json"])["processes"] == 2
 
 
@@ -198,7 +198,8 @@ def keep(number, *folders):
     folder.write("by.txt", lambda path: path.write_text(str(number)))
     folder.write_json("dense.json", {"top1": 0.5})
     hosts.from_first(None)
-    found = folder.read_json("dense.json"), folder.exists("dense.json"), folder.read_json("x.json")
+    read = [folder.read_json(name, dict[str, float]) for name in ("dense.json", "x.json")]
+    found = read[0], folder.exists("dense.json"), read[1]
     return dict(zip(("json", "exists", "missing"), found, strict=True), error="")
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from spvit_jax import hosts
 from spvit_jax.progress import Console
+from spvit_jax.state import StateError
 from spvit_jax.training.checkpoint import Checkpoints
-from spvit_jax.training.metrics import MetricWriter, read_metrics
+from spvit_jax.training.metrics import METRICS_FILE, MetricWriter, read_metrics
 from spvit_jax.training.pace import Pace
 from spvit_jax.training.sharding import place
 from spvit_jax.training.step import Batch, TrainState
@@ -145,14 +146,38 @@ class Loop:
 
         Raises:
           Interrupted: by ``evaluate``; the next run makes it.
+          StateError: the metrics are damaged.
         """
         number = int(state.step)
-        rows = read_metrics(self.folder) if jax.process_index() == 0 else []
+        with hosts.together(StateError):
+            rows = self._rows(number) if jax.process_index() == 0 else []
         owed = any(row["step"] == number and EVALUATED not in row for row in rows)
         if hosts.from_first(owed and self._evaluates(number)) and self.evaluate:
             values = self.evaluate(state)
             with MetricWriter(self.folder, number) as writer:
                 writer.amend(values)
+
+    def _rows(self, number: int) -> list[dict[str, Any]]:
+        """The lines of the metrics; none is gone of the steps up to ``number``.
+
+        Where the file was removed it begins anew, and with a later step.
+
+        Raises:
+          StateError: it is damaged.
+        """
+        rows = read_metrics(self.folder)
+        steps = range(1, number + 1)
+        logged = [n for n in steps if self._evaluates(n) or n % self.log_every == 0]
+        there = [row["step"] for row in rows if row["step"] <= number]
+        file = f"{self.folder}/{METRICS_FILE}"
+        if logged and not there:
+            self.console.say(f"{file} is gone, and with it the numbers of {len(logged)} steps")
+        elif there != logged[len(logged) - len(there) :]:
+            raise StateError(
+                f"{file} is damaged (it lacks lines up to step {number}); put it back, or remove"
+                " it to go on without the lines that it has"
+            )
+        return rows
 
     def _check(self, number: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> Metrics:
         """The metrics of step ``number`` as numbers; NonFiniteLoss if one is not finite."""
