@@ -382,6 +382,7 @@ def fit(
         console=context.console,
         describe=describe,
         profile=context.profile and os.path.join(context.profile, name),
+        unsaved=hosts.unsaved(context.should_stop),
     )
     initial = recipe.initial(model)
     state = loop.run(initial, sharded(mesh, initial), begin)

@@ -12,6 +12,7 @@ import pytest
 
 from spvit_jax import hosts, workdir
 from spvit_jax.config import Config, ConfigError
+from spvit_jax.signals import Signals
 
 
 def free_port():
@@ -105,10 +106,10 @@ def test_alone_nothing_is_asked_of_anyone():
     hosts.agree({"a": 1})
     with pytest.raises(KeyError), hosts.together(KeyError):
         raise KeyError
-    received = []
-    stop = hosts.Stop(received)
+    signals = Signals()
+    stop = hosts.Stop(signals)
     assert not stop()
-    received.append(signal.SIGTERM)
+    signals.received.append(signal.SIGTERM)
     assert stop() and stop()
 
 
@@ -117,7 +118,7 @@ def test_jax_notice_of_a_preemption_stops_as_a_signal_does(monkeypatch):
     monkeypatch.setattr(
         hosts.multihost_utils, "reached_preemption_sync_point", lambda call: call == 3
     )
-    stop = hosts.Stop([])
+    stop = hosts.Stop(Signals())
     assert [stop() for _ in range(6)] == [False, False, False, True, True, True]
 
 
@@ -176,9 +177,9 @@ def talk(number):
 
 def stop_at(number, signalled, sent=20):
     """Calls a ``Stop`` until it says so, one process being signalled on the way."""
-    received = []
-    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    stop = hosts.Stop(received)
+    signals = Signals()
+    signals.listen()
+    stop = hosts.Stop(signals)
     for call in range(1, 200):
         if stop():
             return {"sent": sent, "stopped": call}

@@ -50,6 +50,7 @@ class Loop:
       console: for the progress bar.
       describe: more metrics of a state, cheap, at every logged step.
       profile: folder for a ``jax.profiler`` trace of a few steps; "": none.
+      unsaved: told whether steps have been taken that a stop saves.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Loop:
     console: Console
     describe: Callable[[TrainState], Metrics] = lambda state: {}
     profile: str = ""
+    unsaved: Callable[[bool], None] = lambda steps: None
 
     def run(
         self,
@@ -88,7 +90,10 @@ class Loop:
             state = checkpoints.restore(initial, shards) or place(initial, shards)
             self._catch_up(state)
             if int(state.step) < self.steps:
-                state = self._train(state, *begin(state), checkpoints)
+                try:
+                    state = self._train(state, *begin(state), checkpoints)
+                finally:
+                    self.unsaved(False)
         return state
 
     def _train(
@@ -108,6 +113,7 @@ class Loop:
                 with pace.waiting():
                     batch = next(batches)
                 state, metrics = step(state, batch)
+                self.unsaved(True)
                 self._check(number - 1, pending, checkpoints)  # while the device computes this one
                 pending, last, cut = metrics, number == self.steps, False
                 if self._evaluates(number) or number % self.log_every == 0:
@@ -116,13 +122,15 @@ class Loop:
                     bar.show({"loss": values["loss"]})
                     if self.evaluate and self._evaluates(number):
                         with pace.paused():
+                            self.unsaved(False)  # a compilation may take minutes
                             try:
                                 values |= self.evaluate(state)
                             except Interrupted:  # ``_catch_up`` makes it
                                 cut = True
+                    self.unsaved(True)
                     writer.write(number, values)
                 bar.update()
-                stop = cut or (self.should_stop() and not last)
+                stop = cut or (not last and self.should_stop())
                 if last or stop or number % self.checkpoint_every == 0:
                     self._check(number, metrics, checkpoints)
                     with pace.paused():
