@@ -345,6 +345,7 @@ def fit(
     counting = evaluator.step(model) if context.labelled else None
 
     def begin(state: TrainState) -> tuple[TakeStep, Iterator[Batch]]:
+        context.workdir.forget(f"{name}/{METRICS_FILE}")
         teacher = load_teacher(context, training)
         program, frozen = recipe.program(graph, mesh, state, teacher), None
         if teacher:

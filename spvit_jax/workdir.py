@@ -89,8 +89,13 @@ class Workdir:
         Raises:
           StateError: it has been taken before, and is another now.
         """
-        if self.check(name) and jax.process_index() == 0 and name not in self._checksums.read():
+        if self.check(name) and jax.process_index() == 0 and name not in self._checksums.files:
             self._checksums.note(name, checksums.digest(self / name))
+
+    def forget(self, name: str) -> None:
+        """Lets a file that ``keep`` has taken grow again."""
+        if jax.process_index() == 0 and name in self._checksums.files:
+            self._checksums.note(name, None)
 
     def finished(self, result: str, kind: Any, others: tuple[str, ...]) -> Any:
         """Reads the ``result`` of a finished run, as ``read_json`` does.

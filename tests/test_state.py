@@ -188,6 +188,9 @@ def test_a_finished_run_is_looked_through(tmp_path):
     (tmp_path / "metrics").write_text("2\n")
     with pytest.raises(StateError, match="damaged"):
         folder.keep("metrics")
+    folder.forget("metrics")
+    folder.keep("metrics")
+    (tmp_path / "metrics").write_text("3\n")
     (tmp_path / "model").write_bytes(b"weightz")
     said = r"finished, but metrics, model is not what it has written; put .* and result\.json"
     with pytest.raises(StateError, match=said):
