@@ -151,7 +151,7 @@ def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monke
     assert "nothing is left to do" in printed and (whole / "table.txt").read_text() in printed
     after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
     changed = {file.name for file in after if after[file] != before.get(file)}
-    assert changed <= {"config.json", "versions.json", ".lock"}
+    assert changed <= {"checksums.json", "config.json", "versions.json", ".lock"}
 
 
 @pytest.mark.parametrize("name", ["pruned.safetensors", "architecture.json"])
@@ -319,7 +319,7 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     assert not notes and np.isfinite(model.head.kernel[...]).all()
 
 
-NOTHING_DONE = {"config.json", "versions.json", "began.json", ".lock"}
+NOTHING_DONE = {"checksums.json", "config.json", "versions.json", "began.json", ".lock"}
 SOFT = {"finetune__distillation": "soft", "model__classes": 11}
 TEN = "packaged:deit_fashion_mnist"
 

@@ -28,7 +28,7 @@ ALONE = "export/spvit_torch.py"  # it is copied next to weights and has but torc
 MAY_PRINT = (*COMMANDS, "progress.py")
 MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models": {"sizes"},
-    "single_path": {"models", "remote"},
+    "single_path": {"models", "remote", "state"},
     "data": {"config", "remote", "sizes"},
     "convert": {"models", "single_path", "remote", "shell", "sizes", "told"},
     "training": {

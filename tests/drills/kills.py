@@ -69,8 +69,16 @@ def moment(rng, folder, pace):
     pattern = rng.choice(
         ["**/*tmp*", "search/[0-9]*", "finetune/[0-9]*", "**/metrics.jsonl", "*.json", "merges/*"]
     )
-    before, more = len(list(folder.glob(pattern))), rng.randint(1, 3)
-    return lambda: len(list(folder.glob(pattern))) >= before + more
+    before, more = found(folder, pattern), rng.randint(1, 3)
+    return lambda: found(folder, pattern) >= before + more
+
+
+def found(folder, pattern):
+    """How many files are of a pattern; 0 where one goes away meanwhile."""
+    try:
+        return len(list(folder.glob(pattern)))
+    except OSError:
+        return 0
 
 
 def newest(folder):
