@@ -16,6 +16,7 @@ from spvit_jax.remote import is_remote, publish
 from spvit_jax.state import StateError, dumps, loads, typed
 
 FILE = "checksums.json"
+PARTIAL = ".writing-"  # what a folder of files begins with that are not whole yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Checksums:
         else:
             files[name] = (*before, digest)
         own = None if is_remote(self._folder) else self._folder
-        with tempfile.TemporaryDirectory(prefix=".", dir=own) as folder:
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=own) as folder:
             local = Path(folder, FILE)
             local.write_text(dumps(_Noted(files, _sum(files))))
             publish(local, self._folder / FILE)

@@ -158,7 +158,7 @@ class Workdir:
         """
         if jax.process_index() == 0:
             with tempfile.TemporaryDirectory(
-                prefix=".", dir=None if is_remote(self.path) else self.path
+                prefix=checksums.PARTIAL, dir=None if is_remote(self.path) else self.path
             ) as folder:
                 local, final = Path(folder, name), self / name
                 local.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +281,8 @@ class Workdir:
         """Claims the folder; returns what is to be said of it, and what stands against it."""
         try:
             self._make()
+            for left in [] if is_remote(self.path) else self.path.glob(f"{checksums.PARTIAL}*"):
+                left.rmtree()  # by a kill
             note = self._unchecked()
             problem = self._not_ours(config)
             if not problem:

@@ -284,16 +284,18 @@ def start(folder, *arguments, **settings):
 
 
 def test_a_run_of_weights_and_an_architecture_from_there_is_interrupted_and_ends(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, small_model
 ):
     monkeypatch.setenv("SPVIT_CACHE", str(tmp_path / "cache"))
     folder, given = BUCKET / "run", BUCKET / "given"
-    found = Architecture(("conv1x1",) * 5 + ("msa",), (64,) * 6)
+    found = Architecture(("conv1x1", "msa"), (16,) * 2)
     (given / "architecture.json").write_text(found.to_json())
-    weights = PACKAGED / "deit_fashion_mnist.safetensors"
+    weights = Path(small_model["model.checkpoint"])
     (given / weights.name).write_bytes(weights.read_bytes())
     arguments = (
         "--config.stage=finetune",
+        "--config.model.variant=",
+        "--config.model.heads=2",
         f"--config.model.checkpoint={given / weights.name}",
         f"--config.finetune.architecture={given / 'architecture.json'}",
         "--config.finetune.start=pretrained",

@@ -85,6 +85,20 @@ def whole(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def small(small_model):
+    """What of ``tiny`` is another for a model that compiles quickly."""
+    return {name.replace(".", "__"): value for name, value in small_model.items()}
+
+
+@pytest.fixture(scope="module")
+def small_whole(tmp_path_factory, small):
+    """The folder of a finished run of that model, which tests leave as it is."""
+    workdir = tmp_path_factory.mktemp("small")
+    run(tiny(**small), workdir)
+    return workdir
+
+
 def test_a_whole_run_leaves_all_it_should(whole):
     result = Result.from_json((whole / "result.json").read_text())
     assert Result.from_json(result.to_json()) == result
@@ -181,7 +195,7 @@ def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
     assert from_config_dict(json.loads((tmp_path / "config.json").read_text())).stage == "evaluate"
 
 
-def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_same_run):
+def test_stopped_all_along_it_ends_in_the_same_bytes(small_whole, small, tmp_path, assert_same_run):
     stops, finished = 0, False
     while not finished:
         asked = iter(range(4 + 3 * stops))  # each attempt gets a little further
@@ -190,16 +204,16 @@ def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_sam
             return next(asked, None) is None
 
         try:
-            run(tiny(), tmp_path, should_stop)
+            run(tiny(**small), tmp_path, should_stop)
             finished = True
         except Interrupted:
             stops += 1
     assert stops >= 3
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, small_whole)
 
 
 def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
-    whole, tmp_path, assert_same_run, monkeypatch
+    small_whole, small, tmp_path, assert_same_run, monkeypatch
 ):
     evaluations, eval_batches = [], evaluating.eval_batches
 
@@ -209,24 +223,26 @@ def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
 
     monkeypatch.setattr(evaluating, "eval_batches", counted)
     with pytest.raises(Interrupted, match="search stopped after step 10 of 10"):
-        run(tiny(), tmp_path, lambda: len(evaluations) == 2)  # the dense model's was the first
+        run(
+            tiny(**small), tmp_path, lambda: len(evaluations) == 2
+        )  # the dense model's was the first
     assert "top1" not in read_metrics(tmp_path / "search")[-1]
     with pytest.raises(Interrupted, match="stopped during an evaluation"):
-        run(tiny(), tmp_path, lambda: len(evaluations) == 3)
-    run(tiny(), tmp_path)
-    assert_same_run(tmp_path, whole)
+        run(tiny(**small), tmp_path, lambda: len(evaluations) == 3)
+    run(tiny(**small), tmp_path)
+    assert_same_run(tmp_path, small_whole)
 
 
 def test_models_are_kept_on_the_host_and_trained_and_measured_elsewhere(
-    whole, tmp_path, assert_same_run
+    small_whole, small, tmp_path, assert_same_run
 ):
     settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, __file__, tmp_path]
+    command = [sys.executable, __file__, tmp_path, json.dumps(small)]
     shown = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     places = json.loads(shown.stdout)
     assert places == {"pruned": 1, "folded": 1, "trained": 0, "measured": 0}
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, small_whole)
 
 
 def assert_exported(folder, context_of):
@@ -503,7 +519,7 @@ def test_every_stage_of_the_config_is_one_of_the_pipeline():
     assert set(STAGES) == set(pipeline.STAGES)
 
 
-def apart(workdir):
+def apart(workdir, small):
     """Runs with device 1 for the host's and device 0 for the accelerator; prints what was where."""
     accelerator, other = jax.devices()
     places = {}
@@ -533,9 +549,9 @@ def apart(workdir):
     context.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
     pipeline.jax.device_count = lambda: 1
     Recipe.program, turns.compiled = programming, compiling
-    run(tiny(), workdir)
+    run(tiny(**small), workdir)
     print(json.dumps(places))
 
 
 if __name__ == "__main__":
-    apart(sys.argv[1])
+    apart(sys.argv[1], json.loads(sys.argv[2]))

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from spvit_jax.convert import load, save
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.convert import load
 from spvit_jax.pretrained import PACKAGED
 from spvit_jax.report import Result
 from spvit_jax.single_path.architecture import Architecture
@@ -22,7 +20,6 @@ from spvit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py:tiny"
-SPEC = ViTSpec(width=32, depth=2, heads=2, hidden=64, patch_size=7, image_size=28, classes=10)
 SMALL = (  # the paper's way, in 20 steps and 5
     "--config.search.epochs=2",
     "--config.search.start=released",
@@ -80,11 +77,9 @@ def at_step(workdir, step, run):
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory):
+def dense(small_model):
     """Arguments for a model that compiles quickly."""
-    file = tmp_path_factory.mktemp("dense") / "dense.safetensors"
-    save(ViT(SPEC, rngs=nnx.Rngs(0)), file)
-    return "--config.model.variant=", f"--config.model.checkpoint={file}", "--config.model.heads=2"
+    return [f"--config.{name}={value}" for name, value in small_model.items()]
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,10 @@ def test_a_write_that_fails_leaves_the_file_there_was(tmp_path):
 def test_what_is_no_result_may_be_there_when_the_configuration_changes(tmp_path):
     folder = workdir.Workdir(tmp_path / "run")
     folder.claim(Config(seed=1))
-    for name in ("compilation_cache", ".left_by_a_kill"):
+    for name in ("compilation_cache", ".left_by_a_kill", ".writing-x"):
         (tmp_path / "run" / name).mkdir()
     folder.claim(Config(seed=2))
+    assert not (tmp_path / "run" / ".writing-x").exists()
     folder.write_json("dense.json", {})
     folder.claim(Config(seed=2))
     with pytest.raises(ConfigError, match=r"another configuration \(seed: 2, now 3\)"):
