@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -39,9 +40,9 @@ class Signals:
 
     def listen(self) -> None:
         """Begins to hear signals; to be called by the main thread."""
-        heard, said = os.pipe()
-        os.set_blocking(said, False)
-        signal.set_wakeup_fd(said, warn_on_full_buffer=False)
+        heard, self._said = socket.socketpair()  # a pipe would not do on Windows
+        self._said.setblocking(False)
+        signal.set_wakeup_fd(self._said.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
         self.catch()
 
@@ -54,10 +55,10 @@ class Signals:
         """Notes that the run has looked whether it is to stop."""
         self._looked = time.monotonic()
 
-    def _listen(self, heard: int) -> None:
+    def _listen(self, heard: socket.socket) -> None:
         while True:
             if select.select([heard], [], [], 0.1 if self.received else None)[0]:
-                self._hear(os.read(heard, 1)[0])
+                self._hear(heard.recv(1)[0])
             if not self.received or self.unsaved or self.obeyed:
                 self.looked()
             elif time.monotonic() - self._looked > self.patience:
