@@ -108,7 +108,7 @@ class Workdir:
         if problem:
             raise StateError(
                 f"the run in {self.path} is finished, but {problem}; put it back, or remove it and"
-                f" {result}, and the same command makes it again"
+                f" {result}, and the same command makes it again, all but lines of metrics"
             )
         return self.read_json(result, kind)
 
