@@ -36,6 +36,7 @@ from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.state import StateError
 from spvit_jax.training import evaluate as evaluating
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
@@ -172,7 +173,7 @@ def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monke
 def test_a_finished_run_says_what_of_it_is_gone(whole, name):
     kept = (whole / name).rename(whole / "elsewhere")
     try:
-        with pytest.raises(ConfigError, match=rf"finished, but {name} is gone; put it back, or"):
+        with pytest.raises(StateError, match=rf"finished, but {name} is gone; put it back, or"):
             pipeline.run(tiny(), whole, Console(), lambda: False)
     finally:
         kept.rename(whole / name)
