@@ -55,7 +55,7 @@ def _watched(context: Context, name: str, steps: int, what: str) -> Iterator[Cal
 def score(context: Context, dense: Classifier, calibration: Calibration) -> scoring.Scores:
     """Scores every choice, or reads the scores of an earlier start from ``scores.json``."""
     file = context.workdir / "scores.json"
-    if context.workdir.exists("scores.json"):
+    if context.workdir.check("scores.json"):
         with hosts.together(*USER_ERRORS):
             return scoring.load(file)
     images = len(calibration_indices(context.config, len(context.train)))

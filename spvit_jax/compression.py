@@ -117,7 +117,7 @@ def compress(
 
 def _compressed(context: Context) -> Any:
     """Chooses, prunes, repairs, trains if it is to and folds; what is finished is only read."""
-    if context.workdir.exists(PRUNED):
+    if context.workdir.check(PRUNED):
         context.console.stage("finished", "before this call")
         return load(str(context.workdir / PRUNED))
     dense = load_dense(context)
@@ -182,7 +182,7 @@ def frontier(
     folder = Path(tempfile.mkdtemp(prefix="spvit_")) if workdir is None else Path(workdir)
     with _opened(config, model, _source(images), folder, progress) as context:
         dense, *points = curve.points(context, load_dense(context))
-        curve.write(context, [dense, *points])
+        context.workdir.write_json("frontier.json", curve.Curve((dense, *points)))
     found = Frontier.of(dense, points, model, folder)
     if workdir is None:
         weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
@@ -263,7 +263,7 @@ def _opened(
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = stack.enter_context(tempfile.TemporaryDirectory(prefix="spvit_"))
-        files = stack.enter_context(claimed(config, workdir))
-        stack.enter_context(jax.default_device(host()))
         console = Console(silent=not progress)
+        files = stack.enter_context(claimed(config, workdir, console))
+        stack.enter_context(jax.default_device(host()))
         yield open_context(config, files, console, lambda: False, inputs=inputs)

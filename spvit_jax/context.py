@@ -30,6 +30,7 @@ from spvit_jax.single_path.latency import TableError
 from spvit_jax.single_path.schedules import schedule
 from spvit_jax.single_path.score import ScoreError
 from spvit_jax.single_path.space import SpaceError
+from spvit_jax.state import StateError
 from spvit_jax.training.checkpoint import CheckpointError
 from spvit_jax.training.evaluate import Evaluator
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
@@ -48,6 +49,7 @@ USER_ERRORS = (  # whose message says what to do
     PretrainedError,
     ScoreError,
     SpaceError,
+    StateError,
     TableError,
 )
 

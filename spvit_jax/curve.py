@@ -4,9 +4,8 @@ Nothing is trained and no label is read; labels only say how good each model is,
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -50,7 +49,14 @@ class Point:
     blocks: str  # what each keeps, in words
 
 
-def points(context: Context, dense: Classifier) -> list[Point]:
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """All models of a curve, the dense one first."""
+
+    points: tuple[Point, ...]
+
+
+def points(context: Context, dense: Classifier) -> tuple[Point, ...]:
     """Scores, then chooses, repairs, evaluates and measures at every budget of ``frontier``.
 
     Returns:
@@ -61,12 +67,7 @@ def points(context: Context, dense: Classifier) -> list[Point]:
     rows = [_point(context, "frontier/dense", 1.0, dense, dense, "dense")]
     for number, share in enumerate(context.config.frontier.budgets):
         rows.append(_at(context, number, share, dense, calibration, scores))
-    return rows
-
-
-def write(context: Context, points: Sequence[Point]) -> None:
-    """Writes ``frontier.json``."""
-    context.workdir.write_json("frontier.json", {"points": [dataclasses.asdict(p) for p in points]})
+    return tuple(rows)
 
 
 def _at(
@@ -103,13 +104,8 @@ def folder_of(number: int) -> str:
 
 
 def _known(context: Context, folder: str) -> Point | None:
-    values = context.workdir.read_json(f"{folder}/point.json")
-    return None if values is None else point(values)
-
-
-def point(values: dict[str, Any]) -> Point:
-    """The point of which ``values`` are the ``asdict``."""
-    return Point(**values | {"quality": Quality(**values["quality"])})
+    found: Point | None = context.workdir.read_json(f"{folder}/point.json", Point)
+    return found
 
 
 def _point(
@@ -137,7 +133,7 @@ def _point(
         timing.throughput_ratio,
         said,
     )
-    context.workdir.write_json(f"{folder}/point.json", dataclasses.asdict(found))
+    context.workdir.write_json(f"{folder}/point.json", found)
     context.console.stage("evaluate", quality.said())
     return found
 
@@ -164,9 +160,9 @@ def table(points: Sequence[Point]) -> str:
     return aligned(rows)
 
 
-def summary(text: str) -> str:
+def summary(curve: Curve) -> str:
     """The table of a finished ``frontier.json``."""
-    return table([point(values) for values in json.loads(text)["points"]])
+    return table(curve.points)
 
 
 def figure(points: Sequence[Point], name: str) -> "Figure":

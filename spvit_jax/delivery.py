@@ -1,6 +1,5 @@
 """From a decision to a finished model: pruned, fine-tuned, folded, measured, and reported."""
 
-import json
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.trained import fit
 from spvit_jax.training.metrics import read_metrics
-from spvit_jax.trials import Trial
+from spvit_jax.trials import Tried
 
 
 def pruned_by(context: Context, start: Classifier, decision: Decision) -> Classifier:
@@ -105,9 +104,9 @@ def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[st
 def report(context: Context, result: Result) -> None:
     """Writes the figure, the table and ``result.json``, and shows the table."""
     write, trajectory = context.workdir.write, read_metrics(context.workdir / "search")
-    tried = (context.workdir.read_json("shortlist.json") or {"trials": []})["trials"]
-    trials = [Trial(**values) for values in tried]
+    tried: Tried | None = context.workdir.read_json("shortlist.json", Tried)
+    trials = tried.trials if tried else ()
     write("report.png", lambda path: figure(result, trajectory, path, trials))
     write("table.txt", lambda path: path.write_text(table(result) + "\n"))
-    context.workdir.write_json("result.json", json.loads(result.to_json()))
+    context.workdir.write_json("result.json", result)
     context.console.say(table(result))

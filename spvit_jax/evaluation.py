@@ -1,7 +1,6 @@
 """What an evaluation shows: a ``Report`` on disk, a table with a line a class, and a figure."""
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -46,13 +45,6 @@ class Report:
     images: int  # counted, each once
     left_out: int  # could not be decoded
     classes: tuple[ClassReport, ...]  # of the data, in its order
-
-    @classmethod
-    def from_json(cls, text: str) -> "Report":
-        """The report whose ``dataclasses.asdict`` the JSON is."""
-        values = json.loads(text)
-        values["classes"] = tuple(ClassReport(**one) for one in values["classes"])
-        return cls(**values)
 
 
 def report(

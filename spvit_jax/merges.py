@@ -68,14 +68,14 @@ class Schedules:
         """Repairs what is chosen beside the merges and measures its error, or reads that."""
         context = self.context
         file = f"{self.folder}/{name.replace(', ', '-').replace(' ', '_')}.json"
-        known = context.workdir.read_json(file)
+        known: Trial | None = context.workdir.read_json(file, Trial)
         if known is not None:
-            return Trial(**known)
+            return known
         gating, spec = self._gating(merges), context.spec
         found = select(gating.space, self.scores, gating.budgets)
         said = architectures.describe(found, spec)
         context.announce("merge", f"{name}: {said}")
         error = trial_error(context, self.dense, found, *self._images)
         trial = Trial(name, said, found.macs(spec), error)
-        context.workdir.write_json(file, dataclasses.asdict(trial))
+        context.workdir.write_json(file, trial)
         return trial

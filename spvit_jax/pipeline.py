@@ -7,10 +7,10 @@ read. Between stages there are three things: a model, gate logits, an ``Architec
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +68,7 @@ def run(
             f"stage={config.stage} ends with a figure, for which matplotlib is missing:"
             " pip install 'spvit_jax[reports]'"
         )
-    with claimed(config, workdir) as files:
+    with claimed(config, workdir, console) as files:
         if not _finished(config, files, console):
             with jax.default_device(host()):  # of models; the rest chooses its own
                 opened = open_context(config, files, console, should_stop, profile, inputs)
@@ -78,8 +78,8 @@ def run(
 
 
 @contextlib.contextmanager
-def claimed(config: Config, workdir: str | os.PathLike) -> Iterator[Workdir]:
-    """Holds a folder that is this configuration's alone.
+def claimed(config: Config, workdir: str | os.PathLike, console: Console) -> Iterator[Workdir]:
+    """Holds a folder that is this configuration's alone, and says what is to be said of it.
 
     Raises:
       USER_ERRORS: it cannot be.
@@ -87,7 +87,9 @@ def claimed(config: Config, workdir: str | os.PathLike) -> Iterator[Workdir]:
     hosts.agree({"config": dataclasses.asdict(config)} | versions())
     files = Workdir(workdir)
     with files.locked():
-        files.claim(config)
+        note = files.claim(config)
+        if note:
+            console.say(note)
         yield files
 
 
@@ -96,16 +98,11 @@ def _finished(config: Config, files: Workdir, console: Console) -> bool:
     stage = STAGES[config.stage]
     if not files.exists(stage.result):
         return False
-    gone = [name for name in stage.others if not files.exists(name)]
-    if gone:
-        raise ConfigError(
-            f"the run in {files.path} is finished, but {', '.join(gone)} is gone; put it back,"
-            f" or remove {stage.result}, and the same command makes it again"
-        )
+    content = files.finished(stage.result, stage.kind, stage.others)
     result = files / stage.result
     console.stage("finished", f"before this run; nothing is left to do, see {result}")
     if stage.summary:
-        console.say(stage.summary(result.read_text()))
+        console.say(stage.summary(content))
     return True
 
 
@@ -162,7 +159,7 @@ def run_evaluate(context: Context) -> None:
     write = context.workdir.write
     write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
     write("evaluation.txt", lambda path: path.write_text(evaluation.table(found) + "\n"))
-    context.workdir.write_json("evaluation.json", dataclasses.asdict(found))
+    context.workdir.write_json("evaluation.json", found)
     console.say(evaluation.summary(found))
 
 
@@ -174,7 +171,7 @@ def _compare(context: Context, network: Classifier) -> None:
     found = judge(context, network, other)
     context.console.stage("evaluate", found.said())
     context.workdir.write("evaluation.txt", lambda path: path.write_text(found.said() + "\n"))
-    context.workdir.write_json("evaluation.json", dataclasses.asdict(found))
+    context.workdir.write_json("evaluation.json", found)
 
 
 def run_frontier(context: Context) -> None:
@@ -182,7 +179,7 @@ def run_frontier(context: Context) -> None:
     points = curve.points(context, load_dense(context))
     context.workdir.write("frontier.png", curve.figure(points, context.name).savefig)
     context.workdir.write("frontier.txt", lambda path: path.write_text(curve.table(points) + "\n"))
-    curve.write(context, points)
+    context.workdir.write_json("frontier.json", curve.Curve(points))
     context.console.say(curve.table(points))
 
 
@@ -205,25 +202,21 @@ class Stage:
     result: str  # its last file
     others: tuple[str, ...] = ()  # that are there as well then
     draws: bool = False  # whether one of them is a figure
-    summary: Callable[[str], str] | None = None  # of that file, for a run that finds it
+    kind: Any = dict[str, Any]  # what that file holds
+    summary: Callable[[Any], str] | None = None  # of that, for a run that finds it
 
 
-def _table(text: str) -> str:
-    return table(Result.from_json(text))
+def _evaluated(found: Quality | evaluation.Report) -> str:
+    return found.said() if isinstance(found, Quality) else evaluation.summary(found)
 
 
-def _evaluated(text: str) -> str:
-    if "top1" in (values := json.loads(text)) and "classes" not in values:
-        return Quality(**values).said()
-    return evaluation.summary(evaluation.Report.from_json(text))
-
-
+_EVALUATION = Quality | evaluation.Report
 _MODEL = ("pruned.safetensors", "architecture.json")
 STAGES = {
-    "all": Stage(run_all, "result.json", _MODEL, True, _table),
+    "all": Stage(run_all, "result.json", _MODEL, True, Result, table),
     "search": Stage(run_search, "architecture.json"),
-    "finetune": Stage(run_finetune, "result.json", _MODEL[:1], True, _table),
-    "frontier": Stage(run_frontier, "frontier.json", (), True, curve.summary),
+    "finetune": Stage(run_finetune, "result.json", _MODEL[:1], True, Result, table),
+    "frontier": Stage(run_frontier, "frontier.json", (), True, curve.Curve, curve.summary),
     "pretrain": Stage(run_pretrain, "pretrained.json", ("pretrained.safetensors",)),
-    "evaluate": Stage(run_evaluate, "evaluation.json", (), True, _evaluated),
+    "evaluate": Stage(run_evaluate, "evaluation.json", (), True, _EVALUATION, _evaluated),
 }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from spvit_jax.gate_maps import draw_gates, maps
 from spvit_jax.measure import Timing
 from spvit_jax.quality import ROWS, Quality
 from spvit_jax.single_path.ops import OPS
+from spvit_jax.state import dumps, loads, typed
 from spvit_jax.text import aligned
 from spvit_jax.trials import Trial, draw
 
@@ -94,31 +94,17 @@ class Result:
 
     def to_json(self) -> str:
         """The result as indented JSON; ``from_json`` reads it."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return dumps(self)
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
         """The result that ``to_json`` wrote.
 
         Raises:
-          ValueError: not JSON, fields missing or unknown, or blocks that do not match.
+          ValueError: not JSON, fields missing, unknown or of other types, or blocks that do not
+            match.
         """
-        values = json.loads(text)
-        expected = {field.name for field in dataclasses.fields(cls)}
-        got = set(values) if isinstance(values, dict) else set()
-        if got != expected:
-            raise ValueError(
-                f"not a result of this version: missing {sorted(expected - got)}, unknown"
-                f" {sorted(got - expected)}; delete the file and run the same command again"
-            )
-        for name in (*_PER_BLOCK, "candidates"):
-            values[name] = tuple(values[name])
-        for name in ("dense_quality", "decided_quality", "pruned_quality"):
-            values[name] = Quality(**values[name])
-        values["budgets"] = tuple(Held(**held) for held in values["budgets"])
-        if values["timings"] is not None:
-            values["timings"] = {k: Timing(**v) for k, v in values["timings"].items()}
-        return cls(**values)
+        return typed(cls, loads(text.encode()))
 
 
 def table(result: Result) -> str:

@@ -19,7 +19,7 @@ from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.features import feature_error
 from spvit_jax.trained import fit
-from spvit_jax.trials import Trial, table
+from spvit_jax.trials import Trial, Tried, table
 
 
 def shortlist(
@@ -46,9 +46,7 @@ def shortlist(
         trials[name], errors[name] = trying.trained(trials[name])
     best = min(near, key=errors.__getitem__)
     listed = list(trials.values())
-    context.workdir.write_json(
-        "shortlist.json", {"trials": [dataclasses.asdict(t) for t in listed]}
-    )
+    context.workdir.write_json("shortlist.json", Tried(tuple(listed)))
     context.console.say(table(listed))
     return best, candidates[best]
 
@@ -96,12 +94,14 @@ class _Trying:
         return f"shortlist/{list(self.candidates).index(name):02d}"
 
     def _read(self, name: str, when: str) -> Trial | None:
-        values = self.context.workdir.read_json(f"{self._folder(name)}/{when}.json")
-        return None if values is None else Trial(**values)
+        found: Trial | None = self.context.workdir.read_json(
+            f"{self._folder(name)}/{when}.json", Trial
+        )
+        return found
 
     def _written(self, when: str, trial: Trial) -> Trial:
         file = f"{self._folder(trial.name)}/{when}.json"
-        self.context.workdir.write_json(file, dataclasses.asdict(trial))
+        self.context.workdir.write_json(file, trial)
         return trial
 
 

@@ -18,6 +18,7 @@ from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.training.loop import EVALUATED, Loop, Metrics, TakeStep
+from spvit_jax.training.metrics import METRICS_FILE
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.recipe import Recipe
 from spvit_jax.training.sharding import batch_sharded, local_rows, place, sharded, whole
@@ -95,6 +96,7 @@ def fit(
     counting = evaluator.step(model) if context.labelled else None
 
     def begin(state: TrainState) -> tuple[TakeStep, Iterator[Batch]]:
+        context.workdir.forget(f"{name}/{METRICS_FILE}")
         teacher = load_teacher(context, training)
         program, frozen = recipe.program(graph, mesh, state, teacher), None
         if teacher:
@@ -132,8 +134,10 @@ def fit(
         console=context.console,
         describe=describe,
         profile=context.profile and os.path.join(context.profile, name),
+        unsaved=hosts.unsaved(context.should_stop),
     )
     initial = recipe.initial(model)
     state = loop.run(initial, sharded(mesh, initial), begin)
+    context.workdir.keep(f"{name}/{METRICS_FILE}")
     weights, stats, gates = whole(mesh, (state.weights, state.stats, state.gates))
     return nnx.merge(graph, weights, stats, copy=True), gates

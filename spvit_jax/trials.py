@@ -23,6 +23,13 @@ class Trial:
     trained: float | None = None  # and after it; None: it was not trained
 
 
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """All candidates of a shortlist."""
+
+    trials: tuple[Trial, ...]
+
+
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """Sorts them, the best one first; those that were not trained come last."""
     return sorted(trials, key=lambda t: (t.trained is None, t.trained or t.repaired))

@@ -1,7 +1,6 @@
 """Python in five lines: the examples as they are documented, and what mistakes are answered."""
 
 import dataclasses
-import json
 import runpy
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 import spvit_jax as spvit
 from spvit_jax.config import ConfigError
 from spvit_jax.convert.native import read_about
-from spvit_jax.curve import Point, point
+from spvit_jax.curve import Curve, Point
 from spvit_jax.data import package
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.images import open_images
@@ -22,6 +21,7 @@ from spvit_jax.data.transforms import eval_transform
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.training.normalise import Normalise
+from spvit_jax.workdir import Workdir
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 ADDRESS = "hf-hub:timm/deit_small_patch16_224.fb_in1k"
@@ -144,8 +144,8 @@ def test_a_frontier_is_a_value(drawn, place):
     near = spvit.load(place / "near.safetensors").architecture
     assert near == [found for found in curve if found.quality.cosine > 0.9][-1].architecture
     folder = curve[0].file.parents[2]
-    written = json.loads((folder / "frontier.json").read_text())["points"]
-    assert [point(values) for values in written] == [curve.dense, *map(plain, curve)]
+    written = Workdir(folder).read_json("frontier.json", Curve)
+    assert list(written.points) == [curve.dense, *map(plain, curve)]
 
 
 def test_a_folder_of_its_own_is_gone_on_with(dense, tmp_path, capsys):

@@ -104,8 +104,9 @@ def test_what_is_written_is_there_under_its_name():
     folder.write("report.png", lambda path: path.with_suffix(path.suffix).write_bytes(b"x"))
     folder.write_json("dense.json", {"top1": 0.5})
     assert (BUCKET / "written" / "report.png").read_bytes() == b"x"
-    assert folder.read_json("dense.json") == {"top1": 0.5} and folder.exists("dense.json")
-    assert folder.read_json("nothing.json") is None and not folder.exists("nothing.json")
+    assert folder.read_json("dense.json", dict[str, float]) == {"top1": 0.5}
+    assert folder.exists("dense.json") and not folder.exists("nothing.json")
+    assert folder.read_json("nothing.json", dict[str, float]) is None
     assert names(folder.path) == ["dense.json", "report.png"]
 
 
@@ -119,7 +120,8 @@ def test_a_write_that_fails_leaves_the_file_there_was():
 
     with pytest.raises(OSError, match="No space left"):
         folder.write("model", fail)
-    assert (folder / "model").read_text() == "old" and names(folder.path) == ["model"]
+    assert (folder / "model").read_text() == "old"
+    assert names(folder.path) == ["checksums.json", "model"]
 
 
 def test_a_folder_is_one_configurations():
@@ -281,16 +283,18 @@ def start(folder, *arguments, **settings):
 
 
 def test_a_run_of_weights_and_an_architecture_from_there_is_interrupted_and_ends(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, small_model
 ):
     monkeypatch.setenv("SPVIT_CACHE", str(tmp_path / "cache"))
     folder, given = BUCKET / "run", BUCKET / "given"
-    found = Architecture(("conv1x1",) * 5 + ("msa",), (64,) * 6)
+    found = Architecture(("conv1x1", "msa"), (16,) * 2)
     (given / "architecture.json").write_text(found.to_json())
-    weights = fetch("packaged:deit_fashion_mnist")
+    weights = Path(small_model["model.checkpoint"])
     (given / weights.name).write_bytes(weights.read_bytes())
     arguments = (
         "--config.stage=finetune",
+        "--config.model.variant=",
+        "--config.model.heads=2",
         f"--config.model.checkpoint={given / weights.name}",
         f"--config.finetune.architecture={given / 'architecture.json'}",
         "--config.finetune.start=pretrained",

@@ -28,18 +28,20 @@ MAY_PRINT = (*COMMANDS, "progress.py")
 MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models": {"sizes"},
     "models/transformer.py": {"models", "sizes", "single_path"},  # a model's words, see __repr__
-    "single_path": {"models", "remote", "sizes"},
+    "single_path": {"models", "remote", "sizes", "state"},
     "data": {"config", "remote", "sizes"},
     "convert": {"models", "single_path", "remote", "shell", "sizes", "told"},
     "training": {
+        "checksums",
         "config",
         "data",
         "hosts",
+        "local_copy",
         "models",
         "progress",
         "remote",
         "single_path",
-        "workdir",
+        "state",
     },
     "export": {
         "config",
@@ -104,8 +106,12 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "portions.py": {"config"},
     "config.py": {"sizes", "validate"},
     "validate.py": {"sizes", "told"},
-    "hosts.py": set(),
+    "hosts.py": {"signals"},
+    "signals.py": set(),
     "lock.py": {"remote"},
+    "local_copy.py": {"remote"},
+    "state.py": set(),
+    "checksums.py": {"remote", "state"},
     "drawing.py": set(),
     "evaluation.py": {"text", "training"},
     "features.py": {"convert"},
@@ -135,10 +141,19 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "told.py": {"sizes"},
     "shell.py": set(),
     "remote.py": set(),
-    "report.py": {"drawing", "gate_maps", "measure", "quality", "single_path", "text", "trials"},
+    "report.py": {
+        "drawing",
+        "gate_maps",
+        "measure",
+        "quality",
+        "single_path",
+        "state",
+        "text",
+        "trials",
+    },
     "text.py": set(),
     "trials.py": {"text"},
-    "workdir.py": {"config", "hosts", "lock", "remote"},
+    "workdir.py": {"checksums", "config", "hosts", "lock", "remote", "state"},
 }
 
 
