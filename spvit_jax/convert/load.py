@@ -53,11 +53,14 @@ def load(
     Raises:
       CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
     """
-    path = fetch(address)
+    path, notes = fetch(address), [] if notes is None else notes
     with _naming(path):
-        size = _size(image_size)
-        model = _loaded(path, spec, size, facts, [] if notes is None else notes, options)
-    about = about_of(path)
+        model = _loaded(path, spec, _size(image_size), facts, notes, options)
+    try:
+        about = about_of(path)
+    except CheckpointError as error:  # the model does not need it
+        notes.append(str(error))
+        return model
     if len(about.class_names) > model.spec.classes:  # another head
         about = dataclasses.replace(about, class_names=())
     model.about = about
