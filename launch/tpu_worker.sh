@@ -45,7 +45,7 @@ setup() {
         export UV_EXCLUDE_NEWER
         [[ -x $uv ]] || python3 -m pip install --quiet --no-cache-dir --target tools uv
         "$uv" venv --quiet --allow-existing --python 3.11 venv
-        "$uv" pip install --quiet --python venv/bin/python --editable "$folder/code[tpu]"
+        "$uv" pip install --quiet --python venv/bin/python --editable "$folder/code[tpu,tfds,reports]"
         printf '%s\n' "$commit" >venv/installed
     fi
     printf 'ready %s\n' "$commit"

@@ -3,13 +3,41 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from spvit_jax import hosts
 from spvit_jax.context import USER_ERRORS, Context
+from spvit_jax.data.pipeline import eval_batches, to_device
+from spvit_jax.data.sources import Some
 from spvit_jax.models import Classifier
+from spvit_jax.portions import calibration_indices
 from spvit_jax.single_path import score as scoring
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.repair import repair, repaired_error
+from spvit_jax.training.normalise import Normalise
+from spvit_jax.training.sharding import batch_sharded, local_rows
+
+
+def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibration:
+    """Images of the training split as evaluation sees them; their labels are left behind.
+
+    ``indices`` says which; None: ``calibration_indices``.
+    """
+    config, mesh = context.config, context.mesh
+    if indices is None:
+        indices = calibration_indices(config, len(context.train))
+    size = -(-min(config.score.batch_size, len(indices)) // mesh.size) * mesh.size
+    batches = eval_batches(
+        Some(context.train, indices),
+        config.data,
+        batch_size=size,
+        rows=local_rows(mesh, size),
+        image_size=context.spec.image_size,
+    )
+    placed = (to_device(batch, batch_sharded(mesh)) for batch in batches)
+    pairs = tuple((batch["image"], batch["mask"]) for batch in placed)
+    return Calibration(pairs, Normalise(config.data.mean, config.data.std), mesh)
 
 
 @contextmanager
@@ -27,10 +55,11 @@ def _watched(context: Context, name: str, steps: int, what: str) -> Iterator[Cal
 def score(context: Context, dense: Classifier, calibration: Calibration) -> scoring.Scores:
     """Scores every choice, or reads the scores of an earlier start from ``scores.json``."""
     file = context.workdir / "scores.json"
-    if context.workdir.exists("scores.json"):
+    if context.workdir.check("scores.json"):
         with hosts.together(*USER_ERRORS):
             return scoring.load(file)
-    context.announce("score", f"{context.config.score.images:,} images without labels")
+    images = len(calibration_indices(context.config, len(context.train)))
+    context.announce("score", f"{images:,} images without labels")
     steps = len(calibration.batches) + len(context.spec.blocks)
     with _watched(context, "score", steps, "scoring") as after:
         found = scoring.score(dense, calibration, context.config.search.ops, after, after)

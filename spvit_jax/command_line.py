@@ -9,10 +9,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from spvit_jax import configs
 from spvit_jax.config import Config, ConfigError, from_config_dict
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A Python file, FILE.py or FILE.py:VARIANT"
+    "config", None, "NAME, NAME:VARIANT, or a Python file, FILE.py or FILE.py:VARIANT"
 )
 _HELP = {"-h", "-help", "--help", "--helpshort"}
 
@@ -30,7 +31,7 @@ def parse(arguments: list[str], *, help_text: str, needed: Iterable[flags.FlagHo
         raise SystemExit(0)
     try:
         _check_fields(arguments)
-        rest = flags.FLAGS(arguments)[1:]
+        rest = flags.FLAGS(_with_files(arguments))[1:]
         missing = [f"--{flag.name}" for flag in needed if not flag.value]
         if missing:
             raise ConfigError(f"{' and '.join(missing)} must be given; see --help")
@@ -41,6 +42,24 @@ def parse(arguments: list[str], *, help_text: str, needed: Iterable[flags.FlagHo
         print(f"error: {_explained(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     return arguments[:1]
+
+
+def _with_files(arguments: list[str]) -> list[str]:
+    """The arguments, with the file of a config that is called by its name.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        flag, given, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if not given and i + 1 < len(arguments):  # --config NAME
+            found[i + 1] = configs.file_of(arguments[i + 1])
+        elif given:
+            found[i] = f"{flag}={configs.file_of(value)}"
+    return found
 
 
 def _check_fields(arguments: list[str]) -> None:

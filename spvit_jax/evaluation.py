@@ -1,21 +1,20 @@
 """What an evaluation shows: a ``Report`` on disk, a table with a line a class, and a figure."""
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spvit_jax.text import aligned
 from spvit_jax.training.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
 
 _INK, _EMPTY, _MISSING = "#333333", "#e4e4e4", "–"
 _NUMBERED, _NAMED = 20, 60  # up to so many classes, cells have numbers, axes have names
@@ -46,13 +45,6 @@ class Report:
     images: int  # counted, each once
     left_out: int  # could not be decoded
     classes: tuple[ClassReport, ...]  # of the data, in its order
-
-    @classmethod
-    def from_json(cls, text: str) -> "Report":
-        """The report whose ``dataclasses.asdict`` the JSON is."""
-        values = json.loads(text)
-        values["classes"] = tuple(ClassReport(**one) for one in values["classes"])
-        return cls(**values)
 
 
 def report(
@@ -138,6 +130,9 @@ def figure(
     there are numbers and names, with many neither. Where the model knows more classes than the
     data, one last column is all of those.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     shares, count = _rows(evaluation, len(class_names)), len(class_names)
     side = min(max(0.45 * count, 3.0), 10.0)
     page = Figure(figsize=(side + 2.5, side + 2), dpi=130, layout="constrained")
@@ -167,13 +162,17 @@ def figure(
     os.replace(temporary, path)
 
 
-def _colours(count: int) -> Colormap:
+def _colours(count: int) -> "Colormap":
     """On black, a dot of one pixel is seen."""
+    from matplotlib import colormaps
+
     return colormaps["Blues" if count <= _NAMED else "inferno"].with_extremes(bad=_EMPTY)
 
 
-def _scale(count: int) -> Normalize:
+def _scale(count: int) -> "Normalize":
     """The root, so that rare confusions are seen where no number says what they are."""
+    from matplotlib.colors import Normalize, PowerNorm
+
     return Normalize(0, 1) if count <= _NUMBERED else PowerNorm(0.5, 0, 1)
 
 
@@ -186,7 +185,7 @@ def _rows(evaluation: Evaluation, count: int) -> np.ndarray:
     return np.divide(counts, images, out=np.full(counts.shape, np.nan), where=images > 0)
 
 
-def _numbers(axes: Axes, shares: np.ndarray) -> None:
+def _numbers(axes: "Axes", shares: np.ndarray) -> None:
     """Percent in every cell that has some."""
     for (y, x), share in np.ndenumerate(shares):
         if share > 0:
@@ -195,7 +194,7 @@ def _numbers(axes: Axes, shares: np.ndarray) -> None:
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
 
 
-def _names(axes: Axes, names: tuple[str, ...], *, other: bool) -> None:
+def _names(axes: "Axes", names: tuple[str, ...], *, other: bool) -> None:
     short = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
     places = range(len(short))
     axes.set_yticks(places, short, parse_math=False)

@@ -4,14 +4,14 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.figure import SubFigure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from spvit_jax.drawing import style
 from spvit_jax.single_path.axes import AXES, Subset
 from spvit_jax.single_path.ops import OPS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
 
 _AXES = {name: axis.noun for name, axis in AXES.items() if isinstance(axis, Subset)}
 
@@ -24,9 +24,11 @@ def maps(row: Mapping[str, Any]) -> list[str]:
 
 
 def draw_gates(
-    part: SubFigure, candidates: tuple[str, ...], blocks: int, rows: Sequence[Mapping[str, Any]]
+    part: "SubFigure", candidates: tuple[str, ...], blocks: int, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Heat maps [block, step] of the probability that a gate is on."""
+    from matplotlib.ticker import MaxNLocator
+
     keys = maps(rows[0])
     edges = _edges([row["step"] for row in rows])
     grid = part.subplots(1, len(keys), sharey=True, squeeze=False)[0]

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spvit_jax.remote import public
+from spvit_jax.signals import TOGETHER, Signals
 
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
 LEAVE_SECONDS = 2  # that process 0 gives the others where it cannot go on
@@ -128,12 +129,16 @@ def agree_on(what: str, arrays: Any) -> None:
     Raises:
       HostError: they are not the same everywhere, to the bit.
     """
-    if jax.process_count() == 1:
-        return
+    if jax.process_count() > 1:
+        agree({f"CRC-32 of what is in {what}": checksum(arrays)})
+
+
+def checksum(arrays: Any) -> int:
+    """The CRC-32 of a pytree's arrays, in their order."""
     found = 0
     for leaf in jax.tree.leaves(arrays):
         found = zlib.crc32(np.asarray(leaf).tobytes(), found)
-    agree({f"CRC-32 of what is in {what}": found})
+    return found
 
 
 @contextlib.contextmanager
@@ -193,8 +198,10 @@ class Stop:
     the call before: so the agreement travels while the devices compute, and costs no waiting.
     """
 
-    def __init__(self, received: Sequence[int]):
-        self._received = received  # numbers of the signals so far
+    def __init__(self, signals: Signals):
+        self._signals = signals
+        if jax.process_count() > 1:
+            signals.patience = TOGETHER
         self._calls = 0
         self._known: jax.Array | None = None
         self._stopped = False
@@ -203,15 +210,29 @@ class Stop:
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(devices, PartitionSpec()))
 
     def __call__(self) -> bool:
+        self._signals.looked()
+        self._signals.obeyed = self._asked()
+        return self._signals.obeyed
+
+    def unsaved(self, steps: bool) -> None:
+        """Notes whether steps have been taken that a stop saves."""
+        self._signals.unsaved = steps
+
+    def _asked(self) -> bool:
         if jax.process_count() == 1:
-            return bool(self._received)
+            return bool(self._signals.received)
         self._calls += 1
         noticed = multihost_utils.reached_preemption_sync_point(self._calls)
-        mine = np.full(jax.local_device_count(), bool(self._received) or noticed)
+        mine = np.full(jax.local_device_count(), bool(self._signals.received) or noticed)
         flags = jax.make_array_from_process_local_data(self._rows, mine)
         before, self._known = self._known, self._any(flags)
         self._stopped = self._stopped or (before is not None and bool(before))
         return self._stopped
+
+
+def unsaved(should_stop: Callable[[], bool]) -> Callable[[bool], None]:
+    """Whom to tell whether steps have been taken that a stop saves; none but a ``Stop`` cares."""
+    return should_stop.unsaved if isinstance(should_stop, Stop) else lambda steps: None
 
 
 def _rounded(size: int) -> int:

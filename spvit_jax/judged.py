@@ -57,9 +57,9 @@ def _probed(context: Context, model: Classifier, found: Quality) -> Quality:
 
 def quality(context: Context, name: str, model: Classifier, dense: Classifier) -> Quality:
     """Measures a model once, then reads that from ``NAME.json``."""
-    known = context.workdir.read_json(f"{name}.json")
-    found = judge(context, model, dense) if known is None else Quality(**known)
+    known: Quality | None = context.workdir.read_json(f"{name}.json", Quality)
+    found = judge(context, model, dense) if known is None else known
     if known is None:
-        context.workdir.write_json(f"{name}.json", dataclasses.asdict(found))
+        context.workdir.write_json(f"{name}.json", found)
     context.console.stage("evaluate", f"{name}: {found.said()}")
     return found

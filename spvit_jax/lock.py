@@ -72,15 +72,17 @@ def _beating(file: epath.Path) -> Iterator[str]:
             return
     ended = threading.Event()
 
-    def beat() -> None:
-        count = 0
-        while True:
-            with contextlib.suppress(Exception):  # a sign that fails is followed by another
-                file.write_text(json.dumps({"holder": _self(), "beat": count, "at": time.time()}))
-            count += 1
-            if ended.wait(BEAT):
-                return
+    def sign(count: int) -> None:
+        with contextlib.suppress(Exception):  # a sign that fails is followed by another
+            file.write_text(json.dumps({"holder": _self(), "beat": count, "at": time.time()}))
 
+    def beat() -> None:
+        count = 1
+        while not ended.wait(BEAT):
+            sign(count)
+            count += 1
+
+    sign(0)  # before anything is done here, for the next one to see
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

@@ -6,8 +6,10 @@ finds an architecture under a budget, prunes, repairs, fine-tunes, folds and mea
 it makes goes to --workdir. After an interruption the same command goes on where it was; once
 finished it prints the result again.
 
-  --config=FILE.py           what to do: one of configs/, or a file of your own
-  --config=FILE.py:VARIANT   one of the variants that the file's first lines name, such as tiny
+  --config=FILE.py           what to do: one of configs/, or a file of your own; --config=NAME is
+                             the one of that name, wherever you are: quickstart, own_data, backbone,
+                             fashion_mnist, deit_ti, deit_s, deit_b, swin_t, swin_s, swin_b
+  --config=NAME:VARIANT      one of the variants that the file's first lines name, such as tiny
   --config.GROUP.FIELD=...   changes one field; spvit_jax/config.py says what each means
   --workdir=FOLDER           where checkpoints, metrics (TensorBoard reads them) and results go;
                              also gs://BUCKET/FOLDER
@@ -35,10 +37,11 @@ SLURM they find each other; elsewhere each is told --coordinator=HOST:PORT (of p
 many devices and hosts there are may change between one start and the next.
 
 Ctrl-C or SIGTERM, to any of the processes, ends the step, saves it and exits with 130 or 143 on
-all of them; a second one exits at once. Exit codes: 0 finished; 2 bad input, which the message
-explains; 75 a fault of a disk or network that may pass; 130 and 143 stopped and saved; others: a
-crash or a lost host. But for 2 the same command
-goes on from the last checkpoint.
+all of them. Outside of training, as in a compilation, it ends what begins again: within two seconds
+where one process is alone, within twenty where several have to agree. A second one exits at once.
+Exit codes: 0 finished; 2 bad input, which the message explains; 75 a fault of a disk or network
+that may pass; 130 and 143 stopped and saved; others: a crash or a lost host. But for 2 the same
+command goes on from the last checkpoint.
 """
 
 import os
@@ -52,6 +55,7 @@ from absl import app, flags, logging
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.shell import run
+from spvit_jax.signals import Signals
 
 PASSES = 75  # the exit code of what may be well at another time, as sysexits.h has it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
@@ -64,8 +68,8 @@ _PROCESS = flags.DEFINE_integer("process", -1, "The number of this one, from 0")
 def main(arguments: list[str]) -> int:
     """Exit code: 0 finished, 2 bad input, 128 + the signal where one stopped the run."""
     logging.set_verbosity(logging.WARNING)
-    received: list[int] = []
-    _catch_signals(received)
+    signals = Signals()
+    signals.listen()
     # Imported late: mistyped flags and --help do not wait for it, and signals do.
     import jax
 
@@ -76,7 +80,7 @@ def main(arguments: list[str]) -> int:
     except hosts.HostError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _catch_signals(received)  # again: joining the others takes SIGTERM
+    signals.catch()  # again: joining the others takes SIGTERM
 
     from spvit_jax import pipeline
     from spvit_jax.progress import Console
@@ -89,12 +93,12 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"--workdir={public(workdir)} is not UTF-8; choose another name")
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", f"{workdir}/compilation_cache")
-        config, should_stop = from_config_dict(CONFIG.value), hosts.Stop(received)
+        config, should_stop = from_config_dict(CONFIG.value), hosts.Stop(signals)
         pipeline.run(config, workdir, Console(), should_stop, profile=_PROFILE.value)
     except pipeline.Interrupted as stopped:
         if not name:
             print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return 128 + (received or [signal.SIGTERM])[0]
+        return 128 + (signals.received or [signal.SIGTERM])[0]
     except pipeline.USER_ERRORS as error:
         passes = is_transient(error)
         advice = "; where that passes, the same command goes on" if passes else ""
@@ -111,24 +115,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _catch_signals(received: list[int]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: _stop(number, received))
-
-
-def _stop(number: int, received: list[int]) -> None:
-    """The first signal lets the step end and be saved; a second one ends the process."""
-    if received:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    received.append(number)
-    text = b"\nstopping once this step is saved; a second signal stops at once\n"
-    os.write(2, text)  # stderr; print could be interrupting itself
+def command() -> None:
+    """Runs as a program."""
+    flags_parser = partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR))
+    run(partial(app.run, main, flags_parser=flags_parser))
 
 
 if __name__ == "__main__":
-    run(
-        partial(
-            app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _WORKDIR))
-        )
-    )
+    command()

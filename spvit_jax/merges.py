@@ -8,10 +8,11 @@ features on images that it was not repaired on decides. No label is read, nothin
 import dataclasses
 from functools import cached_property
 
-from spvit_jax.calibrated import trial_error
+from spvit_jax.calibrated import calibrate, trial_error
 from spvit_jax.config import Budget
-from spvit_jax.context import Context, calibrate, held_indices, trial_indices
+from spvit_jax.context import Context
 from spvit_jax.models import Classifier
+from spvit_jax.portions import held_indices, trial_indices
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.budget import select
 from spvit_jax.single_path.calibration import Calibration
@@ -67,14 +68,14 @@ class Schedules:
         """Repairs what is chosen beside the merges and measures its error, or reads that."""
         context = self.context
         file = f"{self.folder}/{name.replace(', ', '-').replace(' ', '_')}.json"
-        known = context.workdir.read_json(file)
+        known: Trial | None = context.workdir.read_json(file, Trial)
         if known is not None:
-            return Trial(**known)
+            return known
         gating, spec = self._gating(merges), context.spec
         found = select(gating.space, self.scores, gating.budgets)
         said = architectures.describe(found, spec)
         context.announce("merge", f"{name}: {said}")
         error = trial_error(context, self.dense, found, *self._images)
         trial = Trial(name, said, found.macs(spec), error)
-        context.workdir.write_json(file, dataclasses.asdict(trial))
+        context.workdir.write_json(file, trial)
         return trial

@@ -97,9 +97,11 @@ def _plan(config: Config, target: "Target", images: "Images") -> int:
     return 0 if outlook.fits else 1
 
 
+def command() -> None:
+    """Runs as a program."""
+    flags_parser = partial(parse, help_text=__doc__, needed=(CONFIG, _DEVICES))
+    run(partial(app.run, main, flags_parser=flags_parser))
+
+
 if __name__ == "__main__":
-    run(
-        partial(
-            app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG, _DEVICES))
-        )
-    )
+    command()

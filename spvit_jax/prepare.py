@@ -56,9 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Imported late: --help does not wait for it.
     from spvit_jax.data.errors import DataError
+    from spvit_jax.data.sources import tensorflow_datasets
     from spvit_jax.progress import Console
 
     try:
+        tensorflow_datasets()
         (_verify if options.verify else _prepare)(options, Console())
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on after the last shard", file=sys.stderr)
@@ -222,6 +224,11 @@ def _share(text: str) -> float:
     return share
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs as a program."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # the console asks JAX whether to print; no accelerator
     run(main)
+
+
+if __name__ == "__main__":
+    command()

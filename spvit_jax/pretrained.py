@@ -1,7 +1,6 @@
 """The networks a run starts from: its dense model, the teacher, and the one it only evaluates."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from spvit_jax.told import told
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
 
-PACKAGED = Path(__file__).parent / "models" / "packaged"
 TRAINED_ONLY = ("pretrain", "evaluate")  # the stages that a network without attention can take
 
 
@@ -36,8 +34,7 @@ def dense_spec(config: Config, found: int) -> Spec:
     if model.variant:
         spec = VARIANTS[model.variant]
     else:
-        facts = known(model.checkpoint, Facts.told(**told(model)))
-        spec = read_spec(address(model.checkpoint), facts)
+        spec = read_spec(address(model.checkpoint), Facts.told(**told(model)))
     if isinstance(spec, RegNetSpec) and config.stage not in TRAINED_ONLY:
         raise ConfigError(
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
@@ -82,23 +79,13 @@ def _classes(config: Config, spec: Spec, found: int) -> int:
 
 
 def address(checkpoint: str) -> str:
-    """Where a checkpoint of the config is: ``packaged:NAME`` ships with this package."""
+    """The address of a checkpoint of the config, which has to have one."""
     if not checkpoint:
         raise ConfigError(
             "model.checkpoint is empty: all stages but pretrain start from pretrained weights;"
             " give a .pth or .safetensors file, or an https://, hf-hub: or gs:// address"
         )
-    if checkpoint.startswith("packaged:"):
-        return str(PACKAGED / f"{checkpoint.removeprefix('packaged:')}.safetensors")
     return checkpoint
-
-
-def known(checkpoint: str, facts: Facts) -> Facts:
-    """These facts, and of a packaged model its own: its file does not say its heads."""
-    name = checkpoint.removeprefix("packaged:")
-    if name == checkpoint or name not in VARIANTS:
-        return facts
-    return facts.over(Facts.told(_heads(VARIANTS[name])))
 
 
 def options(config: Config, spec: Spec) -> dict[str, Any]:
@@ -136,7 +123,7 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """
     model, where = config.model, address(config.model.checkpoint)
     dtype = _dtype(model.dtype)
-    facts = known(model.checkpoint, Facts.told(**told(model)))
+    facts = Facts.told(**told(model))
     if model.variant:
         facts = facts.over(Facts.told(_heads(VARIANTS[model.variant])))
     found = load(where, facts=facts, notes=notes, dtype=dtype)
@@ -263,7 +250,7 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
         facts = Facts.told(**told(config.model))
         return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    facts = known(teacher.checkpoint, Facts.told(teacher.heads))
+    facts = Facts.told(teacher.heads)
     model = load(where, image_size=size, facts=facts, dtype=dtype)
     if features and form(model) == "dense":
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
@@ -307,7 +294,7 @@ def check_teachers(config: Config, student: Spec) -> None:
     if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
         return
     said = Facts.told(teacher.heads, asked=student.image_size)
-    found = read_spec(address(teacher.checkpoint), known(teacher.checkpoint, said))
+    found = read_spec(address(teacher.checkpoint), said)
     for name, kind in kinds.items():
         if kind in ("hard", "soft"):
             _check_classes(config, found, student)

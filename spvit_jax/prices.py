@@ -126,5 +126,11 @@ def _text(table: "Table", spec: Any, ops: tuple[str, ...]) -> str:
     )
 
 
+def command() -> None:
+    """Runs as a program."""
+    flags_parser = partial(parse, help_text=__doc__, needed=(CONFIG,))
+    run(partial(app.run, main, flags_parser=flags_parser))
+
+
 if __name__ == "__main__":
-    run(partial(app.run, main, flags_parser=partial(parse, help_text=__doc__, needed=(CONFIG,))))
+    command()

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm  # a notebook's own bar, in a notebook
 
 _LINE_SECONDS = 10.0  # between lines of a bar where there is no terminal to redraw it on
 _BAR = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} "
 _LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} "
 _TIMES = "[{elapsed}<{remaining}, {speed}{postfix}]"
+_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
 
 
 class Bar(tqdm):
@@ -68,17 +69,17 @@ class Console:
           description: what stands in front of it.
           images: images a step; the rate is then in images/s.
         """
-        terminal = sys.stderr.isatty()
+        redrawn = _NOTEBOOK or sys.stderr.isatty()
         return Bar(
             total=total,
             initial=initial,
             desc=description,
             images=images,
             disable=self._muted(),
-            file=sys.stderr if terminal else cast(TextIO, _Lines(sys.stderr)),
-            bar_format=(_BAR if terminal else _LINE) + _TIMES,
-            mininterval=0.1 if terminal else _LINE_SECONDS,
-            dynamic_ncols=terminal,
+            file=sys.stderr if redrawn else cast(TextIO, _Lines(sys.stderr)),
+            bar_format=(_BAR if redrawn else _LINE) + _TIMES,
+            mininterval=0.1 if redrawn else _LINE_SECONDS,
+            dynamic_ncols=redrawn,
             miniters=1,
         )
 

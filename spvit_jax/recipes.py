@@ -7,10 +7,11 @@ a step in micro-batches. The images come from TFDS's imagenet2012 as ArrayRecord
 ``--config.data.source=folder:PATH --config.data.test_split=val``. Weights, a .pth, are downloaded;
 reading them needs the ``torch`` extra.
 
-``:stage=finetune`` fine-tunes the published architecture without a search, another one with
+Without a variant they search, prune and fine-tune. ``--config=deit_b:stage=finetune`` fine-tunes
+the published architecture, one of ``configs/architectures/``, without a search, another one with
 ``--config.finetune.architecture=FILE.json``; ``:distill`` does it for 200 epochs with the
 RegNetY-16GF that taught DeiT, by hard distillation; ``:stage=evaluate`` measures the weights, or
-any ``--config.model.checkpoint``.
+any ``--config.model.checkpoint``; ``:tiny`` takes a minute, on packaged images.
 
 ``:beyond`` is this project's own way: half of the MACs, scored on 512 images, tokens merged (but a
 Swin's), repaired, tried and matched to the dense model's blocks for 30 epochs without labels; of a

@@ -2,24 +2,24 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Patch
+from typing import TYPE_CHECKING, Any
 
 from spvit_jax.drawing import INK, style
 from spvit_jax.gate_maps import draw_gates, maps
 from spvit_jax.measure import Timing
 from spvit_jax.quality import ROWS, Quality
 from spvit_jax.single_path.ops import OPS
+from spvit_jax.state import dumps, loads, typed
 from spvit_jax.text import aligned
 from spvit_jax.trials import Trial, draw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 _LINES = ("#1f5fa8", "#8e44ad", "#e08214")
 _DENSE, _PRUNED, _BEFORE = "#8a8f98", "#2a7f62", "#b5d3c7"
@@ -94,31 +94,17 @@ class Result:
 
     def to_json(self) -> str:
         """The result as indented JSON; ``from_json`` reads it."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return dumps(self)
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
         """The result that ``to_json`` wrote.
 
         Raises:
-          ValueError: not JSON, fields missing or unknown, or blocks that do not match.
+          ValueError: not JSON, fields missing, unknown or of other types, or blocks that do not
+            match.
         """
-        values = json.loads(text)
-        expected = {field.name for field in dataclasses.fields(cls)}
-        got = set(values) if isinstance(values, dict) else set()
-        if got != expected:
-            raise ValueError(
-                f"not a result of this version: missing {sorted(expected - got)}, unknown"
-                f" {sorted(got - expected)}; delete the file and run the same command again"
-            )
-        for name in (*_PER_BLOCK, "candidates"):
-            values[name] = tuple(values[name])
-        for name in ("dense_quality", "decided_quality", "pruned_quality"):
-            values[name] = Quality(**values[name])
-        values["budgets"] = tuple(Held(**held) for held in values["budgets"])
-        if values["timings"] is not None:
-            values["timings"] = {k: Timing(**v) for k, v in values["timings"].items()}
-        return cls(**values)
+        return typed(cls, loads(text.encode()))
 
 
 def table(result: Result) -> str:
@@ -225,6 +211,8 @@ def figure(
       path: where the image goes.
       trials: of the shortlist, shown where there was no search.
     """
+    from matplotlib.figure import Figure
+
     gates = [row for row in search_metrics if maps(row)]
     heights = [1.65 if result.merges else 1.15, 1, *([1] if gates else [])]
     page = Figure(figsize=(12, 3.5 * sum(heights)), dpi=130)
@@ -258,11 +246,13 @@ def _title(result: Result) -> str:
     return f"{result.model}: {run}\nas published {published}"
 
 
-def _blocks(part: SubFigure, result: Result) -> None:
+def _blocks(part: "SubFigure", result: Result) -> None:
     """The op of every block, with its heads, as a coloured cell above the bar of its FFN width.
 
     Between the two, where tokens are merged, bars of those.
     """
+    from matplotlib.patches import Patch
+
     ratios = [1, 3, 4] if result.merges else [1, 4]
     ops, *bars = part.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     blocks = range(len(result.ops))
@@ -288,7 +278,7 @@ def _blocks(part: SubFigure, result: Result) -> None:
     bars[-1].set(xticks=blocks, xlabel="block", xlim=(-0.6, len(result.ops) - 0.4))
 
 
-def _bars(axes: Axes, title: str, values: dict[str, tuple[int, ...]], inside: float) -> None:
+def _bars(axes: "Axes", title: str, values: dict[str, tuple[int, ...]], inside: float) -> None:
     """Bars of kinds of ``_BARS``; numbers of the last ones, from that share of dense on inside."""
     drawn = [
         axes.bar(range(len(heights)), heights, width=0.9, color=_BARS[kind], label=kind)
@@ -306,14 +296,14 @@ def _bars(axes: Axes, title: str, values: dict[str, tuple[int, ...]], inside: fl
     _legend(axes, drawn)
 
 
-def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+def _legend(axes: "Axes", handles: Sequence[Any]) -> None:
     axes.legend(
         handles=handles, ncols=len(handles), loc="lower right", bbox_to_anchor=(1, 1),
         frameon=False, fontsize=9,
     )  # fmt: skip
 
 
-def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
+def _trajectory(axes: "Axes", result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
     units = [held.unit for held in result.budgets]
     rows = [row for row in metrics if units and f"budget/{units[0]}" in row]
     style(axes, "Search: what the gates' decision takes of each budget")
@@ -340,7 +330,7 @@ def _trajectory(axes: Axes, result: Result, metrics: Sequence[Mapping[str, Any]]
     axes.legend(loc="lower left", ncols=4, frameon=False, fontsize=9)
 
 
-def _accuracy(axes: Axes, result: Result) -> None:
+def _accuracy(axes: "Axes", result: Result) -> None:
     names = ("dense", "pruned,\nbefore\nfine-tuning", "pruned,\nafter\nfine-tuning")
     found = (result.dense_quality, result.decided_quality, result.pruned_quality)
     heights = [100 * quality.value for quality in found]

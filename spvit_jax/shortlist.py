@@ -9,15 +9,17 @@ import dataclasses
 
 import numpy as np
 
-from spvit_jax.calibrated import repaired, trial_error
-from spvit_jax.context import Context, calibrate, fit, held_indices, trial_indices
+from spvit_jax.calibrated import calibrate, repaired, trial_error
+from spvit_jax.context import Context, Inputs
 from spvit_jax.data.sources import Some
 from spvit_jax.models import Classifier
+from spvit_jax.portions import held_indices, trial_indices
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.features import feature_error
-from spvit_jax.trials import Trial, table
+from spvit_jax.trained import fit
+from spvit_jax.trials import Trial, Tried, table
 
 
 def shortlist(
@@ -44,9 +46,7 @@ def shortlist(
         trials[name], errors[name] = trying.trained(trials[name])
     best = min(near, key=errors.__getitem__)
     listed = list(trials.values())
-    context.workdir.write_json(
-        "shortlist.json", {"trials": [dataclasses.asdict(t) for t in listed]}
-    )
+    context.workdir.write_json("shortlist.json", Tried(tuple(listed)))
     context.console.say(table(listed))
     return best, candidates[best]
 
@@ -94,12 +94,14 @@ class _Trying:
         return f"shortlist/{list(self.candidates).index(name):02d}"
 
     def _read(self, name: str, when: str) -> Trial | None:
-        values = self.context.workdir.read_json(f"{self._folder(name)}/{when}.json")
-        return None if values is None else Trial(**values)
+        found: Trial | None = self.context.workdir.read_json(
+            f"{self._folder(name)}/{when}.json", Trial
+        )
+        return found
 
     def _written(self, when: str, trial: Trial) -> Trial:
         file = f"{self._folder(trial.name)}/{when}.json"
-        self.context.workdir.write_json(file, dataclasses.asdict(trial))
+        self.context.workdir.write_json(file, trial)
         return trial
 
 
@@ -108,6 +110,7 @@ def _divided(context: Context) -> tuple[Context, Calibration, Calibration, Calib
     train = context.train
     held = held_indices(context.config, len(train))
     rest = np.setdiff1d(np.arange(len(train)), held)
-    inner = dataclasses.replace(context, train=Some(train, rest), test=Some(train, held))
+    inputs = Inputs(Some(train, rest), Some(train, held), context.inputs.dense)
+    inner = dataclasses.replace(context, inputs=inputs)
     some = trial_indices(context.config, len(train))
     return inner, calibrate(context, held), calibrate(context, some), calibrate(context)

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING
 
 from spvit_jax.text import aligned
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _REPAIRED, _TRAINED, _INK = "#b9bfc9", "#2a7f62", "#333333"
 
@@ -19,6 +21,13 @@ class Trial:
     macs: int  # per image, as run
     repaired: float  # error of the last tokens before training
     trained: float | None = None  # and after it; None: it was not trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """All candidates of a shortlist."""
+
+    trials: tuple[Trial, ...]
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
@@ -42,7 +51,7 @@ def table(trials: Sequence[Trial]) -> str:
     return aligned([head, *rows], left=(0, len(head) - 1))
 
 
-def draw(axes: Axes, trials: Sequence[Trial]) -> None:
+def draw(axes: "Axes", trials: Sequence[Trial]) -> None:
     """Draws the errors as bars, the best candidate on top."""
     rows = ranked(trials)[::-1]
     places = range(len(rows))

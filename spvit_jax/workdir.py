@@ -1,16 +1,15 @@
 """The folder of one run: whose it is, and files that are there whole or not at all.
 
-It may be on ``gs://``. Only process 0 of several writes, and what one reads all of them read.
+It may be on ``gs://``. Only process 0 of several writes, and what one reads all of them read. Every
+file has a checksum, and every value that is read the type it has to have: damage is named.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import platform
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +20,15 @@ from typing import Any
 import jax
 from etils import epath
 
-from spvit_jax import hosts, lock
+from spvit_jax import checksums, hosts, lock
+from spvit_jax.checksums import Checksums
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.remote import ADVICE, absolute, is_remote, publish
+from spvit_jax.state import StateError, dumps, loads, typed
 
 CONFIG, VERSIONS, BEGAN = "config.json", "versions.json", "began.json"
-NO_RESULTS = {CONFIG, VERSIONS, BEGAN, "compilation_cache"}  # there before anything is done
+NO_RESULTS = {CONFIG, VERSIONS, BEGAN, checksums.FILE, "compilation_cache"}  # there at the start
+REWRITTEN = {CONFIG, VERSIONS}  # at every start
 SAME_RESULTS = {"sharding": {"fsdp"}, "data": {"workers"}}  # fields that may change on the way
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SEEN_SECONDS = 20  # until what process 0 writes is to be seen by all
@@ -41,6 +43,7 @@ class Workdir:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = absolute(path)
+        self._checksums = Checksums(self.path)
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
@@ -49,50 +52,131 @@ class Workdir:
         """Whether process 0 sees the file ``name``, for all processes."""
         return hosts.from_first(jax.process_index() == 0 and (self / name).exists())
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The object that process 0 reads in the JSON file ``name``, for all; None without one.
+    def read_json(self, name: str, kind: Any) -> Any:
+        """The value that process 0 reads in the JSON file ``name``, for all; None without one.
+
+        Args:
+          name: of the file.
+          kind: what the file holds, as ``state.typed`` takes it.
 
         Raises:
-          ConfigError: the file is damaged.
+          StateError: the file is damaged, or holds something else.
         """
         first = jax.process_index() == 0
         values, damage = hosts.from_first(self._read(name) if first else None)
         if damage:
-            raise ConfigError(damage)
-        return values
-
-    def _read(self, name: str) -> tuple[dict[str, Any] | None, str]:
-        """What the JSON file ``name`` holds, and what is wrong with it."""
-        file = self / name
-        if not file.exists():
-            return None, ""
+            raise StateError(damage)
         try:
-            values = json.loads(file.read_text())
+            return None if values is None else typed(kind, values)
+        except ValueError as error:
+            raise StateError(self._damaged(name, error)) from error
+
+    def check(self, name: str) -> bool:
+        """Whether there is a file ``name``, as ``exists`` says it.
+
+        Raises:
+          StateError: it is not what was written.
+        """
+        first = jax.process_index() == 0
+        there, damage = hosts.from_first(self._checked(name) if first else None)
+        if damage:
+            raise StateError(damage)
+        return there
+
+    def keep(self, name: str) -> None:
+        """Takes a file, if it is there, that has grown and is complete now for one written whole.
+
+        Raises:
+          StateError: it has been taken before, and is another now.
+        """
+        if self.check(name) and jax.process_index() == 0 and name not in self._checksums.files:
+            self._checksums.note(name, checksums.digest(self / name))
+
+    def forget(self, name: str) -> None:
+        """Lets a file that ``keep`` has taken grow again."""
+        if jax.process_index() == 0 and name in self._checksums.files:
+            self._checksums.note(name, None)
+
+    def finished(self, result: str, kind: Any, others: tuple[str, ...]) -> Any:
+        """Reads the ``result`` of a finished run, as ``read_json`` does.
+
+        Raises:
+          StateError: it is damaged, or another file that the run has written; or one of ``others``
+            is gone.
+        """
+        problem = hosts.from_first(self._incomplete(others) if jax.process_index() == 0 else "")
+        if problem:
+            raise StateError(
+                f"the run in {self.path} is finished, but {problem}; put it back, or remove it and"
+                f" {result}, and the same command makes it again, all but lines of metrics"
+            )
+        return self.read_json(result, kind)
+
+    def _incomplete(self, others: tuple[str, ...]) -> str:
+        """What is gone of a finished run, or damaged."""
+        gone = [name for name in others if not (self / name).exists()]
+        if gone:
+            return f"{', '.join(gone)} is gone"
+        noted = self._checksums.files - REWRITTEN
+        damaged = sorted(name for name in noted if self._checked(name)[1])
+        return f"{', '.join(damaged)} is not what it has written" if damaged else ""
+
+    def _checked(self, name: str) -> tuple[bool, str]:
+        """Whether the file ``name`` is there, and what is wrong with it."""
+        if not (self / name).exists():
+            return False, ""
+        try:
+            problem = self._checksums.problem(name)
+        except StateError as error:
+            return True, str(error)
+        return True, self._damaged(name, problem) if problem else ""
+
+    def _read(self, name: str) -> tuple[Any, str]:
+        """What the JSON file ``name`` holds, and what is wrong with it."""
+        there, damage = self._checked(name)
+        if damage or not there:
+            return None, damage
+        try:
+            values = loads(checksums.content(self / name))
             if not isinstance(values, dict):
                 raise ValueError(f"expected a JSON object, got {str(values)[:80]}")
-        except (ValueError, RecursionError) as error:
-            return None, (
-                f"{file} is damaged ({error}); remove it if the folder is this run's, or choose"
-                " another --workdir"
-            )
+        except ValueError as error:
+            return None, self._damaged(name, error)
         return values, ""
 
+    def _damaged(self, name: str, reason: object) -> str:
+        return (
+            f"{self / name} is damaged ({reason}); put it back, or remove it, and the same command"
+            " makes it again"
+        )
+
     def write(self, name: str, save: Callable[[Path], object]) -> None:
-        """Has ``save`` write a local file, which then becomes ``name``; whole or not at all."""
+        """Has ``save`` write a local file, which then becomes ``name``; whole or not at all.
+
+        Raises:
+          StateError: something stands in its way.
+        """
         if jax.process_index() == 0:
             with tempfile.TemporaryDirectory(
-                prefix=".", dir=None if is_remote(self.path) else self.path
+                prefix=checksums.PARTIAL, dir=None if is_remote(self.path) else self.path
             ) as folder:
                 local, final = Path(folder, name), self / name
                 local.parent.mkdir(parents=True, exist_ok=True)
                 save(local)
-                if not is_remote(self.path):
-                    final.parent.mkdir(parents=True, exist_ok=True)
-                publish(local, final)
+                try:
+                    if not is_remote(self.path):
+                        final.parent.mkdir(parents=True, exist_ok=True)
+                    self._checksums.note(name, checksums.digest(local))
+                    publish(local, final)
+                except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+                    raise StateError(
+                        f"{final} cannot be written ({error.strerror}: {error.filename}); move"
+                        " away what stands there, and run the same command again"
+                    ) from error
 
-    def write_json(self, name: str, values: Any) -> None:
-        """A JSON file, whole or not at all."""
-        self.write(name, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
+    def write_json(self, name: str, value: Any) -> None:
+        """A JSON file of a dataclass or a dict, whole or not at all."""
+        self.write(name, lambda path: path.write_text(dumps(value)))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -151,7 +235,14 @@ class Workdir:
         Raises:
           ConfigError: it is something else now; names all.
         """
-        before = self.read_json(BEGAN)
+        before = self.read_json(BEGAN, dict[str, Any])
+        if before is None and hosts.from_first(
+            jax.process_index() == 0 and self._other(BEGAN, facts)
+        ):
+            raise ConfigError(
+                f"what the run in {self.path} began from has changed, and {BEGAN}, which says what"
+                " it was, is gone. Put it back, or choose another --workdir"
+            )
         changed = [] if before is None else hosts.differences(before, facts)
         if changed:
             raise ConfigError(
@@ -161,39 +252,74 @@ class Workdir:
         if before is None:
             self.write_json(BEGAN, facts)
 
-    def claim(self, config: Config) -> None:
+    def claim(self, config: Config) -> str:
         """Makes the folder this configuration's, and notes code, libraries and devices.
+
+        Returns:
+          What is to be said of the folder; "" where nothing is.
 
         Raises:
           ConfigError: it cannot be written, holds results of another configuration, or is not the
             same folder on every process.
         """
-        problem = hosts.from_first(self._claim(config) if jax.process_index() == 0 else "")
+        first = jax.process_index() == 0
+        note, problem = hosts.from_first(self._claim(config) if first else None)
         if problem:
             raise ConfigError(problem)
         if jax.process_count() > 1:
             self._check_shared()
+        return note
 
-    def _claim(self, config: Config) -> str:
-        """Claims the folder; returns what stands against it."""
+    def _unchecked(self) -> str:
+        """Says so where a run's files have lost their checksums."""
+        known = any((self / name).exists() for name in (CONFIG, BEGAN))
+        if not known or (self / checksums.FILE).exists():
+            return ""
+        return f"{checksums.FILE} is gone: the files of the run are taken as they are"
+
+    def _claim(self, config: Config) -> tuple[str, str]:
+        """Claims the folder; returns what is to be said of it, and what stands against it."""
         try:
             self._make()
-            found, damage = self._read(CONFIG)
-            if damage:
-                return damage
-            changed = _differences(found, config)
-            if changed and any(map(_is_result, self.path.iterdir())):
-                return (
-                    f"{self.path} belongs to a run with another configuration"
-                    f" ({'; '.join(changed)}); go on with that one or choose another --workdir"
-                )
-            if changed:
-                (self / BEGAN).unlink(missing_ok=True)
-            self.write_json(CONFIG, dataclasses.asdict(config))
-            self.write_json(VERSIONS, versions())
+            for left in [] if is_remote(self.path) else self.path.glob(f"{checksums.PARTIAL}*"):
+                left.rmtree()  # by a kill
+            note = self._unchecked()
+            problem = self._not_ours(config)
+            if not problem:
+                self.write_json(CONFIG, dataclasses.asdict(config))
+                self.write_json(VERSIONS, versions())
+            return note, problem
+        except StateError as error:
+            return "", str(error)
         except Exception as error:  # object stores raise many kinds
-            return self._unwritable(error)
+            return "", self._unwritable(error)
+
+    def _not_ours(self, config: Config) -> str:
+        """Says why the folder is not this configuration's; else, nothing stands in its way."""
+        found, damage = self._read(CONFIG)
+        if damage:
+            return damage
+        changed = _differences(found, config)
+        results = any(map(_is_result, self.path.iterdir()))
+        if found is None and results and self._other(CONFIG, dataclasses.asdict(config)):
+            return (
+                f"{self.path} belongs to a run with another configuration, and {CONFIG}, which"
+                " says what it was, is gone; put it back, or choose another --workdir"
+            )
+        if changed and results:
+            return (
+                f"{self.path} belongs to a run with another configuration"
+                f" ({'; '.join(changed)}); go on with that one or choose another --workdir"
+            )
+        if changed:
+            self._checksums.note(BEGAN, None)
+            (self / BEGAN).unlink(missing_ok=True)
         return ""
+
+    def _other(self, name: str, values: dict[str, Any]) -> bool:
+        """Whether a JSON file that is gone had something else than ``values``."""
+        known = self._checksums.read().get(name)
+        return known is not None and checksums.digest_of(dumps(values)) not in known
 
     def _check_shared(self) -> None:
         """Raises ConfigError unless every process sees what process 0 writes."""
@@ -212,35 +338,6 @@ class Workdir:
                 f" {', '.join(blind)} cannot see what process 0 writes there; use a file system"
                 " that all hosts share, or gs://"
             )
-
-
-class LocalCopy:
-    """A local folder for files that grow: the run's own, or one beside a remote one.
-
-    Object stores cannot append, so what is written there reaches a remote folder whole, at each
-    ``push``.
-    """
-
-    def __init__(self, folder: epath.Path):
-        self._folder, self._remote = folder, is_remote(folder)
-        self.path = Path(tempfile.mkdtemp(prefix="spvit_")) if self._remote else Path(folder)
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def fetch(self, name: str) -> None:
-        """Has the remote's file ``name``, if it has one, in the local folder as well."""
-        if self._remote and (self._folder / name).exists():
-            (self.path / name).write_bytes((self._folder / name).read_bytes())
-
-    def push(self) -> None:
-        """Brings the remote up to date."""
-        for file in self.path.rglob("*") if self._remote else ():
-            if file.is_file():
-                publish(file, self._folder / file.relative_to(self.path))
-
-    def close(self) -> None:
-        """Removes the local files of a remote folder."""
-        if self._remote:
-            shutil.rmtree(self.path)
 
 
 def versions() -> dict[str, Any]:

@@ -14,6 +14,8 @@ import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from spvit_jax.convert import save  # noqa: E402
+from spvit_jax.models import ViT, ViTSpec  # noqa: E402
 from spvit_jax.planning.macs import macs  # noqa: E402
 from spvit_jax.single_path.prune import form  # noqa: E402
 from spvit_jax.sizes import sides  # noqa: E402
@@ -46,6 +48,15 @@ def _jaxpr(model, *arguments, **options):
         return nnx.merge(graph, state)(*arguments, **options)
 
     return jax.make_jaxpr(call)(state, *arguments).jaxpr
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """Fields of a config, by dotted name, for a dense model that compiles and runs quickly."""
+    spec = ViTSpec(width=16, depth=2, heads=2, hidden=32, patch_size=7, image_size=28, classes=10)
+    file = tmp_path_factory.mktemp("small") / "dense.safetensors"
+    save(ViT(spec, rngs=nnx.Rngs(0)), file)
+    return {"model.variant": "", "model.checkpoint": str(file), "model.heads": 2}
 
 
 @pytest.fixture(scope="session")

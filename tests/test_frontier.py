@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spvit_jax import context, frontier, pipeline
+from spvit_jax import calibrated, context, curve, pipeline
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import load
+from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS
 from spvit_jax.progress import Console
 from spvit_jax.single_path import architecture as architectures
@@ -20,12 +21,15 @@ QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SPEC = VARIANTS["deit_fashion_mnist"]
 
 
-def config(*budgets):
+def config(*budgets, small=()):
     values = runpy.run_path(str(QUICKSTART))["get_config"]("tiny").to_dict()
     values["stage"], values["measure_seconds"] = "frontier", 0.01
     values["score"] = {"images": 64, "batch_size": 16}
     values["frontier"]["budgets"] = budgets
     values["search"]["axes"] = ("op", "heads", "ffn")
+    for name, value in dict(small).items():
+        group, field = name.split(".")
+        values[group][field] = value
     return from_config_dict(values)
 
 
@@ -46,6 +50,14 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def small_whole(tmp_path_factory, small_model):
+    """Of a model that compiles quickly."""
+    folder = tmp_path_factory.mktemp("small")
+    run(config(0.7, 0.5, small=small_model), folder)
+    return folder
+
+
 def test_every_budget_has_a_model_that_keeps_to_it(whole):
     points = json.loads((whole / "frontier.json").read_text())["points"]
     assert [p["budget"] for p in points] == [1, 0.7, 0.4] and (whole / "frontier.png").exists()
@@ -58,23 +70,22 @@ def test_every_budget_has_a_model_that_keeps_to_it(whole):
         assert 0.99 * point["budget"] * full < point["macs"] <= point["budget"] * full
         assert 0 < point["quality"]["top1"] <= 1 and point["latency_ms"] > 0
     assert points[1]["quality"]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
-    assert (
-        frontier.summary((whole / "frontier.json").read_text())
-        in (whole / "frontier.txt").read_text()
-    )
+    written = pipeline.Workdir(whole).read_json("frontier.json", curve.Curve)
+    assert curve.summary(written) in (whole / "frontier.txt").read_text()
 
 
-def test_it_goes_on_where_it_was_stopped(whole, tmp_path):
+def test_it_goes_on_where_it_was_stopped(small_whole, small_model, tmp_path):
+    settings = config(0.7, 0.5, small=small_model)
     with pytest.raises(Interrupted):
-        run(config(0.7, 0.4), tmp_path, stop_in(9))  # while scoring
+        run(settings, tmp_path, stop_in(5))  # while scoring
     assert not (tmp_path / "scores.json").exists()
     with pytest.raises(Interrupted):
-        run(config(0.7, 0.4), tmp_path, stop_in(25))
+        run(settings, tmp_path, lambda: (tmp_path / "frontier/00/architecture.json").exists())
     assert (tmp_path / "scores.json").exists() and not (tmp_path / "frontier.json").exists()
-    run(config(0.7, 0.4), tmp_path)
+    run(settings, tmp_path)
     for name in ("scores.json", *(f"frontier/0{n}/model.safetensors" for n in range(2))):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
-    run(config(0.7, 0.4), tmp_path)  # finished: only read
+        assert (tmp_path / name).read_bytes() == (small_whole / name).read_bytes(), name
+    run(settings, tmp_path)  # finished: only read
 
 
 class Mislabelled:
@@ -91,14 +102,18 @@ class Mislabelled:
         return {**found, "label": (found["label"] + 1 + index) % 10}
 
 
-def test_no_label_is_read(whole, tmp_path, monkeypatch):
-    opened = context.open_source
-    monkeypatch.setattr(context, "open_source", lambda *given: Mislabelled(opened(*given)))
-    run(config(0.7, 0.4), tmp_path)
+def test_no_label_is_read(small_whole, small_model, tmp_path):
+    settings = config(0.7, 0.5, small=small_model)
+    splits = (settings.data.train_split, settings.data.test_split)
+    wrong = (Mislabelled(open_source(settings.data, split)) for split in splits)
+    inputs = context.Inputs(*wrong)
+    pipeline.run(settings, tmp_path, Console(silent=True), lambda: False, inputs=inputs)
     for name in ("scores.json", "frontier/01/model.safetensors"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
-    points = [json.loads((f / "frontier.json").read_text())["points"] for f in (whole, tmp_path)]
-    assert points[0][0]["quality"]["top1"] > 0.5 > points[1][0]["quality"]["top1"]
+        assert (tmp_path / name).read_bytes() == (small_whole / name).read_bytes(), name
+    pair = [
+        json.loads((f / "frontier.json").read_text())["points"][0] for f in (small_whole, tmp_path)
+    ]
+    assert pair[0]["quality"]["top1"] != pair[1]["quality"]["top1"]
 
 
 def test_budgets_that_cannot_be_are_named_at_once(tmp_path):
@@ -120,7 +135,7 @@ def test_calibration_images_are_spread_over_the_split(tmp_path):
     opened = context.open_context(
         config(0.5), pipeline.Workdir(tmp_path), Console(silent=True), lambda: False
     )
-    found = context.calibrate(opened)
+    found = calibrated.calibrate(opened)
     assert [mask.sum() for _, mask in found.batches] == [16] * 4
     last = np.asarray(found.batches[-1][0][-1])
     expected = opened.train[len(opened.train) - 1]["image"].full()

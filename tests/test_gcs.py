@@ -27,7 +27,6 @@ from spvit_jax.convert.fetch import fetch, in_bucket
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.sources import open_source
-from spvit_jax.pretrained import PACKAGED
 from spvit_jax.report import Result
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
 from spvit_jax.single_path.architecture import load as load_architecture
@@ -105,8 +104,9 @@ def test_what_is_written_is_there_under_its_name():
     folder.write("report.png", lambda path: path.with_suffix(path.suffix).write_bytes(b"x"))
     folder.write_json("dense.json", {"top1": 0.5})
     assert (BUCKET / "written" / "report.png").read_bytes() == b"x"
-    assert folder.read_json("dense.json") == {"top1": 0.5} and folder.exists("dense.json")
-    assert folder.read_json("nothing.json") is None and not folder.exists("nothing.json")
+    assert folder.read_json("dense.json", dict[str, float]) == {"top1": 0.5}
+    assert folder.exists("dense.json") and not folder.exists("nothing.json")
+    assert folder.read_json("nothing.json", dict[str, float]) is None
     assert names(folder.path) == ["dense.json", "report.png"]
 
 
@@ -120,7 +120,8 @@ def test_a_write_that_fails_leaves_the_file_there_was():
 
     with pytest.raises(OSError, match="No space left"):
         folder.write("model", fail)
-    assert (folder / "model").read_text() == "old" and names(folder.path) == ["model"]
+    assert (folder / "model").read_text() == "old"
+    assert names(folder.path) == ["checksums.json", "model"]
 
 
 def test_a_folder_is_one_configurations():
@@ -221,7 +222,7 @@ def test_weights_are_fetched_once_and_again_when_they_change(tmp_path, monkeypat
     monkeypatch.setenv("SPVIT_CACHE", str(tmp_path))
     weights = BUCKET / "weights" / "model.safetensors"
     for name in ("swin_fashion_mnist", "deit_fashion_mnist"):
-        data = (PACKAGED / f"{name}.safetensors").read_bytes()
+        data = fetch(f"packaged:{name}").read_bytes()
         weights.write_bytes(data)
         found = fetch(str(weights))
         assert found.name == weights.name and found.read_bytes() == data
@@ -285,16 +286,18 @@ def start(folder, *arguments, **settings):
 
 
 def test_a_run_of_weights_and_an_architecture_from_there_is_interrupted_and_ends(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, small_model
 ):
     monkeypatch.setenv("SPVIT_CACHE", str(tmp_path / "cache"))
     folder, given = BUCKET / "run", BUCKET / "given"
-    found = Architecture(("conv1x1",) * 5 + ("msa",), (64,) * 6)
+    found = Architecture(("conv1x1", "msa"), (16,) * 2)
     (given / "architecture.json").write_text(found.to_json())
-    weights = PACKAGED / "deit_fashion_mnist.safetensors"
+    weights = Path(small_model["model.checkpoint"])
     (given / weights.name).write_bytes(weights.read_bytes())
     arguments = (
         "--config.stage=finetune",
+        "--config.model.variant=",
+        "--config.model.heads=2",
         f"--config.model.checkpoint={given / weights.name}",
         f"--config.finetune.architecture={given / 'architecture.json'}",
         "--config.finetune.start=pretrained",

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spvit_jax import pipeline, predict, pretrained
+from spvit_jax import pipeline, pretrained
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import USUAL, load, save, save_torch
 from spvit_jax.convert.fit import resize_grid
@@ -19,6 +19,7 @@ from spvit_jax.data.decode import open_image
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import open_source
 from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.predict import __main__ as predict
 from spvit_jax.progress import Console
 from spvit_jax.quality import Quality
 from spvit_jax.report import Result

@@ -12,6 +12,7 @@ import pytest
 
 from spvit_jax import hosts, workdir
 from spvit_jax.config import Config, ConfigError
+from spvit_jax.signals import Signals
 
 
 def free_port():
@@ -75,7 +76,7 @@ def test_what_process_0_reads_everyone_has_and_only_it_writes(talked, tmp_path):
     for found in pair(["keep", str(shared), str(shared)]):
         assert found == {"json": {"top1": 0.5}, "exists": True, "missing": None, "error": ""}
     kept = {file.name: file.read_text() for file in shared.iterdir()}
-    assert set(kept) == {"config.json", "versions.json", "dense.json", "by.txt"}
+    assert set(kept) == {"checksums.json", "config.json", "versions.json", "dense.json", "by.txt"}
     assert kept["by.txt"] == "0" and json.loads(kept["versions.json"])["processes"] == 2
 
 
@@ -105,10 +106,10 @@ def test_alone_nothing_is_asked_of_anyone():
     hosts.agree({"a": 1})
     with pytest.raises(KeyError), hosts.together(KeyError):
         raise KeyError
-    received = []
-    stop = hosts.Stop(received)
+    signals = Signals()
+    stop = hosts.Stop(signals)
     assert not stop()
-    received.append(signal.SIGTERM)
+    signals.received.append(signal.SIGTERM)
     assert stop() and stop()
 
 
@@ -117,7 +118,7 @@ def test_jax_notice_of_a_preemption_stops_as_a_signal_does(monkeypatch):
     monkeypatch.setattr(
         hosts.multihost_utils, "reached_preemption_sync_point", lambda call: call == 3
     )
-    stop = hosts.Stop([])
+    stop = hosts.Stop(Signals())
     assert [stop() for _ in range(6)] == [False, False, False, True, True, True]
 
 
@@ -176,9 +177,9 @@ def talk(number):
 
 def stop_at(number, signalled, sent=20):
     """Calls a ``Stop`` until it says so, one process being signalled on the way."""
-    received = []
-    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    stop = hosts.Stop(received)
+    signals = Signals()
+    signals.listen()
+    stop = hosts.Stop(signals)
     for call in range(1, 200):
         if stop():
             return {"sent": sent, "stopped": call}
@@ -198,7 +199,8 @@ def keep(number, *folders):
     folder.write("by.txt", lambda path: path.write_text(str(number)))
     folder.write_json("dense.json", {"top1": 0.5})
     hosts.from_first(None)
-    found = folder.read_json("dense.json"), folder.exists("dense.json"), folder.read_json("x.json")
+    read = [folder.read_json(name, dict[str, float]) for name in ("dense.json", "x.json")]
+    found = read[0], folder.exists("dense.json"), read[1]
     return dict(zip(("json", "exists", "missing"), found, strict=True), error="")
 
 

@@ -240,7 +240,7 @@ def test_models_of_other_sizes_get_images_of_their_own(there, capsys):
 
 
 def test_checkpoints_that_do_not_say_get_what_a_user_says(there):
-    save(load("dense.safetensors"), "bare.safetensors")
+    save(load("dense.safetensors"), "bare.safetensors", about=About())
     mine, notes = About((), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 0.5), []
     for name, wanted in {"bare": mine, "dense": ABOUT}.items():
         (found,) = open_contestants(f"{name}.safetensors", ["jax"], 1, Facts(), notes, mine)
@@ -346,7 +346,7 @@ def test_what_cannot_be_measured_is_said(arguments, said, there, capsys):
     made = onnx.load("dense.onnx")
     made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(made, "fixed.onnx")
-    save(load("dense.safetensors"), "bare.safetensors")
+    save(load("dense.safetensors"), "bare.safetensors", about=About())
     for folder, classes in {"fewer": ("cat", "eel"), "more": "abcd"}.items():
         for name in classes:
             (there / folder / name).mkdir(parents=True, exist_ok=True)

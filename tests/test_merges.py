@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax import context, pipeline
+from spvit_jax import calibrated, context, pipeline, portions, trained
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import save
 from spvit_jax.merges import Schedules
@@ -84,14 +84,14 @@ def test_the_error_is_of_images_that_were_neither_scored_nor_repaired_on(
     whole, checkpoint, tmp_path
 ):
     run_of = opened(config(checkpoint), tmp_path)
-    held = context.held_indices(run_of.config, 320)
-    scored = context.trial_indices(run_of.config, 320)
+    held = portions.held_indices(run_of.config, 320)
+    scored = portions.trial_indices(run_of.config, 320)
     assert len(held) == 32 and not set(held) & set(scored)
     pixels = [np.stack([run_of.train[i]["image"].full() for i in some]) for some in (scored, held)]
-    normalise = context.calibrate(run_of).normalise
+    normalise = calibrated.calibrate(run_of).normalise
     seen, judges = (Calibration.of(images, normalise, 16) for images in pixels)
     found = architectures.load(whole / "architecture.json")
-    error = repaired_error(context.load_dense(run_of), seen, judges, found)
+    error = repaired_error(trained.load_dense(run_of), seen, judges, found)
     assert error == pytest.approx(min(t["repaired"] for t in trials(whole).values()), rel=1e-3)
 
 
@@ -109,9 +109,9 @@ def test_trials_that_ended_are_only_read(whole, checkpoint, tmp_path):
 
 def test_where_little_has_to_be_saved_nothing_is_merged(checkpoint, tmp_path):
     run_of = opened(config(checkpoint, budget__macs=1.0), tmp_path)
-    scores = pipeline.score(run_of, context.load_dense(run_of), context.calibrate(run_of))
+    scores = calibrated.score(run_of, trained.load_dense(run_of), calibrated.calibrate(run_of))
     budget = run_of.config.budget
-    schedules = Schedules(run_of, "merges", budget, context.load_dense(run_of), scores)
+    schedules = Schedules(run_of, "merges", budget, trained.load_dense(run_of), scores)
     assert schedules.choose() == () and list(trials(tmp_path)) == ["nothing_merged"]
 
 

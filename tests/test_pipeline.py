@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax import context, judged, pipeline, pretrained, recipes
+from spvit_jax import context, delivery, judged, pipeline, pretrained, recipes, trained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
 from spvit_jax.convert import CheckpointError, load, save
 from spvit_jax.convert.native import About, read_about
@@ -36,6 +36,7 @@ from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.state import StateError
 from spvit_jax.training import evaluate as evaluating
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
@@ -82,6 +83,20 @@ def whole(tmp_path_factory):
     """The folder of a finished run, which tests leave as it is."""
     workdir = tmp_path_factory.mktemp("whole")
     run(tiny(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def small(small_model):
+    """What of ``tiny`` is another for a model that compiles quickly."""
+    return {name.replace(".", "__"): value for name, value in small_model.items()}
+
+
+@pytest.fixture(scope="module")
+def small_whole(tmp_path_factory, small):
+    """The folder of a finished run of that model, which tests leave as it is."""
+    workdir = tmp_path_factory.mktemp("small")
+    run(tiny(**small), workdir)
     return workdir
 
 
@@ -151,14 +166,14 @@ def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monke
     assert "nothing is left to do" in printed and (whole / "table.txt").read_text() in printed
     after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
     changed = {file.name for file in after if after[file] != before.get(file)}
-    assert changed <= {"config.json", "versions.json", ".lock"}
+    assert changed <= {"checksums.json", "config.json", "versions.json", ".lock"}
 
 
 @pytest.mark.parametrize("name", ["pruned.safetensors", "architecture.json"])
 def test_a_finished_run_says_what_of_it_is_gone(whole, name):
     kept = (whole / name).rename(whole / "elsewhere")
     try:
-        with pytest.raises(ConfigError, match=rf"finished, but {name} is gone; put it back, or"):
+        with pytest.raises(StateError, match=rf"finished, but {name} is gone; put it back, or"):
             pipeline.run(tiny(), whole, Console(), lambda: False)
     finally:
         kept.rename(whole / name)
@@ -181,7 +196,7 @@ def test_a_mistake_that_stopped_at_once_leaves_the_folder_free(tmp_path):
     assert from_config_dict(json.loads((tmp_path / "config.json").read_text())).stage == "evaluate"
 
 
-def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_same_run):
+def test_stopped_all_along_it_ends_in_the_same_bytes(small_whole, small, tmp_path, assert_same_run):
     stops, finished = 0, False
     while not finished:
         asked = iter(range(4 + 3 * stops))  # each attempt gets a little further
@@ -190,16 +205,16 @@ def test_stopped_all_along_it_ends_in_the_same_bytes(whole, tmp_path, assert_sam
             return next(asked, None) is None
 
         try:
-            run(tiny(), tmp_path, should_stop)
+            run(tiny(**small), tmp_path, should_stop)
             finished = True
         except Interrupted:
             stops += 1
     assert stops >= 3
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, small_whole)
 
 
 def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
-    whole, tmp_path, assert_same_run, monkeypatch
+    small_whole, small, tmp_path, assert_same_run, monkeypatch
 ):
     evaluations, eval_batches = [], evaluating.eval_batches
 
@@ -209,24 +224,26 @@ def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
 
     monkeypatch.setattr(evaluating, "eval_batches", counted)
     with pytest.raises(Interrupted, match="search stopped after step 10 of 10"):
-        run(tiny(), tmp_path, lambda: len(evaluations) == 2)  # the dense model's was the first
+        run(
+            tiny(**small), tmp_path, lambda: len(evaluations) == 2
+        )  # the dense model's was the first
     assert "top1" not in read_metrics(tmp_path / "search")[-1]
     with pytest.raises(Interrupted, match="stopped during an evaluation"):
-        run(tiny(), tmp_path, lambda: len(evaluations) == 3)
-    run(tiny(), tmp_path)
-    assert_same_run(tmp_path, whole)
+        run(tiny(**small), tmp_path, lambda: len(evaluations) == 3)
+    run(tiny(**small), tmp_path)
+    assert_same_run(tmp_path, small_whole)
 
 
 def test_models_are_kept_on_the_host_and_trained_and_measured_elsewhere(
-    whole, tmp_path, assert_same_run
+    small_whole, small, tmp_path, assert_same_run
 ):
     settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, __file__, tmp_path]
+    command = [sys.executable, __file__, tmp_path, json.dumps(small)]
     shown = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     places = json.loads(shown.stdout)
     assert places == {"pruned": 1, "folded": 1, "trained": 0, "measured": 0}
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, small_whole)
 
 
 def assert_exported(folder, context_of):
@@ -319,7 +336,7 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     assert not notes and np.isfinite(model.head.kernel[...]).all()
 
 
-NOTHING_DONE = {"config.json", "versions.json", "began.json", ".lock"}
+NOTHING_DONE = {"checksums.json", "config.json", "versions.json", "began.json", ".lock"}
 SOFT = {"finetune__distillation": "soft", "model__classes": 11}
 TEN = "packaged:deit_fashion_mnist"
 
@@ -381,15 +398,15 @@ def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tm
         log_every=1,
     )
     made, losses = opened(config, tmp_path), []
-    dense = context.load_dense(made)
+    dense = trained.load_dense(made)
     gating = Gating.of(config.search, config.budget, made.spec, dense)
     network = supernet(dense, gating.space.ops)
-    _, logits = context.fit(made, "gated", network, config.search, gating=gating, steps=2)
+    _, logits = trained.fit(made, "gated", network, config.search, gating=gating, steps=2)
     assert {"penalty", "distillation", "cross_entropy"} <= set(read_metrics(tmp_path / "gated")[0])
     found, training = gating.project(logits), config.finetune
     training.schedule = "constant"  # a cosine ends with the steps
     for folder, steps in (("trial", 3), ("trial", 6), ("whole", 6)):
-        small, _ = context.fit(made, folder, prune(dense, found), training, steps=steps)
+        small, _ = trained.fit(made, folder, prune(dense, found), training, steps=steps)
         losses.append([row["loss"] for row in read_metrics(tmp_path / folder)])
     assert losses[0] == losses[1][:3] and losses[1] == losses[2] and len(losses[2]) == 6
     assert small.architecture == found and "accuracy" not in read_metrics(tmp_path / "whole")[0]
@@ -503,7 +520,7 @@ def test_every_stage_of_the_config_is_one_of_the_pipeline():
     assert set(STAGES) == set(pipeline.STAGES)
 
 
-def apart(workdir):
+def apart(workdir, small):
     """Runs with device 1 for the host's and device 0 for the accelerator; prints what was where."""
     accelerator, other = jax.devices()
     places = {}
@@ -512,7 +529,7 @@ def apart(workdir):
         devices = {d.id for leaf in jax.tree.leaves(tree) for d in leaf.devices()}
         places[name] = devices.pop() if len(devices) == 1 else sorted(devices)
 
-    fold, program, compiled = pipeline.fold, Recipe.program, turns.compiled
+    fold, program, compiled = delivery.fold, Recipe.program, turns.compiled
 
     def folding(model, **options):
         note("pruned", nnx.state(model))
@@ -529,13 +546,13 @@ def apart(workdir):
         note("measured", call(images))
         return call
 
-    pipeline.host, pipeline.fold = lambda: other, folding
+    pipeline.host, delivery.fold = lambda: other, folding
     context.make_mesh = lambda fsdp: make_mesh(fsdp, [accelerator])
     pipeline.jax.device_count = lambda: 1
     Recipe.program, turns.compiled = programming, compiling
-    run(tiny(), workdir)
+    run(tiny(**small), workdir)
     print(json.dumps(places))
 
 
 if __name__ == "__main__":
-    apart(sys.argv[1])
+    apart(sys.argv[1], json.loads(sys.argv[2]))

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spvit_jax import pictures, predict
+from spvit_jax import pictures
 from spvit_jax.convert import save, save_torch
 from spvit_jax.convert.native import About
 from spvit_jax.data.decode import open_image
@@ -19,6 +19,7 @@ from spvit_jax.data.errors import DataError
 from spvit_jax.data.transforms import eval_transform
 from spvit_jax.models import RegNet, RegNetSpec, ViT, ViTSpec
 from spvit_jax.mosaic import mosaic
+from spvit_jax.predict import __main__ as predict
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.sizes import as_size
@@ -97,7 +98,8 @@ def test_as_a_command(model, folder, tmp_path):
 
 
 def test_help_is_quick_and_has_examples():
-    modules = "import sys, spvit_jax.predict as p\ntry: p.main(['--help'])\nexcept SystemExit: pass"
+    modules = "import sys, spvit_jax.predict.__main__ as p"
+    modules += "\ntry: p.main(['--help'])\nexcept SystemExit: pass"
     code = f"{modules}\nassert not {{'jax', 'numpy'}} & set(sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spvit_jax.pretrained import PACKAGED
+from spvit_jax.convert import load
+from spvit_jax.convert.fetch import fetch
 from spvit_jax.report import Result
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py:tiny"
-SMALL = (  # the paper's way, in 30 steps and 5
-    "--config.search.epochs=3",
+QUICK = "--xla_backend_optimization_level=0"  # compiles in half the time
+SMALL = (  # the paper's way, in 20 steps and 5
+    "--config.search.epochs=2",
     "--config.search.start=released",
     "--config.search.distillation=none",
     "--config.shortlist.candidates=0",
@@ -51,7 +53,8 @@ def start(workdir, devices, *arguments, processes=1, last=(), folders=(ROOT, ROO
                     *(last if number == processes - 1 else ()),
                 ],
                 cwd=folders[number],
-                env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+                env=os.environ
+                | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -76,16 +79,22 @@ def at_step(workdir, step, run):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def dense(small_model):
+    """Arguments for a model that compiles quickly."""
+    return [f"--config.{name}={value}" for name, value in small_model.items()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, dense):
     """The folder of a run of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    codes, _, errors = ended(start(workdir, 1))
+    codes, _, errors = ended(start(workdir, 1, *dense))
     assert codes == [0], errors
     return workdir
 
 
-def test_two_processes_signalled_killed_and_ended_as_one_do_what_one_does(alone, tmp_path):
-    run = start(tmp_path, 2, processes=2)
+def test_two_processes_signalled_killed_and_ended_as_one_do_what_one_does(alone, dense, tmp_path):
+    run = start(tmp_path, 2, *dense, processes=2)
     at_step(tmp_path, 2, run)
     run[1].send_signal(signal.SIGTERM)
     codes, said, errors = ended(run)
@@ -95,7 +104,7 @@ def test_two_processes_signalled_killed_and_ended_as_one_do_what_one_does(alone,
     assert "stopped after" not in errors[1]
     stopped = max(int(folder.name) for folder in (tmp_path / "search").glob("[0-9]*"))
 
-    run = start(tmp_path, 2, "--config.sharding.fsdp=4", processes=2)
+    run = start(tmp_path, 2, *dense, "--config.sharding.fsdp=4", processes=2)
     at_step(tmp_path, stopped + 3, run)
     run[0].kill()
     codes, _, errors = ended(run)
@@ -103,7 +112,7 @@ def test_two_processes_signalled_killed_and_ended_as_one_do_what_one_does(alone,
     kept = max(int(folder.name) for folder in (tmp_path / "search").glob("[0-9]*"))
     assert kept >= stopped
 
-    codes, said, errors = ended(start(tmp_path, 8, "--config.sharding.fsdp=2"))
+    codes, said, errors = ended(start(tmp_path, 8, *dense, "--config.sharding.fsdp=2"))
     assert codes == [0], errors
     assert "evaluate  pruned" in said[0]
     for stage in ("search", "finetune"):
@@ -113,8 +122,11 @@ def test_two_processes_signalled_killed_and_ended_as_one_do_what_one_does(alone,
             values = [[row[name] for row in rows] for rows in (mine, other)]
             np.testing.assert_allclose(*values, rtol=1e-4, err_msg=f"{stage} {name}")
     results = [Result.from_json((f / "result.json").read_text()) for f in (tmp_path, alone)]
-    for name in ("ops", "pruned_macs", "dense_quality", "decided_quality", "pruned_quality"):
+    for name in ("ops", "ffn_widths", "pruned_macs", "dense_quality"):
         assert getattr(results[0], name) == getattr(results[1], name), name
+    images = np.random.default_rng(0).normal(size=(64, 28, 28, 3)).astype(np.float32)
+    logits = [np.asarray(load(f / "pruned.safetensors")(images)) for f in (tmp_path, alone)]
+    np.testing.assert_allclose(*logits, atol=1e-3 * np.abs(logits[1]).max())
 
 
 def test_processes_with_different_configurations_stop_and_say_what_differs(tmp_path):
@@ -126,39 +138,40 @@ def test_processes_with_different_configurations_stop_and_say_what_differs(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("field", "arguments"),
+    ("fields", "arguments"),
     [
-        ("model.checkpoint", ()),
-        ("model.checkpoint", ("--config.stage=evaluate",)),
         (
-            "finetune.architecture",
-            ("--config.stage=finetune", "--config.finetune.start=pretrained"),
+            ("model.checkpoint", "teacher.checkpoint"),
+            ("--config.finetune.distillation=soft", "--config.teacher.heads=4"),
         ),
         (
-            "teacher.checkpoint",
-            (
-                "--config.stage=pretrain",
-                "--config.pretrain.distillation=hard",
-                "--config.teacher.heads=4",
-            ),
+            ("finetune.architecture",),
+            ("--config.stage=finetune", "--config.finetune.start=pretrained"),
         ),
     ],
 )
-def test_processes_whose_files_differ_under_one_name_stop_and_say_which(tmp_path, field, arguments):
+def test_processes_whose_files_differ_under_one_name_stop_and_say_which(
+    tmp_path, fields, arguments
+):
     folders = [tmp_path / "first", tmp_path / "second"]
     for number, folder in enumerate(folders):
         folder.mkdir()
-        if field == "finetune.architecture":
+        if "finetune.architecture" in fields:
             widths = (64,) * 5 + (64 - number,)
-            Architecture(("conv1x1",) * 5 + ("msa",), widths).save(folder / "given")
-        else:
-            state = load_file(PACKAGED / "deit_fashion_mnist.safetensors")
-            state["head.bias"][3] += number
-            save_file(state, folder / "given.safetensors")
-    (given,) = {path.name for folder in folders for path in folder.iterdir()}
-    arguments = (f"--config.{field}={given}", *arguments)
+            Architecture(("conv1x1",) * 5 + ("msa",), widths).save(folder / fields[0])
+            continue
+        state = load_file(fetch("packaged:deit_fashion_mnist"))
+        state["head.bias"][3] += number
+        for field in fields:
+            save_file(state, folder / f"{field}.safetensors")
+    given = {
+        path.stem if path.suffix == ".safetensors" else path.name: path.name
+        for path in folders[0].iterdir()
+    }
+    arguments = (*(f"--config.{field}={name}" for field, name in given.items()), *arguments)
     codes, _, errors = ended(start(tmp_path / "run", 1, *arguments, processes=2, folders=folders))
     assert codes == [2, 2], errors
     for text in errors:
-        assert f"process 1: CRC-32 of what is in {field}: " in text and "Traceback" not in text
+        for field in fields:
+            assert f"process 1: CRC-32 of what is in {field}: " in text and "Traceback" not in text
         assert "the same command, files and code" in text

@@ -24,9 +24,10 @@ def test_what_is_written_is_there_under_its_name(tmp_path):
     folder.write("report.png", lambda path: path.with_suffix(path.suffix).write_bytes(b"x"))
     folder.write_json("dense.json", {"top1": 0.5})
     assert (tmp_path / "report.png").read_bytes() == b"x"
-    assert folder.read_json("dense.json") == {"top1": 0.5} and folder.exists("dense.json")
-    assert folder.read_json("nothing.json") is None and not folder.exists("nothing.json")
-    assert names(tmp_path) == ["dense.json", "report.png"]
+    assert folder.read_json("dense.json", dict[str, float]) == {"top1": 0.5}
+    assert folder.exists("dense.json") and not folder.exists("nothing.json")
+    assert folder.read_json("nothing.json", dict[str, float]) is None
+    assert names(tmp_path) == ["checksums.json", "dense.json", "report.png"]
 
 
 def test_a_write_that_fails_leaves_the_file_there_was(tmp_path):
@@ -39,15 +40,17 @@ def test_a_write_that_fails_leaves_the_file_there_was(tmp_path):
 
     with pytest.raises(OSError, match="No space left"):
         folder.write("model", fail)
-    assert (tmp_path / "model").read_text() == "old" and names(tmp_path) == ["model"]
+    assert (tmp_path / "model").read_text() == "old"
+    assert names(tmp_path) == ["checksums.json", "model"]
 
 
 def test_what_is_no_result_may_be_there_when_the_configuration_changes(tmp_path):
     folder = workdir.Workdir(tmp_path / "run")
     folder.claim(Config(seed=1))
-    for name in ("compilation_cache", ".left_by_a_kill"):
+    for name in ("compilation_cache", ".left_by_a_kill", ".writing-x"):
         (tmp_path / "run" / name).mkdir()
     folder.claim(Config(seed=2))
+    assert not (tmp_path / "run" / ".writing-x").exists()
     folder.write_json("dense.json", {})
     folder.claim(Config(seed=2))
     with pytest.raises(ConfigError, match=r"another configuration \(seed: 2, now 3\)"):
@@ -68,7 +71,7 @@ def test_what_changes_no_result_may_change(tmp_path):
 @pytest.mark.parametrize("text", [b"{", b"[]", b"", b"\xff", b"[" * 100_000])
 def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
-    with pytest.raises(ConfigError, match=r"config\.json is damaged .*; remove it"):
+    with pytest.raises(ConfigError, match=r"config\.json is damaged .*or remove it"):
         workdir.Workdir(tmp_path).claim(Config())
 
 
@@ -112,7 +115,7 @@ def test_one_run_a_folder_also_after_a_kill(tmp_path):
 @pytest.mark.parametrize("alive", [True, False])
 def test_where_nobody_keeps_locks_signs_of_life_do(tmp_path, monkeypatch, alive):
     monkeypatch.setattr(lock, "is_remote", lambda path: True)
-    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "BEAT", 0.3)
     file = tmp_path / lock.NAME
     with contextlib.ExitStack() as stack:
         if alive:

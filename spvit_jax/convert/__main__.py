@@ -157,5 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs as a program."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

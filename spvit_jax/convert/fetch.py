@@ -7,11 +7,13 @@ from pathlib import Path
 
 import fsspec
 
+from spvit_jax import models
 from spvit_jax.convert import hub
 from spvit_jax.convert.download import Answer, download
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.remote import public, reading
 
+PACKAGED = Path(models.__file__).parent / "packaged"
 INDEX = ".index.json"  # the end of the name of what says which arrays are in which file
 WEIGHTS = (  # in a folder, the first that is there
     "model.safetensors",
@@ -33,6 +35,7 @@ TOKENIZER = r"tokenizer|vocab|merges|spiece|sentencepiece|special_tokens"
 def fetch(address: str | os.PathLike[str]) -> Path:
     """The local file of a path, or of an ``https://``, ``hf-hub:ORG/NAME`` or ``gs://`` address.
 
+    ``packaged:NAME`` is a model that ships with this package.
     Of a folder, the file of weights in it, see ``WEIGHTS``, or the index of several; of
     ``hf-hub:`` likewise, with all that it names and the files of ``BESIDE`` in the same folder.
     That one is in Hugging Face's own cache, ``$HF_HOME``; other downloads are kept in
@@ -43,6 +46,8 @@ def fetch(address: str | os.PathLike[str]) -> Path:
       Unreachable: a download that may succeed at another time.
     """
     address = os.fspath(address)
+    if address.startswith("packaged:"):
+        return _in_package(address.removeprefix("packaged:"))
     if address.startswith("hf-hub:"):
         return _from_hub(address)
     if re.match("https://", address, re.IGNORECASE):
@@ -87,6 +92,14 @@ def shards_of(index: Path) -> list[str]:
                 f"{index} puts arrays into {name!r}; expected names of files beside it"
             )
     return sorted(set(names.values()))
+
+
+def _in_package(name: str) -> Path:
+    """The weights that ship with this package under a name."""
+    names = sorted(folder.name for folder in PACKAGED.iterdir())
+    if name not in names:
+        raise CheckpointError(f"no packaged model {name!r}; there are {', '.join(names)}")
+    return PACKAGED / name / WEIGHTS[0]
 
 
 def _in_folder(folder: Path) -> Path:

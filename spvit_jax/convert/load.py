@@ -38,7 +38,8 @@ def load(
     """Loads the model at ``address``: dense, a supernet, or pruned, with its architecture.
 
     A dense model is made to fit: position embeddings of another image size and relative position
-    biases of another window are interpolated, another number of classes gets a fresh head.
+    biases of another window are interpolated, another number of classes gets a fresh head. What is
+    known of its training is its ``about``.
 
     Args:
       address: of a checkpoint of any family, of SPViT in any of its forms, or of our own file; see
@@ -52,22 +53,41 @@ def load(
     Raises:
       CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
     """
-    path = fetch(address)
-    notes = [] if notes is None else notes
+    path, notes = fetch(address), [] if notes is None else notes
     with _naming(path):
-        size = _size(image_size)
-        if native.is_native(path):
-            return _load_native(path, spec, size, notes, facts, options)
-        asked = Facts(asked=size or (spec and spec.image_size) or None)
-        family, state, facts = _recognised(path, facts.over(asked), notes)
-        if family.form_of(state) == "dense":
-            wanted = spec or family.spec_from_state(state, facts)
-            return _dense(family, state, resized(wanted, size), notes, facts, options)
-        if spec is not None:
-            raise _not_dense(family.form_of(state))
-        model, _ = _released(family, state, facts, options)
-        _check_size(model, size)
+        model = _loaded(path, spec, _size(image_size), facts, notes, options)
+    try:
+        about = about_of(path)
+    except CheckpointError as error:  # the model does not need it
+        notes.append(str(error))
         return model
+    if len(about.class_names) > model.spec.classes:  # another head
+        about = dataclasses.replace(about, class_names=())
+    model.about = about
+    return model
+
+
+def _loaded(
+    path: Path,
+    spec: Spec | None,
+    size: Size,
+    facts: Facts,
+    notes: list[str],
+    options: dict[str, Any],
+) -> Any:
+    """The model in a file."""
+    if native.is_native(path):
+        return _load_native(path, spec, size, notes, facts, options)
+    asked = Facts(asked=size or (spec and spec.image_size) or None)
+    family, state, facts = _recognised(path, facts.over(asked), notes)
+    if family.form_of(state) == "dense":
+        wanted = spec or family.spec_from_state(state, facts)
+        return _dense(family, state, resized(wanted, size), notes, facts, options)
+    if spec is not None:
+        raise _not_dense(family.form_of(state))
+    model, _ = _released(family, state, facts, options)
+    _check_size(model, size)
+    return model
 
 
 def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, State, Facts]:
@@ -154,7 +174,7 @@ def read_spec(address: str, facts: Facts = UNKNOWN) -> Spec:
         return family.spec_from_state(state, facts)
 
 
-def about_of(address: str) -> About:
+def about_of(address: str | os.PathLike[str]) -> About:
     """What the checkpoint at ``address``, or a config.json beside it, says of its training."""
     path = fetch(address)
     if native.is_native(path):

@@ -73,7 +73,7 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
     Args:
       model: of any form; a pruned one's architecture goes along.
       path: conventionally ``….safetensors``.
-      about: what it was trained on; ``read_about`` gives it back.
+      about: what it was trained on, which ``read_about`` gives back; None: ``model.about``.
 
     Raises:
       ValueError: the model has fewer logits than ``about`` has names.
@@ -88,6 +88,7 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
         "architecture": architecture and json.loads(architecture.to_json()),
         **_mixture(model),
     }
+    about = model.about if about is None else about
     if about is not None:
         _check_names(about, model.spec)
         header["about"] = dataclasses.asdict(about)

@@ -61,7 +61,7 @@ def buffers(spec: RegNetSpec, ops: tuple[str, ...]) -> State:
 
 
 def spec_from_state(state: State, facts: Facts = UNKNOWN) -> RegNetSpec:
-    """The model a checkpoint is of, by its shapes; they say nothing of the image size.
+    """The model a checkpoint is of, by its shapes; without ``facts`` of an image size that is 224.
 
     Raises:
       CheckpointError: an array is missing, or the shapes are not those of a RegNetY.
@@ -70,12 +70,14 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> RegNetSpec:
     found = {(int(m[1]), int(m[2])) for name in state if (m := pattern.match(name))}
     stages = range(1, 1 + len({stage for stage, _ in found}))
     widths = [shape(state, f"s{s}.b1.conv1.conv.weight", 4)[0] for s in stages]
+    size = facts.image_size
     try:
         return RegNetSpec(
             widths=tuple(widths),
             depths=tuple(sum(stage == s for stage, _ in found) for s in stages),
             group=shape(state, "s1.b1.conv2.conv.weight", 4)[1],
             classes=shape(state, "head.fc.weight", 2, (1000, widths[-1]))[0],
+            **({"image_size": size} if size else {}),
         )
     except CheckpointError:
         raise

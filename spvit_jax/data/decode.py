@@ -136,6 +136,17 @@ def from_array(image: np.ndarray, name: str = "array") -> Opened:
     return Opened(name, decoded.size, decoded)
 
 
+def from_picture(image: Image.Image, name: str = "picture") -> Opened:
+    """An image of Pillow's, of any mode, behind the same methods.
+
+    Raises:
+      DataError: its pixels cannot be decoded, or are floats or wider than 16 bits.
+    """
+    with _as_data_error(name):
+        decoded = _rgb(image if image.mode == "RGB" else image.copy())
+        return Opened(name, decoded.size, decoded)
+
+
 def reduction_for(box: tuple[int, int], size: tuple[int, int]) -> int:
     """The largest of 8, 4, 2 and 1 that leaves a box of that size at least ``size``."""
     fitting = (n for n in REDUCTIONS if box[0] >= n * size[0] and box[1] >= n * size[1])

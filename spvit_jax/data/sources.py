@@ -5,12 +5,12 @@ An image comes ``Opened``: its header has been read, its pixels are decoded by w
 
 import dataclasses
 import hashlib
+import importlib
 import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from spvit_jax import config
 from spvit_jax.data import idx, inat, originals, package, splits
@@ -269,9 +269,8 @@ class TfdsSource:
                 f"tfds:{name} has no split {part!r}, only {', '.join(builder.info.splits)}"
             )
         splits.bounds(split, builder.info.splits[part].num_examples)  # refuses an empty one
-        records = builder.as_data_source(
-            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
-        )
+        skip = tensorflow_datasets().decode.SkipDecoding()
+        records = builder.as_data_source(split=split, decoders={image_key: skip})
         names = tuple(builder.info.features[label_key].names)
         return cls(records, image_key, label_key, names, f"tfds:{name}, {split}")
 
@@ -289,8 +288,22 @@ class TfdsSource:
         return {"image": open_image(record[self.image_key], name), "label": label}
 
 
-def _classification_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    features = dict(info.features.items())
+def tensorflow_datasets() -> Any:
+    """The package, which only TFDS's own sets need.
+
+    Raises:
+      DataError: it is not installed.
+    """
+    try:
+        return importlib.import_module("tensorflow_datasets")
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"sets of TFDS, as tfds:NAME is, need {error.name}: pip install 'spvit_jax[tfds]'"
+        ) from error
+
+
+def _classification_keys(name: str, info: Any) -> tuple[str, str]:
+    tfds, features = tensorflow_datasets(), dict(info.features.items())
     keys = info.supervised_keys or ("image", "label")
     for key, kind in zip(keys, (tfds.features.Image, tfds.features.ClassLabel), strict=False):
         if not isinstance(key, str) or not isinstance(features.get(key), kind):
@@ -302,7 +315,7 @@ def _classification_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, s
 
 
 def _prepared_builder(name: str, directory: str) -> Any:
-    how = _how_to_prepare(name, directory)
+    how, tfds = _how_to_prepare(name, directory), tensorflow_datasets()
     with reading(directory, DataError):
         try:
             builder = tfds.builder(name, data_dir=directory or None)

@@ -1,27 +1,54 @@
 """Sub-splits such as ``train[:90%]``, with the meaning TFDS gives them, for every source."""
 
-import tensorflow_datasets as tfds
+import re
+from typing import NamedTuple
 
 from spvit_jax.data.errors import DataError
 
+_SPLIT = re.compile(r"([\w-]+)(?:\[([^:\]]*):([^:\]]*)\])?")
+_BOUND = re.compile(r"-?\d+|-?\d+(\.\d+)?%")
 
-def parse(spec: str) -> tfds.core.ReadInstruction:
+
+class Bound(NamedTuple):
+    """Where a slice begins or ends; below 0: counted from the end."""
+
+    at: float
+    percent: bool
+
+    def image(self, length: int) -> int:
+        """The index in a split of ``length`` images; percents are rounded to the nearest."""
+        at = round(self.at * length / 100.0) if self.percent else int(self.at)
+        return at + length if at < 0 else at
+
+
+class Split(NamedTuple):
+    """A split and a slice of it; None: from its first, or to its last image."""
+
+    split_name: str
+    start: Bound | None
+    stop: Bound | None
+
+
+def parse(spec: str) -> Split:
     """The split's name and slice: ``train``, ``train[5000:]``, ``train[:90%]``, ``train[-10%:]``.
 
     Raises:
       DataError: no such syntax.
     """
-    refusal = DataError(
-        f"cannot read the split {spec!r}: expected a name, or a name and one slice in images or"
-        " percent, such as train, train[5000:] or train[:90%]"
-    )
-    try:
-        instruction = tfds.core.ReadInstruction.from_spec(spec)
-    except (ValueError, NotImplementedError) as error:
-        raise refusal from error
-    if not isinstance(instruction, tfds.core.ReadInstruction) or instruction.unit == "shard":
-        raise refusal
-    return instruction
+    match = _SPLIT.fullmatch(spec)
+    name, *texts = match.groups(default="") if match else ("all",)
+    units = {text[-1] == "%" for text in texts if text}
+    if name == "all" or len(units) > 1 or not all(map(_BOUND.fullmatch, filter(None, texts))):
+        raise DataError(
+            f"cannot read the split {spec!r}: expected a name, or a name and one slice in images or"
+            " percent, such as train, train[5000:] or train[:90%]"
+        )
+    start, stop = (_bound(text) for text in texts)
+    return Split(name, start, stop)
+
+
+def _bound(text: str) -> Bound | None:
+    return Bound(float(text.removesuffix("%")), text.endswith("%")) if text else None
 
 
 def bounds(spec: str, length: int) -> tuple[int, int]:
@@ -32,17 +59,12 @@ def bounds(spec: str, length: int) -> tuple[int, int]:
     Raises:
       DataError: no such syntax, or nothing lies between the bounds.
     """
-    instruction = parse(spec)
-    name = instruction.split_name
-    info = tfds.core.SplitInfo(
-        name=name, shard_lengths=[length], num_bytes=0, filename_template=None
-    )
-    try:
-        (absolute,) = instruction.to_absolute({name: info})
-    except ValueError as error:
-        raise DataError(f"split {spec!r} of {length} images: {error}") from error
-    start = absolute.from_ or 0
-    stop = length if absolute.to is None else absolute.to
+    split = parse(spec)
+    start = split.start.image(length) if split.start else 0
+    stop = split.stop.image(length) if split.stop else length
+    for index in (start, stop):
+        if not 0 <= index <= length:
+            raise DataError(f"split {spec!r} of {length} images: there is no image {index}")
     if start >= stop:
         raise DataError(f"split {spec!r} of {length} images is empty")
     return start, stop

@@ -78,8 +78,7 @@ def _export(options: argparse.Namespace) -> None:
     photographs = open_images(options.images) if options.images else None
     test = open_test(options.test) if options.test else None
     notes: list[str] = []
-    where = pretrained.address(options.checkpoint)
-    facts = pretrained.known(options.checkpoint, Facts.told(**told(options)))
+    where, facts = options.checkpoint, Facts.told(**told(options))
     found = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(found, notes)
     about = about_of(where)
@@ -182,5 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs as a program."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

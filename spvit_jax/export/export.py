@@ -82,7 +82,8 @@ def export(
     Args:
       model: dense or pruned, which is folded for it.
       path: in a folder that there is.
-      about: what it was trained on: its mean, std, crop ratio and class names.
+      about: what it was trained on: its mean, std, crop ratio and class names; None:
+        ``model.about``.
       pixels: what goes in: "float32", normalised, or "uint8", as decoded.
       layout: of what goes in: "NCHW" or "NHWC"; "": NCHW in ONNX, NHWC elsewhere.
       opset: of ONNX.
@@ -110,7 +111,7 @@ def export(
     if path.is_dir():
         raise ExportError(f"{path} is a folder; give the name of a file")
     model = exportable(model)
-    about = about or About()
+    about = about or model.about or About()
     preprocess = Preprocess.of(model, about, notes)
     usual = "NCHW" if suffix.endswith(".onnx") else "NHWC"
     said = {"source": source, "macs": macs(model)}

@@ -198,5 +198,10 @@ def _share(text: str) -> float:
     return value
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs as a program."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

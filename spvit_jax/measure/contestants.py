@@ -16,6 +16,7 @@ from flax import nnx
 
 from spvit_jax import pretrained
 from spvit_jax.convert import USUAL, About, Facts, about_of, load, save
+from spvit_jax.convert.fetch import fetch
 from spvit_jax.export.export import exportable, macs, preprocess_beside
 from spvit_jax.export.given import given
 from spvit_jax.export.preprocess import Preprocess
@@ -137,13 +138,12 @@ def _checkpoint(
     notes: list[str],
     about: About,
 ) -> Iterator[Contestant]:
-    where = pretrained.address(name)
-    found = load(where, facts=pretrained.known(name, facts), notes=notes)
+    found = load(name, facts=facts, notes=notes)
     model = exportable(pretrained.decided(found, notes))
-    known, fields = about_of(where), ("mean", "std", "crop_ratio")
+    known, fields = about_of(name), ("mean", "std", "crop_ratio")
     told = {field: getattr(known, field) or getattr(about, field) for field in fields}
     preprocess = Preprocess.of(model, dataclasses.replace(known, **told), notes)
-    size = os.path.getsize(where) if os.path.isfile(where) else 0
+    size = os.path.getsize(fetch(name))
     for runtime in in_runtimes:
         bind = _jax(model, preprocess) if runtime == "jax" else _torch(model, preprocess, threads)
         yield Contestant(public(name), runtime, size, macs(model), preprocess, bind)

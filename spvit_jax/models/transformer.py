@@ -25,6 +25,15 @@ class Classifier(nnx.Module):
     spec: Any
     dtype: jnp.dtype | None  # of the computation; None: that of the parameters
     architecture: Any = None  # what a pruned model kept of the dense one of ``spec``
+    about: Any = None  # what it was trained on, as far as it is known: see ``convert.About``
+
+    def __repr__(self) -> str:
+        """Says in a line what it is; the words are the business of what prices and prunes it."""
+        from spvit_jax.single_path.describe import described
+
+        return described(self)
+
+    __str__ = __repr__
 
     def heads(
         self,

@@ -34,7 +34,7 @@ class ArchitectureError(ValueError):
     """An architecture that does not fit its model or its format."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Architecture:
     """What each block keeps.
 
@@ -52,6 +52,14 @@ class Architecture:
     model: str = ""
     heads: tuple[Kept, ...] = ()
     merges: Merges = ()
+
+    def __repr__(self) -> str:
+        """Says what each block keeps, in counts: of heads and of FFN units."""
+        heads = [f":{_count(kept)}" if kept else "" for kept in self.heads or [()] * len(self.ops)]
+        merges = [f"-{away}" if away else "" for away in self.merges or [0] * len(self.ops)]
+        rows = zip(self.ops, heads, merges, self.widths, strict=False)
+        blocks = " ".join(f"{op}{mixed}{away}|{width}" for op, mixed, away, width in rows)
+        return f"<Architecture: {len(self.ops)} blocks, {blocks}>"
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -91,7 +99,7 @@ class Architecture:
         entries = self._per_block(spec)
         return {axis.name: entries[axis.key][i] for axis in AXES.values()}
 
-    def _per_block(self, spec: Any) -> dict[str, tuple]:
+    def _per_block(self, spec: Any) -> dict[str, tuple[Any, ...]]:
         """The entries by key, with ``heads`` and ``merges`` written out."""
         whole = tuple(
             tuple(range(block.heads)) if op == "msa" else ()
@@ -136,7 +144,7 @@ class Architecture:
         lines = [f' "{k}": {json.dumps(v)},' for k, v in said.items() if v or k in ("model", "ops")]
         return "\n".join(["{", *lines, ' "ffn": [', f"  {rows}", " ]", "}", ""])
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
         temporary = Path(f"{path}.tmp")
         temporary.write_text(self.to_json())
@@ -186,7 +194,7 @@ def _kept(key: str, value: Any) -> Kept:
     raise TypeError(f"{key} must hold numbers or lists of indices, got {str(value)[:80]!r}")
 
 
-def load(path: str | os.PathLike) -> Architecture:
+def load(path: str | os.PathLike[str]) -> Architecture:
     """Reads the architecture in a JSON file, local or on ``gs://``.
 
     Raises:

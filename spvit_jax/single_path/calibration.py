@@ -85,17 +85,25 @@ class Calibration:
 class Placed:
     """A module whose arrays are on a mesh."""
 
-    graph: nnx.GraphDef
+    graph: nnx.GraphDef[Any]
     state: Any
 
-    def __call__(self, function: Callable, *arrays: Any, static: tuple = ()) -> Any:
+    def __call__(
+        self, function: Callable[..., Any], *arrays: Any, static: tuple[Any, ...] = ()
+    ) -> Any:
         """Runs ``function(module, *arrays, *static)``, compiled, in float32 throughout."""
         with jax.default_matmul_precision("highest"):
             return _run(function, self.graph, static, self.state, arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(function: Callable, graph: nnx.GraphDef, static: tuple, state: Any, arrays: tuple) -> Any:
+def _run(
+    function: Callable[..., Any],
+    graph: nnx.GraphDef[Any],
+    static: tuple[Any, ...],
+    state: Any,
+    arrays: tuple[Any, ...],
+) -> Any:
     return function(nnx.merge(graph, state), *arrays, *static)
 
 

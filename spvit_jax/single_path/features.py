@@ -40,7 +40,9 @@ Ending = tuple[Placed, Iterable[Tokens]]  # a model, and what left its last bloc
 def error(mine: Ending, theirs: Ending, images: Calibration, patches: float) -> float:
     """``feature_error`` of what left the last blocks."""
     weights = {_heads: 1 - patches, _patches: patches}
-    sums: dict[Callable, list[Any]] = {kind: [] for kind, weight in weights.items() if weight}
+    sums: dict[Callable[..., Any], list[Any]] = {
+        kind: [] for kind, weight in weights.items() if weight
+    }
     for (_, mask), one, other in zip(images.batches, mine[1], theirs[1], strict=True):
         for kind, rows in sums.items():
             new = jax.device_get(_sums(mine[0](kind, one), theirs[0](kind, other), mask))

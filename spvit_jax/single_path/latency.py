@@ -121,7 +121,7 @@ class Table:
         lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
         return "{\n" + ",\n".join(lines) + f',\n "blocks": [\n  {rows}\n ]\n}}\n'
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
         temporary = Path(f"{path}.tmp")
         temporary.write_text(self.to_json())
@@ -233,7 +233,7 @@ def _check_model(measured: dict[str, Any], wanted: dict[str, Any]) -> None:
         )
 
 
-def load(path: str | os.PathLike) -> Table:
+def load(path: str | os.PathLike[str]) -> Table:
     """Reads the table in a JSON file, local or on ``gs://``.
 
     Raises:

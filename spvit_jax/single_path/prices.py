@@ -93,7 +93,7 @@ def parameters(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Pri
 def _blocks(
     blocks: tuple[Geometry, ...],
     ops: tuple[str, ...],
-    price: Callable[[Axis, Any, tuple], np.ndarray],
+    price: Callable[[Axis, Any, tuple[Any, ...]], np.ndarray],
 ) -> tuple[dict[str, np.ndarray], ...]:
     return tuple({name: price(axis, b, ops) for name, axis in GATED.items()} for b in blocks)
 

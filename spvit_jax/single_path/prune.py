@@ -51,7 +51,7 @@ def prune(model: Model, architecture: Architecture, temperature: float | None = 
     if has not in ("dense", "supernet"):
         raise ArchitectureError(f"prune a dense model or a supernet, not one of {has} form")
     model = nnx.clone(model) if has == "supernet" else supernet(model, tuple(OPS), temperature)
-    kept: dict[str, list] = {axis.key: [] for axis in AXES.values()}
+    kept: dict[str, list[Any]] = {axis.key: [] for axis in AXES.values()}
     for i, gated in enumerate(model.blocks):
         model.blocks[i] = block = gated.plain()
         for name, entry in architecture.of_block(i, model.spec).items():

@@ -212,11 +212,11 @@ class _Repair:
             self.target = self._each(placed, function, self.target, *static)
 
     def _each(
-        self, placed: Placed, function: Callable, stream: list[Tokens], *static: Any
+        self, placed: Placed, function: Callable[..., Any], stream: list[Tokens], *static: Any
     ) -> list[Tokens]:
         return [placed(function, tokens, static=static) for tokens in stream]
 
-    def _advance(self, i: int, function: Callable, *static: Any) -> None:
+    def _advance(self, i: int, function: Callable[..., Any], *static: Any) -> None:
         placed = self.calibration.place(self.model.blocks[i])
         self.pruned = self._each(placed, function, self.pruned, *static)
 
@@ -237,7 +237,7 @@ class _Repair:
         self._fit(self.model.blocks[i].ffn.fc2, rows, self._moments(i, _fed))
 
     def _moments(
-        self, i: int, function: Callable, static: tuple = ()
+        self, i: int, function: Callable[..., Any], static: tuple[Any, ...] = ()
     ) -> tuple[Moments, Moments | None]:
         """Of a layer's inputs and what it should add to the stream; held-out ones apart."""
         placed = self.calibration.place(self.model.blocks[i])

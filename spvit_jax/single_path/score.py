@@ -7,7 +7,6 @@ variance of what leaves the block, so that blocks can be compared.
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
 from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.sharing import windows_of
+from spvit_jax.state import dumps, loads, typed
 
 Array = jax.Array
 POSITIONS = 49  # of a map, at which the inputs of convolutions are looked at
@@ -57,16 +57,43 @@ class Scores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
-        rows = [
-            {"ops": b.ops, "heads": _listed(b.heads), "ffn": _listed(b.ffn)} for b in self.blocks
-        ]
+        blocks = tuple(_Row(b.ops, _listed(b.heads), _listed(b.ffn)) for b in self.blocks)
         temporary = Path(f"{path}.tmp")
-        temporary.write_text(json.dumps({"images": self.images, "blocks": rows}))
+        temporary.write_text(dumps(_Saved(self.images, blocks)))
         temporary.replace(path)
 
 
-def _listed(found: Elimination) -> dict[str, list]:
-    return {"order": found.order.tolist(), "errors": found.errors.tolist()}
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    """An ``Elimination`` on disk."""
+
+    order: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.errors) - 1)):
+            raise ValueError("an order is of something else than its errors")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """``BlockScores`` on disk."""
+
+    ops: dict[str, float]
+    heads: _Listed
+    ffn: _Listed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """``Scores`` on disk."""
+
+    images: int
+    blocks: tuple[_Row, ...]
+
+
+def _listed(found: Elimination) -> _Listed:
+    return _Listed(tuple(found.order.tolist()), tuple(found.errors.tolist()))
 
 
 def load(path: str | os.PathLike[str]) -> Scores:
@@ -76,18 +103,17 @@ def load(path: str | os.PathLike[str]) -> Scores:
       ScoreError: the file is not of that form.
     """
     try:
-        values = json.loads(epath.Path(path).read_text())
-
-        def read(row: dict) -> Elimination:
-            return Elimination(np.array(row["order"], int), np.array(row["errors"], float))
-
-        blocks = (BlockScores(b["ops"], read(b["heads"]), read(b["ffn"])) for b in values["blocks"])
-        return Scores(tuple(blocks), int(values["images"]))
-    except (ValueError, KeyError, TypeError) as error:
+        saved: _Saved = typed(_Saved, loads(epath.Path(path).read_bytes()))
+    except ValueError as error:
         raise ScoreError(
-            f"{path} holds no scores ({type(error).__name__}: {error}); remove it: they are made"
-            " again"
+            f"{path} holds no scores ({error}); remove it: they are made again"
         ) from error
+
+    def read(listed: _Listed) -> Elimination:
+        return Elimination(np.array(listed.order, int), np.array(listed.errors, float))
+
+    blocks = (BlockScores(row.ops, read(row.heads), read(row.ffn)) for row in saved.blocks)
+    return Scores(tuple(blocks), saved.images)
 
 
 class Seen(NamedTuple):
@@ -147,7 +173,7 @@ def _pass(
 
 
 def _look(
-    block: Any, tokens: Tokens, mask: Array, geometry: Geometry, convolutions: tuple
+    block: Any, tokens: Tokens, mask: Array, geometry: Geometry, convolutions: tuple[Any, ...]
 ) -> tuple[Seen, Tokens]:
     """Runs a dense block; what its layers see, and its output."""
     x, read = tokens.x, geometry.read

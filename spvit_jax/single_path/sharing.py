@@ -7,6 +7,7 @@ kernel is its centre tap. Taps are row-major: tap ``3 * (dy + 1) + (dx + 1)`` re
 
 from collections.abc import Iterable
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,11 +119,11 @@ def mix_values(values: Array, mixture: Array) -> Array:
     return _sum(jnp.split(mixed, mixture.shape[0], axis=-1))
 
 
-def _mix_forward(values: Array, mixture: Array) -> tuple[Array, tuple]:
+def _mix_forward(values: Array, mixture: Array) -> tuple[Array, tuple[Any, ...]]:
     return mix_values(values, mixture), (values, mixture)
 
 
-def _mix_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
+def _mix_backward(saved: tuple[Any, ...], gradient: Array) -> tuple[Array, Array]:
     values, mixture = saved
     heads, taps = mixture.shape
     maps = [gradient]
@@ -194,7 +195,7 @@ class SharedConv(_Conv):
     def __init__(
         self,
         attention: Attention,
-        head_logits: nnx.Param,
+        head_logits: nnx.Param[Array],
         norm: BatchNorm,
         size: int,
         geometry: Geometry,
@@ -231,7 +232,9 @@ class SharedConv(_Conv):
 class FoldedConv(_Conv):
     """The same function as plain layers: convolution, batch norm (or none), ReLU, 1x1."""
 
-    def __init__(self, kernel: Array, bias: Array, norm: BatchNorm | None, out: Dense, geometry):
+    def __init__(
+        self, kernel: Array, bias: Array, norm: BatchNorm | None, out: Dense, geometry: Geometry
+    ):
         self.kernel = nnx.Param(kernel)  # [D, taps, d]
         self.bias = nnx.Param(bias)  # [d]
         self.norm = norm

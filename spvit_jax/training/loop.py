@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from spvit_jax import hosts
 from spvit_jax.progress import Console
+from spvit_jax.state import StateError
 from spvit_jax.training.checkpoint import Checkpoints
-from spvit_jax.training.metrics import MetricWriter, read_metrics
+from spvit_jax.training.metrics import METRICS_FILE, MetricWriter, read_metrics
 from spvit_jax.training.pace import Pace
 from spvit_jax.training.sharding import place
 from spvit_jax.training.step import Batch, TrainState
@@ -49,6 +50,7 @@ class Loop:
       console: for the progress bar.
       describe: more metrics of a state, cheap, at every logged step.
       profile: folder for a ``jax.profiler`` trace of a few steps; "": none.
+      unsaved: told whether steps have been taken that a stop saves.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Loop:
     console: Console
     describe: Callable[[TrainState], Metrics] = lambda state: {}
     profile: str = ""
+    unsaved: Callable[[bool], None] = lambda steps: None
 
     def run(
         self,
@@ -87,7 +90,10 @@ class Loop:
             state = checkpoints.restore(initial, shards) or place(initial, shards)
             self._catch_up(state)
             if int(state.step) < self.steps:
-                state = self._train(state, *begin(state), checkpoints)
+                try:
+                    state = self._train(state, *begin(state), checkpoints)
+                finally:
+                    self.unsaved(False)
         return state
 
     def _train(
@@ -107,6 +113,7 @@ class Loop:
                 with pace.waiting():
                     batch = next(batches)
                 state, metrics = step(state, batch)
+                self.unsaved(True)
                 self._check(number - 1, pending, checkpoints)  # while the device computes this one
                 pending, last, cut = metrics, number == self.steps, False
                 if self._evaluates(number) or number % self.log_every == 0:
@@ -115,13 +122,15 @@ class Loop:
                     bar.show({"loss": values["loss"]})
                     if self.evaluate and self._evaluates(number):
                         with pace.paused():
+                            self.unsaved(False)  # a compilation may take minutes
                             try:
                                 values |= self.evaluate(state)
                             except Interrupted:  # ``_catch_up`` makes it
                                 cut = True
+                    self.unsaved(True)
                     writer.write(number, values)
                 bar.update()
-                stop = cut or (self.should_stop() and not last)
+                stop = cut or (not last and self.should_stop())
                 if last or stop or number % self.checkpoint_every == 0:
                     self._check(number, metrics, checkpoints)
                     with pace.paused():
@@ -145,14 +154,38 @@ class Loop:
 
         Raises:
           Interrupted: by ``evaluate``; the next run makes it.
+          StateError: the metrics are damaged.
         """
         number = int(state.step)
-        rows = read_metrics(self.folder) if jax.process_index() == 0 else []
+        with hosts.together(StateError):
+            rows = self._rows(number) if jax.process_index() == 0 else []
         owed = any(row["step"] == number and EVALUATED not in row for row in rows)
         if hosts.from_first(owed and self._evaluates(number)) and self.evaluate:
             values = self.evaluate(state)
             with MetricWriter(self.folder, number) as writer:
                 writer.amend(values)
+
+    def _rows(self, number: int) -> list[dict[str, Any]]:
+        """The lines of the metrics; none is gone of the steps up to ``number``.
+
+        Where the file was removed it begins anew, and with a later step.
+
+        Raises:
+          StateError: it is damaged.
+        """
+        rows = read_metrics(self.folder)
+        steps = range(1, number + 1)
+        logged = [n for n in steps if self._evaluates(n) or n % self.log_every == 0]
+        there = [row["step"] for row in rows if row["step"] <= number]
+        file = f"{self.folder}/{METRICS_FILE}"
+        if logged and not there:
+            self.console.say(f"{file} is gone, and with it the numbers of {len(logged)} steps")
+        elif there != logged[len(logged) - len(there) :]:
+            raise StateError(
+                f"{file} is damaged (it lacks lines up to step {number}); put it back, or remove"
+                " it to go on without the lines that it has"
+            )
+        return rows
 
     def _check(self, number: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> Metrics:
         """The metrics of step ``number`` as numbers; NonFiniteLoss if one is not finite."""

@@ -1,8 +1,12 @@
-"""Numbers over steps: ``metrics.jsonl``, the source of truth, and TensorBoard beside it."""
+"""Numbers over steps: ``metrics.jsonl``, the source of truth, and TensorBoard beside it.
+
+Each line ends with a checksum of itself and of all lines before it.
+"""
 
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +15,14 @@ from typing import Any
 import jax
 from etils import epath
 
+from spvit_jax.checksums import content
+from spvit_jax.local_copy import LocalCopy
+from spvit_jax.state import StateError, loads
 from spvit_jax.training.board import Board
-from spvit_jax.workdir import LocalCopy
 
 METRICS_FILE = "metrics.jsonl"
+_CHECKSUM = b', "crc": "'  # before the eight digits that end a line
+_WAY_OUT = "put it back, or remove it to go on without the lines that it has"
 
 
 class MetricWriter:
@@ -30,7 +38,7 @@ class MetricWriter:
         TensorBoard events of later steps are removed.
 
     Raises:
-      ValueError: the file is damaged elsewhere than in its last line.
+      StateError: the file is damaged elsewhere than in its last line.
     """
 
     def __init__(self, directory: str | os.PathLike[str], start_step: int) -> None:
@@ -40,7 +48,7 @@ class MetricWriter:
         self._folder = LocalCopy(epath.Path(directory))
         self._folder.fetch(METRICS_FILE)
         path = self._folder.path / METRICS_FILE
-        _cut(path, start_step)
+        self._crc = _cut(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board = Board(path.parent, start_step + 1)
 
@@ -57,7 +65,9 @@ class MetricWriter:
         numbers = {name: float(value) for name, value in values.items()}
         # JSON has no NaN or infinity; null stands for both and is read back as NaN.
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
+        text = json.dumps({"step": int(step), **finite}, allow_nan=False)[:-1]
+        self._crc = zlib.crc32(text.encode(), self._crc)
+        self._file.write(f'{text}{_CHECKSUM.decode()}{self._crc:08x}"}}\n')
         for name, x in numbers.items():
             self._board.add(name, x, int(step))
 
@@ -68,7 +78,7 @@ class MetricWriter:
         path = Path(self._file.name)
         rows = read_metrics(path.parent)
         self._file.close()
-        _cut(path, rows[-1]["step"] - 1)
+        self._crc = _cut(path, rows[-1]["step"] - 1)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         last = rows[-1]
         self.write(last.pop("step"), {**last, **values})
@@ -108,45 +118,58 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A half-written last line is left out.
 
     Raises:
-      ValueError: a line before the last is not a JSON object with a "step".
+      StateError: a line before the last is not one that was written there.
     """
-    path = epath.Path(directory) / METRICS_FILE
+    return [row for _, _, row in _lines(epath.Path(directory) / METRICS_FILE)]
+
+
+def _lines(path: Path | epath.Path) -> list[tuple[bytes, int, dict[str, Any]]]:
+    """The lines of a file, the checksum of each, and what it says."""
     if not path.exists():
         return []
-    lines = path.read_bytes().splitlines()
-    rows: list[dict[str, Any]] = []
+    try:
+        lines = content(path).splitlines(keepends=True)
+    except ValueError as error:
+        raise StateError(f"{path} is damaged ({error}); {_WAY_OUT}") from error
+    found: list[tuple[bytes, int, dict[str, Any]]] = []
+    crc = 0
     for number, line in enumerate(lines, start=1):
-        row = _parse(line)
+        body, _, end = line.rpartition(_CHECKSUM)
+        crc = zlib.crc32(body, crc)
+        row = _parse(line) if end.rstrip(b"\n") == b'%08x"}' % crc else None
         if row is not None:
-            rows.append(row)
-        elif number < len(lines):
-            raise ValueError(
-                f'{path}, line {number}: expected a JSON object with a whole "step", got'
-                f" {line[:80]!r}; remove that line to go on"
+            found.append((line.rstrip(b"\n") + b"\n", crc, row))
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise StateError(
+                f"{path} is damaged (line {number} is not one that was written there:"
+                f" {line[:60]!r}); {_WAY_OUT}"
             )
-    return rows
+    return found
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = loads(line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not row.pop("crc", ""):
         return None
     return {name: math.nan if value is None else value for name, value in row.items()}
 
 
-def _cut(path: Path, last_step: int) -> None:
-    """Leaves only whole lines up to ``last_step``, byte for byte; an interruption loses none."""
+def _cut(path: Path, last_step: int) -> int:
+    """Leaves only whole lines up to ``last_step``, byte for byte; an interruption loses none.
+
+    Returns:
+      The checksum of the last one.
+    """
     if not path.exists():
-        return
-    read_metrics(path.parent)  # a damaged file is reported, not repaired by deleting lines
-    lines = [(line, _parse(line)) for line in path.read_bytes().splitlines()]
-    kept = [line + b"\n" for line, row in lines if row is not None and row["step"] <= last_step]
+        return 0
+    lines = [line for line in _lines(path) if line[2]["step"] <= last_step]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.writelines(kept)
+        file.writelines(line for line, _, _ in lines)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    return lines[-1][1] if lines else 0

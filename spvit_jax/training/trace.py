@@ -2,8 +2,8 @@
 
 import jax
 
+from spvit_jax.local_copy import LocalCopy
 from spvit_jax.remote import absolute
-from spvit_jax.workdir import LocalCopy
 
 SKIPPED, STEPS = 5, 5  # steps before it, which compile and fill the input's buffers; steps in it
 

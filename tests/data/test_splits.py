@@ -1,6 +1,9 @@
 """Sub-split syntax."""
 
+import itertools
+
 import pytest
+import tensorflow_datasets as tfds
 
 from spvit_jax.data import splits
 from spvit_jax.data.errors import DataError
@@ -47,3 +50,31 @@ def test_out_of_range_and_empty_are_refused():
         splits.bounds("train[20:]", 10)
     with pytest.raises(DataError, match=r"split 'train\[5:5\]' of 10 images is empty"):
         splits.bounds("train[5:5]", 10)
+
+
+def as_tfds_has_it(spec, length):
+    """The bounds that TFDS finds; None where it refuses, or nothing lies between them."""
+    try:
+        instruction = tfds.core.ReadInstruction.from_spec(spec)
+        name = instruction.split_name
+        info = tfds.core.SplitInfo(
+            name=name, shard_lengths=[length], num_bytes=0, filename_template=None
+        )
+        (found,) = instruction.to_absolute({name: info})
+    except ValueError:
+        return None
+    start, stop = found.from_ or 0, length if found.to is None else found.to
+    return (start, stop) if start < stop else None
+
+
+@pytest.mark.parametrize("unit", ["", "%"])
+@pytest.mark.parametrize("length", [1, 2, 7, 99, 1003])
+def test_bounds_are_those_of_tfds(length, unit):
+    ends = ["", *(f"{at}{unit}" for at in (-1003, -100, -50, -3, -1, 0, 1, 2, 33, 50, 99, 100))]
+    for spec in (f"train[{a}:{b}]" for a, b in itertools.product(ends, ends) if a or b):
+        try:
+            found = splits.bounds(spec, length)
+        except DataError:
+            found = None
+        assert found == as_tfds_has_it(spec, length), spec
+    assert splits.bounds("train[:0.5%]", 1003) == as_tfds_has_it("train[:0.5%]", 1003) == (0, 5)

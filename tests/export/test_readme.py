@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from spvit_jax import predict
 from spvit_jax.convert import About, save
 from spvit_jax.export import export
+from spvit_jax.predict import __main__ as predict
 
 README = Path(__file__).parents[2] / "README.md"
 

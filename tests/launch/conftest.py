@@ -43,7 +43,7 @@ def checkout(tmp_path_factory):
     work.mkdir()
     git("init", "--quiet", "--initial-branch=main")
     for name in ("launch", "configs"):
-        subprocess.run(["cp", "-r", ROOT / name, work / name], check=True)
+        subprocess.run(["cp", "-rL", ROOT / name, work / name], check=True)
     git("add", "--all")
     settings = ("-c", "user.name=a", "-c", "user.email=a@b")
     git(*settings, "commit", "--quiet", "--message=x")

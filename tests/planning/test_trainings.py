@@ -8,6 +8,7 @@ from flax import nnx
 
 from spvit_jax.config import ConfigError, Data, from_config_dict
 from spvit_jax.convert import forms
+from spvit_jax.convert.fetch import fetch
 from spvit_jax.data.errors import DataError
 from spvit_jax.models import VARIANTS, RegNetSpec
 from spvit_jax.planning.trainings import Images, trainings
@@ -76,9 +77,8 @@ def test_without_a_file_the_dense_model_teaches_and_another_file_says_what_it_is
     (finetune,) = trainings(config("quickstart"), Images(10_000, 2_000, 10))
     dense = forms.shapes(forms.build(VARIANTS["deit_fashion_mnist"], "dense"))
     assert len(jax.tree.leaves(finetune.teacher.state)) == len(dense)
-    package = Path(forms.__file__).parents[1] / "models" / "packaged"
     file = tmp_path / "mine.safetensors"  # no variant's name
-    file.write_bytes((package / "swin_fashion_mnist.safetensors").read_bytes())
+    file.write_bytes(fetch("packaged:swin_fashion_mnist").read_bytes())
     changed = config("quickstart", "paper", teacher__checkpoint=str(file))
     (_, finetune) = trainings(changed, Images(10_000, 2_000, 10))
     assert str(file) in finetune.remark

@@ -1,6 +1,7 @@
 """Scores and repairs of small models: exact where theory says so, better where it cannot be."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -205,6 +206,7 @@ def test_errors_of_earlier_blocks_are_corrected():
 
 ON_DEVICES = """
 import dataclasses
+import json
 import sys
 import numpy as np
 from test_repair import PAPER, VIT, build, calibration, centred, halved, images, repair, score
@@ -275,9 +277,20 @@ def test_scores_are_written_and_read(tmp_path):
     assert again.images == 16
     np.testing.assert_array_equal(again.blocks[1].ffn.order, found.blocks[1].ffn.order)
     np.testing.assert_array_equal(again.blocks[1].heads.errors, found.blocks[1].heads.errors)
-    (tmp_path / "scores.json").write_text("{")
-    with pytest.raises(scoring.ScoreError, match="made again"):
-        scoring.load(tmp_path / "scores.json")
+    saved = json.loads((tmp_path / "scores.json").read_text())
+    heads = saved["blocks"][0]["heads"]
+    for damaged in (
+        "{",
+        "[" * 100_000,
+        saved | {"blocks": {}},
+        saved | {"blocks": [saved["blocks"][0] | {"ops": [0.5]}]},
+        saved | {"blocks": [saved["blocks"][0] | {"heads": heads | {"order": [0, 0]}}]},
+        saved | {"blocks": [saved["blocks"][0] | {"heads": heads | {"order": [10**30]}}]},
+    ):
+        text = damaged if isinstance(damaged, str) else json.dumps(damaged)
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(scoring.ScoreError, match="made again"):
+            scoring.load(tmp_path / "scores.json")
 
 
 def test_the_choice_spends_every_budget_and_errs_more_with_less():

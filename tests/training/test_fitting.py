@@ -42,7 +42,7 @@ def trained(model, steps=20, batches=None, seed=0):
     rows, batch = [], {"pictures": IMAGES, "bright": BRIGHT}
     small = fit(
         model,
-        itertools.repeat(batch) if batches is None else [batch] * batches,
+        itertools.repeat(batch) if batches is None else batches,
         loss=brightness,
         optimizer=optax.adam(1e-2),
         steps=steps,
@@ -73,5 +73,23 @@ def test_a_seed_is_a_training():
 
 
 def test_batches_that_end_early_are_an_error():
+    batch = {"pictures": IMAGES, "bright": BRIGHT}
     with pytest.raises(ValueError, match="3 steps need as many batches; there were 2"):
-        trained(models()["dense"], 3, batches=2)
+        trained(models()["dense"], 3, batches=iter([batch] * 2))
+
+
+def test_a_list_is_gone_through_again_and_a_bar_shows_steps_and_loss(capsys):
+    batch = {"pictures": IMAGES, "bright": BRIGHT}
+    options = {"loss": brightness, "steps": 5, "learning_rate": 1e-2}
+    losses = []
+    small = fit(
+        models()["dense"],
+        [batch, batch],
+        after_step=lambda number, metrics: losses.append(float(metrics["loss"])),
+        **options,
+    )
+    assert losses[-1] < losses[0] and "fit 100% 5/5" in (shown := capsys.readouterr().err)
+    assert f"loss={losses[-1]:.4g}" in shown
+    again = fit(models()["dense"], [batch], progress=False, **options)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(small), nnx.state(again))
+    assert not capsys.readouterr().err

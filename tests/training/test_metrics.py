@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from spvit_jax.state import StateError
 from spvit_jax.training.metrics import METRICS_FILE, MetricWriter, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,11 +59,13 @@ def test_the_last_line_is_amended_in_its_place(tmp_path):
         writer.write(2, {"loss": 0.3, "top1": math.nan, "time": math.inf})
         writer.amend({"top1": 0.25, "top5": 0.75})
         writer.write(3, {"loss": 0.5})
-    assert (tmp_path / METRICS_FILE).read_text().splitlines() == [
-        '{"step": 1, "loss": 0.1}',
-        '{"step": 2, "loss": 0.3, "top1": 0.25, "time": null, "top5": 0.75}',
-        '{"step": 3, "loss": 0.5}',
+    lines = (tmp_path / METRICS_FILE).read_text().splitlines()
+    assert [line.partition(', "crc": ')[0] for line in lines] == [
+        '{"step": 1, "loss": 0.1',
+        '{"step": 2, "loss": 0.3, "top1": 0.25, "time": null, "top5": 0.75',
+        '{"step": 3, "loss": 0.5',
     ]
+    assert len(read_metrics(tmp_path)) == 3
 
 
 def test_start_at_zero_removes_everything(tmp_path):
@@ -101,15 +104,34 @@ def test_last_line_without_its_newline_is_kept(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize("bad", ["nonsense", '{"loss": 1}', "[1]", '{"step": "2"}'])
-def test_damage_in_the_middle_is_named_and_nothing_is_lost(tmp_path, bad):
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda lines: [lines[0], b"nonsense\n", lines[2]], 2),
+        (lambda lines: [lines[0], b'{"step": 2, "loss": 0.25}\n', lines[2]], 2),
+        (lambda lines: [lines[0], lines[1].replace(b"0.25", b"0.26"), lines[2]], 2),
+        (lambda lines: [lines[0], lines[2]], 2),
+        (lambda lines: lines[1:], 1),
+        (lambda lines: [*lines[:2], lines[2].replace(b"0.375", b"0.376")], 3),
+        (lambda lines: [b"[" * 100_000 + b"\n", *lines], 1),
+        (lambda lines: [b"\xff", *lines], 1),
+    ],
+)
+def test_damage_in_the_middle_is_named_and_nothing_is_lost(tmp_path, damage, line):
+    write(tmp_path, 0, [1, 2, 3])
     path = tmp_path / METRICS_FILE
-    path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
-    before = path.read_bytes()
+    before = b"".join(damage(path.read_bytes().splitlines(keepends=True)))
+    path.write_bytes(before)
     for call in (lambda: read_metrics(tmp_path), lambda: MetricWriter(tmp_path, 5)):
-        with pytest.raises(ValueError, match="metrics.jsonl, line 2: expected"):
+        with pytest.raises(StateError, match=f"metrics.jsonl is damaged .line {line} is not one"):
             call()
     assert path.read_bytes() == before
+
+
+def test_a_folder_in_its_place_is_named(tmp_path):
+    (tmp_path / METRICS_FILE).mkdir()
+    with pytest.raises(StateError, match="it is a folder.; put it back"):
+        read_metrics(tmp_path)
 
 
 def test_interrupted_cut_loses_nothing(tmp_path, monkeypatch):
@@ -129,7 +151,8 @@ def test_not_finite_values_stay_valid_json(tmp_path):
     with MetricWriter(tmp_path, 0) as writer:
         writer.write(1, {"loss": float("nan"), "norm": float("inf")})
     line = (tmp_path / METRICS_FILE).read_text()
-    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "loss": None, "norm": None}
+    said = json.loads(line, parse_constant=pytest.fail)
+    assert (said["loss"], said["norm"]) == (None, None)
     assert math.isnan(read_metrics(tmp_path)[0]["loss"])
 
 

@@ -4,17 +4,13 @@ Nothing is trained and no label is read; labels only say how good each model is,
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
-from matplotlib.figure import Figure
 
-from spvit_jax.calibrated import repaired, score
-from spvit_jax.context import Context, budget_at, calibrate, load_dense
+from spvit_jax.calibrated import calibrate, repaired, score
+from spvit_jax.context import Context, budget_at
 from spvit_jax.convert import save
 from spvit_jax.judged import judge
 from spvit_jax.measure import measure
@@ -31,6 +27,10 @@ from spvit_jax.single_path.merging import Merges
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.text import aligned
 
+if TYPE_CHECKING:
+    from spvit_jax.figures import Figure
+
+MODEL = "model.safetensors"
 _LINE, _DENSE, _INK = "#2a7f62", "#8a8f98", "#333333"
 
 
@@ -49,19 +49,25 @@ class Point:
     blocks: str  # what each keeps, in words
 
 
-def run_frontier(context: Context) -> None:
-    """Scores, then chooses, repairs, evaluates and measures at every budget of ``frontier``."""
-    config, dense = context.config, load_dense(context)
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """All models of a curve, the dense one first."""
+
+    points: tuple[Point, ...]
+
+
+def points(context: Context, dense: Classifier) -> tuple[Point, ...]:
+    """Scores, then chooses, repairs, evaluates and measures at every budget of ``frontier``.
+
+    Returns:
+      The dense model's point, then one for each budget.
+    """
     calibration = calibrate(context)
-    found = score(context, dense, calibration)
-    points = [_point(context, "frontier/dense", 1.0, dense, dense, "dense")]
-    for number, share in enumerate(config.frontier.budgets):
-        points.append(_at(context, number, share, dense, calibration, found))
-    write = context.workdir.write
-    write("frontier.png", lambda path: figure(points, context.name, path))
-    write("frontier.txt", lambda path: path.write_text(table(points) + "\n"))
-    context.workdir.write_json("frontier.json", {"points": [dataclasses.asdict(p) for p in points]})
-    context.console.say(table(points))
+    scores = score(context, dense, calibration)
+    rows = [_point(context, "frontier/dense", 1.0, dense, dense, "dense")]
+    for number, share in enumerate(context.config.frontier.budgets):
+        rows.append(_at(context, number, share, dense, calibration, scores))
+    return tuple(rows)
 
 
 def _at(
@@ -70,38 +76,36 @@ def _at(
     share: float,
     dense: Classifier,
     calibration: Calibration,
-    found: scoring.Scores,
+    scores: scoring.Scores,
 ) -> Point:
     """The model of one budget, made or read."""
-    config, folder = context.config, f"frontier/{number:02d}"
+    config, folder = context.config, folder_of(number)
     known = _known(context, folder)
     if known is not None:
         return known
     merges: Merges = ()
     budget = budget_at(config, share)
     if config.merges:
-        merges = Schedules(context, folder, budget, dense, found).choose()
+        merges = Schedules(context, folder, budget, dense, scores).choose()
     gating = Gating.of(config.search, budget, context.spec, dense, merges)
-    architecture = select(gating.space, found, gating.budgets, config.model.variant)
+    architecture = select(gating.space, scores, gating.budgets, config.model.variant)
     said = architectures.describe(architecture, context.spec)
     context.announce("repair", f"{share:.0%} of the MACs: {said}")
     model = repaired(context, dense, architecture, calibration)
     context.workdir.write(f"{folder}/architecture.json", model.architecture.save)
-    context.workdir.write(
-        f"{folder}/model.safetensors", lambda path: save(model, path, about=context.about)
-    )
+    context.workdir.write(f"{folder}/{MODEL}", lambda path: save(model, path, about=context.about))
     widths = ",".join(map(str, architecture.widths))
     return _point(context, folder, share, dense, model, f"{said} | {widths}")
 
 
+def folder_of(number: int) -> str:
+    """Where the model of a budget is, inside the workdir."""
+    return f"frontier/{number:02d}"
+
+
 def _known(context: Context, folder: str) -> Point | None:
-    values = context.workdir.read_json(f"{folder}/point.json")
-    return None if values is None else point(values)
-
-
-def point(values: dict[str, Any]) -> Point:
-    """The point of which ``values`` are the ``asdict``."""
-    return Point(**values | {"quality": Quality(**values["quality"])})
+    found: Point | None = context.workdir.read_json(f"{folder}/point.json", Point)
+    return found
 
 
 def _point(
@@ -129,7 +133,7 @@ def _point(
         timing.throughput_ratio,
         said,
     )
-    context.workdir.write_json(f"{folder}/point.json", dataclasses.asdict(found))
+    context.workdir.write_json(f"{folder}/point.json", found)
     context.console.stage("evaluate", quality.said())
     return found
 
@@ -156,13 +160,15 @@ def table(points: Sequence[Point]) -> str:
     return aligned(rows)
 
 
-def summary(text: str) -> str:
+def summary(curve: Curve) -> str:
     """The table of a finished ``frontier.json``."""
-    return table([point(values) for values in json.loads(text)["points"]])
+    return table(curve.points)
 
 
-def figure(points: Sequence[Point], name: str, path: str | os.PathLike[str]) -> None:
-    """Writes the PNG: accuracy over MACs, and over latency."""
+def figure(points: Sequence[Point], name: str) -> "Figure":
+    """Draws accuracy, or nearness of features, over MACs and over latency."""
+    from spvit_jax.figures import Figure
+
     page = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
     page.suptitle(f"{name}: scored, chosen and repaired without training or labels", color=_INK)
     dense, device = points[0], jax.devices()[0].device_kind
@@ -189,4 +195,4 @@ def figure(points: Sequence[Point], name: str, path: str | os.PathLike[str]) -> 
         one.margins(y=0.12)
     axes[0].set_ylabel(f"{dense.quality.measure}, test images")
     axes[0].legend(frameon=False, loc="lower right")
-    page.savefig(Path(path), format="png")
+    return page

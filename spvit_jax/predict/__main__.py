@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ def _predict(options: argparse.Namespace) -> int:
     from spvit_jax import pictures
     from spvit_jax.convert import USUAL
     from spvit_jax.data.transforms import before_crop
+    from spvit_jax.predict.classify import classifier
     from spvit_jax.pretrained import check_channels
     from spvit_jax.training.normalise import Normalise
 
@@ -98,7 +99,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.features is not None or not model.spec.classes:
         return _features(options, files, model, normalise, around)
     where = {} if options.merged is None else pictures.places(options.merged, files, model)
-    classify = _classifier(model, normalise, min(options.top, model.spec.classes), bool(where))
+    classify = classifier(model, normalise, min(options.top, model.spec.classes), bool(where))
     show = _as_json if options.json else _as_text
     bad = 0
     for found, images, errors in _batches(files, batch, size, around):
@@ -149,46 +150,12 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     from spvit_jax.convert import Facts, about_of, load
 
     notes: list[str] = []
-    where = pretrained.address(options.checkpoint)
-    facts = pretrained.known(options.checkpoint, Facts.told(**told(options)))
+    where, facts = options.checkpoint, Facts.told(**told(options))
     found = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(found, notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return model, about_of(where)
-
-
-def _classifier(
-    model: Any, normalise: "Normalise", top: int, merged: bool
-) -> Callable[["np.ndarray"], tuple]:
-    """A compiled function of uint8 ``[b, h, w, 3]``: labels and probabilities, ``[b, top]``.
-
-    Then, if ``merged``, the token that each patch is in at the end, ``[b, patches]``.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-
-    from spvit_jax.models.transformer import mean_logits
-
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def classify(state: nnx.State, images: jax.Array) -> tuple[jax.Array, ...]:
-        network = nnx.merge(graph, state, copy=True)
-        sources: tuple[jax.Array, ...] = ()
-        if merged:
-            stream = network.stream(normalise(images))
-            logits = mean_logits(network.classify(stream[-1]))
-            known = [tokens.sources for tokens in stream if tokens.sources is not None]
-            sources = (known[-1][:, network.spec.prefix :],)
-        else:
-            logits = network(normalise(images))
-        shares, labels = jax.lax.top_k(jax.nn.softmax(logits), top)
-        return labels, shares, *sources
-
-    return lambda images: tuple(map(np.asarray, classify(state, jnp.asarray(images))))
 
 
 def _batches(
@@ -354,5 +321,10 @@ def _share(text: str) -> float:
     return value
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs as a program."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

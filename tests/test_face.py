@@ -1,0 +1,266 @@
+"""Python in five lines: the examples as they are documented, and what mistakes are answered."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import spvit_jax as spvit
+from spvit_jax.config import ConfigError
+from spvit_jax.convert.native import read_about
+from spvit_jax.curve import Curve, Point
+from spvit_jax.data import package
+from spvit_jax.data.errors import DataError
+from spvit_jax.data.images import open_images
+from spvit_jax.data.transforms import eval_transform
+from spvit_jax.single_path.budget import BudgetError
+from spvit_jax.single_path.space import SpaceError
+from spvit_jax.training.normalise import Normalise
+from spvit_jax.workdir import Workdir
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+ADDRESS = "hf-hub:timm/deit_small_patch16_224.fb_in1k"
+PACKAGED = "packaged:deit_fashion_mnist"
+AXES = ("op", "heads", "ffn")  # each schedule of merges is a program to compile
+GREY, LABELS = (part[:64] for part in package.read("fashion_mnist", "test"))
+QUICK = {"axes": AXES, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return spvit.load(PACKAGED)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the examples read: photos at several depths, and arrays with labels."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "photos" / "more").mkdir(parents=True)
+    for number, pixels in enumerate(GREY):
+        inside = "more" if number % 2 else "."
+        Image.fromarray(pixels).save(folder / "photos" / inside / f"{number:02d}.png")
+    np.save(folder / "images.npy", np.repeat(GREY[..., None], 3, axis=3))
+    np.save(folder / "labels.npy", LABELS)
+    spvit.save(spvit.load(PACKAGED), folder / "dense.safetensors")
+    return folder
+
+
+def example(name, place, monkeypatch, **changes):
+    """Runs an example as it is written, of the packaged model; ``changes``: of its text."""
+    monkeypatch.chdir(place)
+    text = (EXAMPLES / f"{name}.py").read_text()
+    for old, new in ({ADDRESS: PACKAGED} | changes).items():
+        assert old in text or old == ADDRESS, old
+        text = text.replace(old, new)
+    file = place / f"{name}.py"
+    file.write_text(text)
+    return runpy.run_path(str(file))
+
+
+@pytest.fixture(scope="module")
+def five(place):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return example("five_lines", place, monkeypatch, **{"macs=0.5": f"macs=0.5, axes={AXES}"})
+
+
+def test_five_lines_leave_a_model_of_half_the_macs_and_an_onnx_file(five, place):
+    dense, small = five["dense"], five["small"]
+    published = spvit.published_macs(dense.spec).dense
+    assert 0.49 * published < small.architecture.macs(dense.spec) <= 0.5 * published
+    read = spvit.load(place / "small.safetensors")
+    images = spvit.preprocess(read, GREY)
+    np.testing.assert_array_equal(read(images), small(images))
+    assert spvit.form(small) == "deploy" and spvit.form(dense) == "dense"
+    assert read_about(place / "small.safetensors") == dense.about == small.about
+    assert (place / "small.onnx").stat().st_size > 100_000
+    right = (np.asarray(small(images)).argmax(-1) == LABELS).mean()
+    assert right > 0.7, right
+
+
+def test_a_loss_and_batches_of_ones_own(five, place, monkeypatch):
+    tuned = example("fit", place, monkeypatch)
+    before, after = (_loss(tuned[name], tuned) for name in ("small", "tuned"))
+    assert after < 0.9 * before and (place / "tuned.safetensors").exists()
+
+
+def _loss(model, found):
+    batch = {"images": found["pixels"], "labels": found["labels"]}
+    return float(found["loss"](model, batch, None)[0])
+
+
+def test_a_loop_of_ones_own(five, place, monkeypatch):
+    found = example("own_loop", place, monkeypatch)
+    assert found["value"] < 0.5
+    looped = spvit.load(place / "looped.safetensors")
+    assert looped.architecture == found["small"].architecture
+
+
+def test_the_search_by_its_pieces(place, monkeypatch, capsys):
+    found = example("search_by_pieces", place, monkeypatch)
+    spec, chosen = found["dense"].spec, found["architecture"]
+    assert 0.58 < chosen.macs(spec) / found["prices"].dense <= 0.6
+    assert repr(chosen) in capsys.readouterr().out
+    assert spvit.load(place / "searched.safetensors").architecture == found["small"].architecture
+    moved = [np.ptp(np.asarray(block["op"])) for block in found["gate_logits"]]
+    assert max(moved) > 0
+
+
+def test_what_is_seen(place, monkeypatch, capsys):
+    example("predict", place, monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 * len(GREY) and all("%" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def drawn(place):
+    changes = {"macs=(0.8, 0.6, 0.4)": f"macs=(0.8, 0.4), axes={AXES}"}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return example("frontier", place, monkeypatch, **changes)
+
+
+def plain(placed):
+    return Point(**{field.name: getattr(placed, field.name) for field in dataclasses.fields(Point)})
+
+
+def test_a_frontier_is_a_value(drawn, place):
+    curve, dense = drawn["curve"], drawn["dense"]
+    assert (
+        [p.budget for p in curve] == [0.8, 0.4] and len(curve) == 2 and curve[1] is curve.points[1]
+    )
+    assert curve.dense.quality.cosine == pytest.approx(1) and curve[0].quality.images == 12
+    assert curve[1].quality.cosine < curve[0].quality.cosine
+    for found in curve:
+        assert found.model.architecture == found.architecture
+        assert found.architecture.macs(dense.spec) == found.macs
+    assert repr(curve) in curve._repr_html_() and "40%" in repr(curve)
+    assert 'src="data:image/png;base64,' in curve._repr_html_()
+    assert curve.plot()._repr_png_()[:4] == b"\x89PNG"
+    assert (place / "frontier.png").exists()
+    near = spvit.load(place / "near.safetensors").architecture
+    assert near == [found for found in curve if found.quality.cosine > 0.9][-1].architecture
+    folder = curve[0].file.parents[2]
+    written = Workdir(folder).read_json("frontier.json", Curve)
+    assert list(written.points) == [curve.dense, *map(plain, curve)]
+
+
+def test_a_folder_of_its_own_is_gone_on_with(dense, tmp_path, capsys):
+    options = {"params": 0.7, "axes": ("ffn",), "calibration": 32, "steps": 2, "batch_size": 8}
+    before = nnx.state(dense)
+    small = spvit.compress(dense, GREY, workdir=tmp_path, **options)
+    said, bars = capsys.readouterr()
+    assert "score     32 images without labels" in said and "finetune 100% 2/2" in bars
+    assert "epochs from the repaired weights" in said
+    assert "cosine to the dense features" in said and "of 12 images" in said
+    assert spvit.count_parameters(small) <= 0.7 * spvit.count_parameters(dense)
+    for leaf, same in zip(*map(nnx.to_flat_state, (before, nnx.state(dense))), strict=True):
+        assert leaf[1] is same[1] or (leaf[1][...] == same[1][...]).all()
+    again = spvit.compress(dense, GREY, workdir=tmp_path, **options)
+    assert "finished  before this call" in capsys.readouterr().out
+    images = spvit.preprocess(dense, GREY[:2])
+    np.testing.assert_array_equal(small(images), again(images))
+    for changed in ({"seed": 1}, {"steps": 3}, {"params": 0.6}):
+        with pytest.raises(ConfigError, match="belongs to a run with another configuration"):
+            spvit.compress(dense, GREY, workdir=tmp_path, **options | changed)
+    other = spvit.load(PACKAGED)
+    other.head.bias[...] += 1
+    with pytest.raises(ConfigError, match="CRC-32 of the model"):
+        spvit.compress(other, GREY, workdir=tmp_path, **options)
+
+
+RGB = np.repeat(GREY[..., None], 3, axis=3)
+MISTAKES = {
+    "no budget": ({}, GREY, ConfigError, r"compress needs a budget: macs=0\.5"),
+    "a budget above the dense model's MACs": (
+        {"macs": 2e7}, GREY, ConfigError, r"20,000,000 MACs is no less than .* 14,496,128; ask"
+    ),
+    "nor its parameters": (
+        {"macs": 0.5, "params": 1.0}, GREY, ConfigError, "parameters is no less than"
+    ),
+    "a negative budget": ({"macs": -1.0}, GREY, ConfigError, "macs must be 0 or more, got -1"),
+    "no images to score": (
+        {"macs": 0.5, "calibration": 0}, GREY, ConfigError, "score.images must be above 0"
+    ),
+    "nothing left": ({"macs": 0.001}, GREY, BudgetError, "every gate shut"),
+    "axes": ({"macs": 0.5, "axes": ("depth",)}, GREY, SpaceError, "depth"),
+    "few images": ({"macs": 0.5}, GREY[:3], DataError, "there are 3 images, at least 8"),
+    "no images": ({"macs": 0.5}, [], DataError, "there are no images"),
+    "floats": ({"macs": 0.5}, RGB / 255, DataError, r"float64, expected uint8, .*\(255 "),
+    "integers": ({"macs": 0.5}, GREY.astype(int), DataError, "of int64, expected a uint8 array"),
+    "channels first": (
+        {"macs": 0.5}, RGB.transpose(0, 3, 1, 2), DataError, r"\(3, 28, 28\).*transpose\("
+    ),
+    "four channels": (
+        {"macs": 0.5}, np.zeros((9, 28, 28, 4), np.uint8), DataError, r"\(28, 28, 4\), expected"
+    ),
+    "objects": ({"macs": 0.5}, [None] * 9, DataError, "image 0 of 9 is NoneType"),
+    "no folder": ({"macs": 0.5}, "nowhere/at/all", DataError, "there is no folder nowhere/at/all"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_before_the_first_step(dense, mistake, capsys):
+    options, images, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=f"(?s){message}"):
+        spvit.compress(dense, images, **options)
+    assert "score" not in capsys.readouterr().out
+
+
+def test_models_that_are_none_to_prune_are_named(five):
+    with pytest.raises(ConfigError, match="of deploy form: it is pruned already"):
+        spvit.compress(five["small"], GREY, macs=0.5)
+    with pytest.raises(ConfigError, match="RegNetY has no attention"):
+        spvit.frontier(spvit.load("packaged:regnety_fashion_mnist"), GREY)
+
+
+def test_images_are_the_same_however_they_are_given(place, dense, tmp_path):
+    files = sorted((place / "photos").rglob("*.png"), key=lambda file: file.name)
+    pictures = [Image.open(file) for file in files]
+    given = (GREY, GREY[..., None], RGB, iter(RGB), files, map(str, files), pictures)
+    first, *others = (np.asarray(spvit.preprocess(dense, images)) for images in given)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+    view = eval_transform(
+        open_images(GREY)[5]["image"], image_size=28, crop_ratio=dense.about.crop_ratio
+    )
+    normalise = Normalise(dense.about.mean, dense.about.std)
+    np.testing.assert_array_equal(first[5], normalise(jnp.asarray(view[None]))[0])
+    folder = np.asarray(spvit.preprocess(dense, place / "photos"))
+    order = [int(file.stem) for file in sorted((place / "photos").rglob("*.png"))]
+    np.testing.assert_array_equal(folder, first[order])
+    turned = Image.fromarray(RGB[0, :14])  # lying, and EXIF says so
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "a.png", exif=exif)
+    opened = open_images(tmp_path)[0]["image"]
+    assert opened.size == (14, 28) and opened.full().size == (14, 28)
+
+
+def test_predict_says_the_likeliest_classes(dense):
+    seen = spvit.predict(dense, GREY[:40], top=3)  # more than a batch
+    logits = np.asarray(dense(spvit.preprocess(dense, GREY[:40])), float)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for row, names in zip(shares, seen, strict=True):
+        order = np.argsort(-row)[:3]
+        assert [name for name, _ in names] == [dense.about.class_names[i] for i in order]
+        np.testing.assert_allclose([share for _, share in names], row[order], rtol=1e-3)
+    nameless = spvit.load(PACKAGED)
+    nameless.about = None
+    with pytest.warns(UserWarning, match="does not say its mean, std, crop_ratio: ImageNet's"):
+        (seen,) = spvit.predict(nameless, GREY[:1])
+    assert all(name.startswith("class ") for name, _ in seen)
+    assert len(spvit.predict(dense, GREY[:1], top=99)[0]) == 10
+
+
+def test_a_model_and_an_architecture_say_what_they_are(five):
+    dense, small = five["dense"], five["small"]
+    said = "<ViT: 6 blocks, 64 wide, images of 28 pixels, 10 classes, 307 k parameters, 14.5 M MACs"
+    assert repr(dense) == str(dense) == f"{said}, dense form>"
+    assert "deploy form, " in repr(small) and "8.33 M MACs" in repr(small)
+    assert "supernet form" in repr(spvit.supernet(dense))
+    made = spvit.Architecture(("msa", "skip"), ((0, 3, 4), 7), heads=((0, 2), ()), merges=(5, 0))
+    assert repr(made) == "<Architecture: 2 blocks, msa:2-5|3 skip|7>"
