@@ -13,5 +13,6 @@ html_title = "SPViT in JAX"
 
 myst_heading_anchors = 3  # links to headings, as on GitHub
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 90
 napoleon_use_ivar = True  # attributes are described once
