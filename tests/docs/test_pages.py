@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PAGES = [
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
 ]
 OURS = ("spvit_jax", "configs", "launch", "tests", "docs", "benchmarks")
+READ = (".py", ".sh", ".sbatch")
 ABSL = {"--config", "--workdir", "--profile", "--coordinator", "--processes", "--process"}
 
 
@@ -138,6 +140,41 @@ def test_configs_have_the_variants_that_are_shown(page, tmp_path):
     for file, variant in re.findall(r"\b(configs/\w+\.py)(?::([^\s`]+))?", read(page)):
         folder = "FOLDER" in variant or "HOME" in variant or variant == "VARIANT"
         assert made(file, str(tmp_path) if folder else variant)
+
+
+def test_the_map_of_the_code_has_every_part():
+    """Each module and package of ``spvit_jax`` is named on the page that says how to read it."""
+    table = read("docs/code.md").partition("## All files")[2]
+    for path in sorted((ROOT / "spvit_jax").iterdir()):
+        if path.suffix == ".py" and path.stem != "__init__":
+            assert re.search(rf"[`/]{path.stem}\.py`", table), f"docs/code.md lacks {path.name}"
+        elif (path / "__init__.py").exists():
+            assert f"`spvit_jax/{path.name}/`" in table, f"docs/code.md lacks {path.name}/"
+
+
+def test_extras_and_scripts_that_are_named_exist():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    for page in PAGES:
+        for extras in re.findall(r"pip install (?:-e )?'(?:spvit_jax|\.)\[([\w,]+)\]'", read(page)):
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), (
+                f"{page}: {extras}"
+            )
+        for script in re.findall(r"`(spvit(?:-\w+)?)(?=[ `])", read(page)):
+            assert script in project["scripts"], f"{page}: {script}"
+
+
+@cache
+def sources():
+    """The text of all that reads flags."""
+    folders = (ROOT / "spvit_jax", ROOT / "launch", ROOT / "benchmarks")
+    files = [file for folder in folders for file in folder.rglob("*.*") if file.suffix in READ]
+    return "\n".join(file.read_text() for file in files)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_in_prose_belong_to_a_command(page):
+    for flag in re.findall(r"`(--[a-z][\w-]*)", prose(page)):
+        assert flag.startswith("--config") or flag in sources(), f"{page}: {flag}"
 
 
 def test_the_readmes_python_is_the_example_that_is_tested():
