@@ -97,7 +97,7 @@ class Training:
     """One optimisation: pretraining, search or fine-tuning."""
 
     epochs: float = 1.0  # passes over the training split
-    batch_size: int = 128  # images a step, over all devices
+    batch_size: int = 128  # images per step, over all devices
     learning_rate: float = 1e-4  # peak, of the weights
     schedule: str = "constant"  # "constant" or "cosine", both after the warm-up
     warmup_epochs: float = 0.0  # linear from 0
@@ -152,7 +152,7 @@ class Score:
     """The images of the training split, without labels, that choices are scored and repaired on."""
 
     images: int = 512  # spread evenly over the split
-    batch_size: int = 32  # images a step, over all devices; one step in four is held out
+    batch_size: int = 32  # images per step, over all devices; one step in four is held out
     patch_weight: float = 0.0  # of the patches' features in the error that candidates are judged
     # by, unmerged; what the heads see has the rest. 0: half where model.patches asks for them
 
@@ -224,7 +224,7 @@ class Config:
     checkpoint_every: int = 1000  # steps between checkpoints
     eval_every: float = 1.0  # epochs between evaluations on the test split; 0: at the end only
     log_every: int = 50  # steps between TensorBoard points
-    measure_batch: int = 64  # images a call when throughput is measured
+    measure_batch: int = 64  # images per call when throughput is measured
     measure_seconds: float = 10.0  # time given to each of latency and throughput
 
     @property

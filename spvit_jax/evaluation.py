@@ -1,4 +1,4 @@
-"""What an evaluation shows: a ``Report`` on disk, a table with a line a class, and a figure."""
+"""What an evaluation shows: a ``Report`` on disk, a table with a line per class, and a figure."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""What a person sees while the pipeline runs: a line a stage, and bars with rate and ETA."""
+"""What a person sees while the pipeline runs: a line per stage, and bars with rate and ETA."""
 
 import sys
 import time
@@ -67,7 +67,7 @@ class Console:
           total: steps of the whole stage.
           initial: steps done by an earlier run, which do not count towards rate and ETA.
           description: what stands in front of it.
-          images: images a step; the rate is then in images/s.
+          images: images per step; the rate is then in images/s.
         """
         redrawn = _NOTEBOOK or sys.stderr.isatty()
         return Bar(

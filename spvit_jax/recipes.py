@@ -37,7 +37,7 @@ FASHION_MNIST: dict[str, Any] = {
     "mean": (0.2867, 0.2867, 0.2867),
     "std": (0.354, 0.354, 0.354),
 }
-BATCH = 1024  # images a step of the released runs
+BATCH = 1024  # images per step of the released runs
 LEARNING_RATE = 5e-5 * BATCH / 512
 SHARED: dict[str, Any] = {
     "batch_size": BATCH,
@@ -176,7 +176,7 @@ def check_variant(variant: str, *known: str) -> None:
 
 
 def tiny(config: Config) -> Config:
-    """``config`` in about a minute on a laptop: packaged models and images, ten steps a stage.
+    """``config`` in about a minute on a laptop: packaged models and images, ten steps per stage.
 
     Nothing is downloaded. What it finds is worthless; that it runs is the point.
     """

@@ -1,5 +1,6 @@
 """What the tests share: a compilation cache, and a look into traced programs."""
 
+import importlib.util
 import os
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,20 @@ from spvit_jax.training.metrics import read_metrics  # noqa: E402
 def _programs_of_one_module():
     """Forgets compiled programs between modules: memory, and JAX's table of calls, are finite."""
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def example():
+    """``example(name)``: the module of that name in ``docs/examples``, which a page shows."""
+
+    def module(name):
+        file = Path(__file__).parents[1] / "docs" / "examples" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        found = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+        return found
+
+    return module
 
 
 def _equations(jaxpr):

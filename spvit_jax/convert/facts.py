@@ -85,7 +85,7 @@ class Facts:
       activation: of the FFNs: "gelu", "gelu_tanh", "quick_gelu" or "silu".
       image_size: pixels of the images it is for: a side of a square, or height and width.
       asked: of those it is wanted for; tells a map of positions that nothing else tells.
-      patch_size: pixels a side.
+      patch_size: pixels per side.
       mean: of each colour, of images between 0 and 1.
       std: of each colour, likewise.
       crop_ratio: of the side that is cropped to that which an image was resized to.

@@ -108,7 +108,7 @@ def _foreign_shapes(state: State) -> Iterator[tuple[str, str]]:
 
 
 def _windows(state: State) -> list[int]:
-    """The tokens a side of each stage's windows, by the first block of each."""
+    """The tokens per side of each stage's windows, by the first block of each."""
     ending = "attn.relative_position_bias_table"
     tables = (state[block + ending] for block in _owners(state, ending) if ".blocks.0." in block)
     return [(math.isqrt(len(table)) + 1) // 2 for table in tables if table.ndim == 2]

@@ -20,7 +20,7 @@ def map_of(
 
     Args:
       patches: their number.
-      patch: pixels a side of each.
+      patch: pixels per side of each.
       facts: what is said of the checkpoint besides.
       counted: what has so many, for the message.
 

@@ -184,7 +184,7 @@ def _windows(
 def _window(state: State, name: str, patch: int, facts: Facts) -> tuple[int, int]:
     """Rows and columns of the window that a table of relative positions is for.
 
-    One that is no square is clipped to its map, whose tokens have ``patch`` pixels a side.
+    One that is no square is clipped to its map, whose tokens have ``patch`` pixels per side.
     """
     rows = shape(state, name, 2)[0]
     if side := _side(rows):

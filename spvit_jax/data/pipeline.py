@@ -61,7 +61,7 @@ def train_batches(
 
     Args:
       data: augmentation, repeats, workers, and what to do about damaged images.
-      batch_size: images a step over all processes.
+      batch_size: images per step over all processes.
       rows: of each batch, those that this process feeds to its devices.
       image_size: pixels: a side of a square, or height and width.
       seed: of order and augmentation, 0 to 2**32 - 1.

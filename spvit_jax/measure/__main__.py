@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=64,
         metavar="N",
-        help="images a call when throughput is measured (default: %(default)s)",
+        help="images per call when throughput is measured (default: %(default)s)",
     )
     add(
         "--seconds",

@@ -71,7 +71,7 @@ def compare(
 
     Args:
       contestants: one or more.
-      batch_size: images a call when throughput is measured.
+      batch_size: images per call when throughput is measured.
       seconds: given to all calls with one image, and again to all with a batch.
       threads: that the contestants were opened with.
       tested: how good they are.

@@ -41,7 +41,7 @@ def judge(
     Args:
       contestants: with labels, all have heads of these classes.
       source: of the images.
-      batch_size: images a call.
+      batch_size: images per call.
       done: called with the number of images after each batch.
 
     Raises:

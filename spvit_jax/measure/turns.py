@@ -48,7 +48,7 @@ def measure(
         they close over becomes an argument of the compiled program, as weights are when a model is
         served.
       image_size: pixels: a side of a square, or height and width.
-      batch_size: images a call when throughput is measured.
+      batch_size: images per call when throughput is measured.
       seconds: time given to all calls for latency, and again for throughput; compiling not
         included. At least five turns are taken however long they last.
 

@@ -16,7 +16,7 @@ STEM = 32  # channels of the first convolution
 
 @dataclasses.dataclass(frozen=True)
 class RegNetSpec:
-    """The shape of a RegNetY; tuples have one entry a stage.
+    """The shape of a RegNetY; tuples have one entry per stage.
 
     Raises:
       ValueError: groups that do not divide the widths, or not as many depths as widths.

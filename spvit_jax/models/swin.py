@@ -33,7 +33,7 @@ POSITION_INIT = nnx.initializers.truncated_normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class SwinSpec:
-    """The shape of a dense Swin; tuples have one entry a stage.
+    """The shape of a dense Swin; tuples have one entry per stage.
 
     Raises:
       ValueError: sizes that do not divide each other.
@@ -43,7 +43,7 @@ class SwinSpec:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
     hidden: tuple[int, ...] = (384, 768, 1536, 3072)  # FFN units of each block
-    window: int = 7  # tokens a side; along a side of a map that is shorter, so many
+    window: int = 7  # tokens per side; along a side of a map that is shorter, so many
     patch_size: int = 4
     image_size: Size = 224  # pixels: a side of a square, or height and width
     classes: int = 1000  # 0: no head; features are what the model is for

@@ -138,7 +138,7 @@ class Architecture:
         return self.price(prices.published_macs, spec)
 
     def to_json(self) -> str:
-        """Writes the JSON text, one line a block of units."""
+        """Writes the JSON text, one line per block of units."""
         rows = ",\n  ".join(json.dumps(units) for units in self.ffn)
         said = {"model": self.model, "ops": self.ops, "heads": self.heads, "merges": self.merges}
         lines = [f' "{k}": {json.dumps(v)},' for k, v in said.items() if v or k in ("model", "ops")]

@@ -209,7 +209,7 @@ def tap_rows(y: Array, branch: Array, geometry: Geometry, size: int) -> Array:
       y: normalised tokens ``[batch, tokens, D]``.
       branch: the targets ``[batch, tokens, D]``.
       geometry: of the block.
-      size: taps a side. Of the map, about ``POSITIONS`` are taken.
+      size: taps per side. Of the map, about ``POSITIONS`` are taken.
     """
     places = np.arange(0, geometry.patches, _step(geometry))
     maps = windows_of(y[:, geometry.prefix :], geometry.grid, size)

@@ -40,7 +40,7 @@ class Loop:
       name: of the training, for the progress bar.
       folder: of its checkpoints and metrics, local or remote.
       steps: to have taken at the end.
-      batch_size: images a step, for the rate.
+      batch_size: images per step, for the rate.
       log_every: steps between points in the metrics.
       eval_steps: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints; the last step always has one.

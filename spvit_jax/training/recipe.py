@@ -25,7 +25,7 @@ class Recipe:
     step: Step
     steps: int
     steps_per_epoch: int
-    batch_size: int  # images a step, over all devices
+    batch_size: int  # images per step, over all devices
     seed: int
 
     @classmethod

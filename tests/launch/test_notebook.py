@@ -3,20 +3,22 @@
 import ast
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
 from spvit_jax.convert import load
-from spvit_jax.report import Result
+from spvit_jax.export.preprocess import Preprocess
+from spvit_jax.export.runtimes import run_onnx
+from spvit_jax.predict.classify import normalise_of
+from spvit_jax.single_path.prices import published_macs
 from spvit_jax.single_path.prune import form
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "launch" / "spvit_colab.ipynb"
-BACKENDS = "import jax; assert not jax._src.xla_bridge._backends, 'the kernel took a device'"
 
 
 def read():
@@ -69,18 +71,7 @@ def filled(notebook, **values):
 def executed(tmp_path_factory):
     """The notebook after all of its cells have run, and where it worked."""
     work = tmp_path_factory.mktemp("colab")
-    small = "--config.measure_seconds=0.2 --config.search.batch_size=32"
-    small += " --config.finetune.batch_size=32"
-    notebook = filled(
-        read(),
-        QUICKSTART="configs/quickstart.py:tiny",
-        WORK=str(work),
-        TARGET_RATIO=0.6,
-        SEARCH_EPOCHS=0.1,
-        FINETUNE_EPOCHS=0.1,
-        OPTIONS=small,
-    )
-    notebook.cells.append(nbformat.v4.new_code_cell(BACKENDS))
+    notebook = filled(read(), WORK=str(work), SHARES="0.9, 0.6", SHARE=0.6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
         patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
@@ -90,28 +81,36 @@ def executed(tmp_path_factory):
     return notebook, work
 
 
-def pictures(notebook):
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    return sum("image/png" in output.get("data", {}) for output in outputs)
+def shown(notebook, kind):
+    """What cells put out of a kind, by their id; what was printed is "text"."""
+    found = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            value = output.get("text") if kind == "text" else output.get("data", {}).get(kind)
+            if value:
+                found[cell.id] = found.get(cell.id, "") + value
+    return found
 
 
-def test_every_cell_runs(executed):
+def test_every_cell_runs_and_shows_what_it_found(executed):
     notebook, work = executed
-    assert (work / "quickstart" / "result.json").exists()
-    assert pictures(notebook) == 5  # two reports, two trade-offs, what the model sees
-    text = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
-    )
-    assert "JAX" in text and "top-1" in text and "Error" not in text
-    assert "0.01666 GMACs as published, to become 0.009995" in text
+    words, printed = shown(notebook, "text/plain"), shown(notebook, "text")
+    assert "12 files" in printed["gather"]
+    assert "dense form" in words["load"] and "deploy form" in words["choose"]
+    assert all(f"{share}%" in words["frontier"] for share in (90, 60))
+    assert "data:image/png;base64" in shown(notebook, "text/html")["frontier"]
+    assert set(shown(notebook, "image/png")) == {"look"}
+    assert "small.onnx" in printed["download"] and not (work / "small.onnx.failed").exists()
 
 
-def test_the_users_own_model_is_pruned_to_the_ratio_that_was_asked_for(executed):
+def test_the_file_is_the_chosen_model_within_its_share(executed):
     _, work = executed
-    model = load(str(work / "own" / "pruned.safetensors"))
-    assert form(model) == "deploy" and len(model.architecture.ops) == len(model.blocks)
-    result = Result.from_json((work / "own" / "result.json").read_text())
-    (budget,) = result.budgets
-    assert budget.target == round(0.6 * result.dense_published_macs)
-    assert result.pruned_macs == budget.found <= budget.target
-    assert (work / "own" / "pruned.pth").exists() == bool(find_spec("torch"))
+    model = load(work / "small.safetensors")
+    assert form(model) == "deploy"
+    share = model.architecture.macs(model.spec) / published_macs(model.spec).dense
+    assert 0.55 < share <= 0.6
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3)).astype(np.uint8)
+    expected = model(normalise_of(model)(pixels))
+    preprocess = Preprocess.from_json((work / "small.preprocess.json").read_text())
+    outputs = run_onnx(work / "small.onnx", preprocess)(pixels)
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4 * np.abs(expected).max())

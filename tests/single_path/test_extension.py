@@ -1,7 +1,6 @@
 """A new operation, as a stranger would add it: an object, and its line in the table.
 
-A depthwise convolution of the values, ``out(dw(v(x)))``: no queries, no keys. Nothing in
-the package knows of it.
+It is the one that ``docs/extending.md`` shows. Nothing in the package knows of it.
 """
 
 from functools import partial
@@ -14,10 +13,9 @@ from flax import nnx
 
 from spvit_jax.config import Budget, Search
 from spvit_jax.convert import CheckpointError, load, save, state_for_torch
-from spvit_jax.models.layers import cast
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.gating import Gating
-from spvit_jax.single_path.ops import OPS, Branch, Op
+from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import count_parameters, macs, parameters
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.supernet import supernet
@@ -28,82 +26,13 @@ from spvit_jax.training.prepare import prepare_images
 from spvit_jax.training.sharding import make_mesh
 from spvit_jax.training.step import Step
 
-TAPS = 9
-
-
-class Taps(nnx.Module):
-    """Nine taps for each head, shared by its channels."""
-
-    def __init__(self, heads):
-        self.taps = nnx.Param(jnp.full((heads, TAPS), 1 / TAPS))
-
-    def __call__(self, values, geometry):
-        """``[batch, S*S, D]``, each channel convolved with the taps of its head."""
-        batch, patches, width = values.shape
-        taps = jnp.repeat(cast(self.taps[...], values.dtype), geometry.head_dim, axis=0)
-        out = jax.lax.conv_general_dilated(
-            values.reshape(batch, *geometry.grid, width),
-            taps.T.reshape(3, 3, 1, width),
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=width,
-        )
-        return out.reshape(batch, patches, width)
-
-
-class DepthwiseConv(nnx.Module):
-    """What stands in the block once the operation is chosen."""
-
-    def __init__(self, v, taps, out, geometry):
-        self.v, self.taps, self.out, self.geometry = v, taps, out, geometry
-
-    def __call__(self, x, train=False):
-        tokens, patches = jnp.split(x, [self.geometry.prefix], axis=1)
-        if self.geometry.class_only:
-            return tokens
-        return jnp.concatenate([tokens, self.out(self.taps(self.v(patches), self.geometry))], 1)
-
-
-class Depthwise(Op):
-    """A depthwise 3x3 convolution of the values."""
-
-    name, label, colour = "depthwise", "depthwise convolution", "#5b8c5a"
-
-    def macs(self, geometry):
-        return 0 if geometry.class_only else self.published_macs(geometry)
-
-    def published_macs(self, geometry):
-        return (2 * geometry.width + TAPS) * geometry.width * geometry.patches
-
-    def parameters(self, geometry):
-        return (
-            2 * (geometry.width + 1) * geometry.width + TAPS * geometry.heads + 2 * geometry.width
-        )
-
-    def parts(self, geometry):
-        return Taps(geometry.heads)
-
-    def branch(self, mixer, shared, gate, heads, train):
-        attention, geometry = mixer.attention, mixer.geometry
-        kernel = gate * attention.out.kernel[...]
-        if geometry.class_only:
-            return Branch(kernel, None, None)
-        values = shared.values + cast(attention.v.bias[...], shared.values.dtype)
-        patches = mixer.parts[self.name](values[:, geometry.prefix :], geometry)
-        return Branch(kernel, patches, None)
-
-    def pruned(self, mixer):
-        attention = mixer.attention
-        return DepthwiseConv(attention.v, mixer.parts[self.name], attention.out, mixer.geometry)
-
 
 @pytest.fixture
-def table(monkeypatch):
+def table(monkeypatch, example):
     """The table of operations with a line more, before attention's."""
     last = OPS["msa"]
     monkeypatch.delitem(OPS, "msa")
-    monkeypatch.setitem(OPS, "depthwise", Depthwise())
+    monkeypatch.setitem(OPS, "depthwise", example("an_operation").Depthwise())
     monkeypatch.setitem(OPS, "msa", last)
 
 
@@ -133,7 +62,7 @@ def test_an_operation_is_an_object_and_a_line_in_the_table(
 ):
     network, _ = searched(spec, dense())
     taps = network.blocks[0].mixer.parts["depthwise"].taps[...]
-    assert float(jnp.abs(taps - 1 / TAPS).max()) > 0  # the step has trained them
+    assert float(jnp.abs(taps - 1 / 9).max()) > 0  # the step has trained them
 
     found = Architecture(("depthwise", "conv1x1", "depthwise", "msa"), (20, 7, 0, 48))
     pruned = prune(network, found)

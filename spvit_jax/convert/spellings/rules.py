@@ -80,7 +80,7 @@ class Spelling:
       rules: the first that matches a name counts.
       ignored: patterns of names that are left out, and what those are.
       lenient: whether names that no rule knows stay as they are.
-      checked: what it was compared with, for the README.
+      checked: what it was compared with, for the table of docs/backbones.md.
     """
 
     title: str

@@ -38,7 +38,7 @@ class Op:
       norm1: whether it looks at the tokens through the block's first norm.
       searched: whether a search may offer it.
       keyed: whether it has keys, by which tokens are merged; else they are by the FFN's input.
-      size: taps a side, where it is a convolution that least squares may fit; else 0.
+      size: taps per side, where it is a convolution that least squares may fit; else 0.
     """
 
     name: str

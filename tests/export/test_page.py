@@ -1,4 +1,4 @@
-"""The lines of the README that classify a photograph, run as they stand."""
+"""The lines of docs/export.md that classify a photograph, run as they stand."""
 
 import json
 import subprocess
@@ -12,11 +12,11 @@ from spvit_jax.convert import About, save
 from spvit_jax.export import export
 from spvit_jax.predict import __main__ as predict
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
 def test_its_lines_for_onnxruntime_say_what_predict_says(made, tmp_path, monkeypatch, capsys):
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     block = text.split("<!-- onnxruntime -->")[1].split("<!-- /onnxruntime -->")[0]
     lines = block.strip().removeprefix("```python").removesuffix("```")
     assert len([line for line in lines.splitlines() if line.strip()]) <= 14
