@@ -10,7 +10,7 @@ from tests.drills import damages, small, values
 def test_some_values_are_tried(small_model, tmp_path):
     seen = []
     config = small.of(small_model["model.checkpoint"])
-    counts, wrong = values.drill(config, tmp_path, 12, 0, lambda: seen.append(1))
+    counts, wrong = values.drill(config, tmp_path, 12, 0, lambda *_: seen.append(1))
     assert not wrong and sum(counts.values()) == 12 == len(seen)
     assert counts["refused"] >= 8
 

@@ -388,8 +388,9 @@ def test_a_teacher_of_features_has_the_students_shape(tmp_path, teacher, message
     assert {path.name for path in tmp_path.iterdir()} <= NOTHING_DONE
 
 
-def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tmp_path):
+def test_features_are_distilled_without_labels_and_for_as_many_steps_as_asked(tmp_path, small):
     config = tiny(
+        **small,
         model__dtype="bfloat16",
         finetune__distillation="features",
         finetune__distillation_weight=1.0,

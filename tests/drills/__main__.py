@@ -2,8 +2,8 @@
 
     python -m tests.drills --kills 100 --damages 200 --values 1000 --seed 0
 
-prints what came of them and ends with 1 where anything went wrong. On two cores 100 kills take
-about 15 minutes, 200 damages about 10, and 1,000 values one.
+prints what came of them and ends with 1 where anything went wrong. Counts so far stand behind the
+bar. Two busy cores take 40 s for 1,000 values, 10 s for a damage and 10 to 40 for a kill.
 """
 
 import argparse

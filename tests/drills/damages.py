@@ -137,7 +137,7 @@ def drill(config, folder, count, seed, tick):
         kind = rng.choice(sorted(KINDS))
         if not damage(file, kind, rng):
             counts["unchanged"] += 1
-            tick()
+            tick(counts, wrong)
             continue
         found, said = judge(config, scratch, stages[-1], file)
         if found == "identical" and UNREAD.search(str(file)):
@@ -145,5 +145,5 @@ def drill(config, folder, count, seed, tick):
         counts[found] += 1
         if found not in ("identical", "named", "said", "nobody reads it"):
             wrong.append(f"{kind} of {file.relative_to(scratch)}: {found}\n    {said[-600:]}")
-        tick()
+        tick(counts, wrong)
     return counts, wrong

@@ -112,7 +112,7 @@ def drill(command, folder, count, seed, tick):
         if code is None:
             code, took = sent(process, kind, rng)
             counts["sent"] += 1
-            tick()
+            tick(counts, wrong)
             if kind in ("TERM", "INT"):
                 waits.append(took)
             if code is None:

@@ -88,5 +88,5 @@ def drill(config: Config, folder, count, seed, tick):
         counts[found] += 1
         if found not in ("refused", "may be"):
             wrong.append(f"{'.'.join(path)}={value!r:.60}: {found}\n    {said[-600:]}")
-        tick()
+        tick(counts, wrong)
     return counts, wrong
