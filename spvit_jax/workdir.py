@@ -300,7 +300,7 @@ class Workdir:
         if damage:
             return damage
         changed = _differences(found, config)
-        results = any(map(_is_result, self.path.iterdir()))
+        results = self._has_results()
         if found is None and results and self._other(CONFIG, dataclasses.asdict(config)):
             return (
                 f"{self.path} belongs to a run with another configuration, and {CONFIG}, which"
@@ -315,6 +315,12 @@ class Workdir:
             self._checksums.note(BEGAN, None)
             (self / BEGAN).unlink(missing_ok=True)
         return ""
+
+    def _has_results(self) -> bool:
+        try:
+            return any(map(_is_result, self.path.iterdir()))
+        except FileNotFoundError:  # a folder of an object store is there once it has a file
+            return False
 
     def _other(self, name: str, values: dict[str, Any]) -> bool:
         """Whether a JSON file that is gone had something else than ``values``."""

@@ -107,7 +107,7 @@ def test_what_is_written_is_there_under_its_name():
     assert folder.read_json("dense.json", dict[str, float]) == {"top1": 0.5}
     assert folder.exists("dense.json") and not folder.exists("nothing.json")
     assert folder.read_json("nothing.json", dict[str, float]) is None
-    assert names(folder.path) == ["dense.json", "report.png"]
+    assert names(folder.path) == ["checksums.json", "dense.json", "report.png"]
 
 
 def test_a_write_that_fails_leaves_the_file_there_was():
