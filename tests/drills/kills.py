@@ -125,7 +125,7 @@ def drill(command, folder, count, seed, tick):
         elif code != 0:
             wrong.append(f"undisturbed: exit code {code}\n    {log.read_text()[-1500:]}")
             counts["lost"] += 1
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
             continue
         if "Traceback" in log.read_text():
             counts["traceback"] += 1
@@ -142,7 +142,7 @@ def drill(command, folder, count, seed, tick):
             if different:
                 counts["lost"] += 1
                 wrong.append(f"ended otherwise: {different}")
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
     return counts, wrong, waits
 
 
