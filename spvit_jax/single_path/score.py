@@ -23,6 +23,7 @@ from spvit_jax.single_path.calibration import Calibration, bare, enter, mean_squ
 from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
 from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
 from spvit_jax.single_path.ops import OPS
+from spvit_jax.single_path.ops.convolution import Convolution
 from spvit_jax.single_path.sharing import windows_of
 from spvit_jax.state import dumps, loads, typed
 
@@ -142,7 +143,18 @@ def score(
       ops: the operations that may stand in for attention, ``skip`` and ``msa`` among them.
       after_batch: called for each batch that was run, may raise.
       after_block: called for each block that was solved.
+
+    Raises:
+      ScoreError: an operation that scores do not know.
     """
+    known = ("skip", "msa")
+    unknown = [op for op in ops if op not in known and not isinstance(OPS[op], Convolution)]
+    if unknown:
+        raise ScoreError(
+            f"scores know skip, attention and convolutions; got {', '.join(unknown)} in search.ops."
+            " Leave it out, or let gates decide: search.epochs above 0, search.start=released,"
+            " shortlist.candidates=0"
+        )
     model = bare(dense)
     seen = _pass(model, calibration, ops, after_batch)
     found = []

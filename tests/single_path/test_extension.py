@@ -18,6 +18,7 @@ from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import count_parameters, macs, parameters
 from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.score import ScoreError, score
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.training.losses import classification
 from spvit_jax.training.normalise import Normalise
@@ -84,3 +85,8 @@ def test_an_operation_is_an_object_and_a_line_in_the_table(
     np.testing.assert_array_equal(run(loaded, images), run(folded, images))
     with pytest.raises(CheckpointError, match="no depthwise convolution"):
         state_for_torch(folded)
+
+
+def test_scores_name_an_operation_that_they_do_not_know(table):
+    with pytest.raises(ScoreError, match="got depthwise in search.ops"):
+        score(None, None, ("skip", "conv1x1", "depthwise", "msa"))
