@@ -8,10 +8,12 @@ from spvit_jax.calibrated import calibrate, repaired
 from spvit_jax.choosing import Decision
 from spvit_jax.context import Context
 from spvit_jax.convert import save
+from spvit_jax.examples import Examples, examples
 from spvit_jax.exported import write_files
 from spvit_jax.judged import quality
 from spvit_jax.measure import measure
 from spvit_jax.models import Classifier
+from spvit_jax.page import page
 from spvit_jax.quality import Quality
 from spvit_jax.report import Result, figure, table
 from spvit_jax.single_path import prices
@@ -86,7 +88,7 @@ def deliver(
         device=jax.devices()[0].device_kind,
         seed=context.config.seed,
     )
-    report(context, result)
+    report(context, result, examples(context, dense, folded))
 
 
 def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[str, Any]:
@@ -101,12 +103,15 @@ def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[st
     )
 
 
-def report(context: Context, result: Result) -> None:
-    """Writes the figure, the table and ``result.json``, and shows the table."""
-    write, trajectory = context.workdir.write, read_metrics(context.workdir / "search")
-    tried: Tried | None = context.workdir.read_json("shortlist.json", Tried)
+def report(context: Context, result: Result, looked: Examples) -> None:
+    """Writes the figure, the page, the table and ``result.json``, and shows the table."""
+    workdir, write = context.workdir, context.workdir.write
+    trajectory, training = (read_metrics(workdir / name) for name in ("search", "finetune"))
+    tried: Tried | None = workdir.read_json("shortlist.json", Tried)
     trials = tried.trials if tried else ()
     write("report.png", lambda path: figure(result, trajectory, path, trials))
+    html = page(result, trajectory, training, trials, looked)
+    write("report.html", lambda path: path.write_text(html, encoding="utf-8"))
     write("table.txt", lambda path: path.write_text(table(result) + "\n"))
-    context.workdir.write_json("result.json", result)
+    workdir.write_json("result.json", result)
     context.console.say(table(result))

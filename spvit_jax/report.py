@@ -107,9 +107,9 @@ class Result:
         return typed(cls, loads(text.encode()))
 
 
-def table(result: Result) -> str:
-    """Dense against pruned as aligned text, then how well each budget was met."""
-    rows = [
+def rows(result: Result) -> list[_Row]:
+    """The cells of the table: its head, then dense against pruned."""
+    return [
         (result.model, "dense", "pruned", "pruned / dense"),
         *_quality_rows(result.dense_quality, result.pruned_quality),
         _count_row("MACs, as run", result.dense_macs, result.pruned_macs),
@@ -119,14 +119,18 @@ def table(result: Result) -> str:
         *_token_rows(result),
         *_timing_rows(result.timings, result.measure_batch),
     ]
+
+
+def notes(result: Result) -> list[str]:
+    """Lines below the table: how well each budget was met, and what was measured on."""
+    held = [_budget_line(held, result.decision != "threshold") for held in result.budgets]
     measured = [f"Speed measured on {result.device}."] if result.timings else []
-    return "\n".join([aligned(rows), "", *_budget_lines(result), *measured])
+    return [*(held or ["Budget: none, the architecture was given."]), *measured]
 
 
-def _budget_lines(result: Result) -> list[str]:
-    if not result.budgets:
-        return ["Budget: none, the architecture was given."]
-    return [_budget_line(held, result.decision != "threshold") for held in result.budgets]
+def table(result: Result) -> str:
+    """Dense against pruned as aligned text, then how well each budget was met."""
+    return "\n".join([aligned(rows(result)), "", *notes(result)])
 
 
 def _budget_line(held: Held, projected: bool) -> str:

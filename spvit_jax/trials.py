@@ -35,10 +35,10 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda t: (t.trained is None, t.trained or t.repaired))
 
 
-def table(trials: Sequence[Trial]) -> str:
-    """Lists the candidates, the best one first."""
+def rows(trials: Sequence[Trial]) -> list[tuple[str, ...]]:
+    """The cells of a table: its head, then the candidates, the best one first."""
     head = ("candidate", "MACs (M)", "error, repaired", "trained", "blocks")
-    rows = [
+    cells = (
         (
             t.name,
             f"{t.macs / 1e6:,.2f}",
@@ -47,16 +47,22 @@ def table(trials: Sequence[Trial]) -> str:
             t.blocks,
         )
         for t in ranked(trials)
-    ]
-    return aligned([head, *rows], left=(0, len(head) - 1))
+    )
+    return [head, *cells]
+
+
+def table(trials: Sequence[Trial]) -> str:
+    """Lists the candidates, the best one first."""
+    listed = rows(trials)
+    return aligned(listed, left=(0, len(listed[0]) - 1))
 
 
 def draw(axes: "Axes", trials: Sequence[Trial]) -> None:
     """Draws the errors as bars, the best candidate on top."""
-    rows = ranked(trials)[::-1]
-    places = range(len(rows))
-    axes.barh(places, [t.repaired for t in rows], color=_REPAIRED, label="repaired")
-    trained = [(place, t.trained) for place, t in zip(places, rows, strict=True) if t.trained]
+    listed = ranked(trials)[::-1]
+    places = range(len(listed))
+    axes.barh(places, [t.repaired for t in listed], color=_REPAIRED, label="repaired")
+    trained = [(place, t.trained) for place, t in zip(places, listed, strict=True) if t.trained]
     axes.barh(
         [place for place, _ in trained],
         [error for _, error in trained],
@@ -64,6 +70,6 @@ def draw(axes: "Axes", trials: Sequence[Trial]) -> None:
         color=_TRAINED,
         label="and trained for a short while",
     )
-    axes.set_yticks(places, [t.name for t in rows], fontsize=9, color=_INK)
+    axes.set_yticks(places, [t.name for t in listed], fontsize=9, color=_INK)
     axes.set_xlabel("squared error of the last tokens / variance of the dense model's")
     axes.legend(frameon=False, fontsize=9, loc="upper right")

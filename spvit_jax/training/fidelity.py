@@ -51,7 +51,7 @@ def distances(
     run = jax.jit(step, out_shardings=replicated(mesh))
     states = [place(s, jax.tree.map(lambda _: replicated(mesh), s)) for s in (one, two)]
     rows: list[Any] = []
-    for batch in _batches(evaluator, evaluator.test, model.spec.image_size):
+    for batch in batches(evaluator, evaluator.test, model.spec.image_size):
         rows.append(jax.device_get(run(*states, batch)))
         after_batch()
     found = [_distance([row[kind] for row in rows]) for kind in range(len(kinds))]
@@ -71,22 +71,27 @@ def features(evaluator: Evaluator, model: Any, source: Source) -> tuple[Any, Any
     run = jax.jit(step, out_shardings=replicated(mesh))
     placed = place(state, jax.tree.map(lambda _: replicated(mesh), state))
     rows, labels = [], []
-    for batch in _batches(evaluator, source, model.spec.image_size):
+    for batch in batches(evaluator, source, model.spec.image_size):
         seen, label, mask = jax.device_get(run(placed, batch))
         rows.append(np.asarray(seen, np.float64)[mask])
         labels.append(np.asarray(label)[mask])
     return np.concatenate(rows), np.concatenate(labels)
 
 
-def _batches(evaluator: Evaluator, source: Source, size: int) -> Iterator[Any]:
-    batches = eval_batches(
+def batches(evaluator: Evaluator, source: Source, size: int) -> Iterator[Any]:
+    """The images of a source on the devices, a batch at a time.
+
+    Raises:
+      Interrupted: the run is to stop.
+    """
+    found = eval_batches(
         source,
         evaluator.data,
         batch_size=evaluator.batch_size,
         rows=local_rows(evaluator.mesh, evaluator.batch_size),
         image_size=size,
     )
-    for batch in batches:
+    for batch in found:
         if evaluator.should_stop():
             raise Interrupted("stopped during an evaluation, which begins again")
         yield to_device(batch, batch_sharded(evaluator.mesh))
