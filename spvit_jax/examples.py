@@ -80,7 +80,7 @@ def examples(context: Context, dense: Classifier, pruned: Classifier) -> Example
     seen = _seen(evaluator, dense, pruned, context.labelled)
     whole = np.flatnonzero(seen["mask"][: len(spread)])
     seen = {name: values[whole] for name, values in seen.items()}
-    wrong = (None, None)
+    wrong: tuple[int | None, int | None] = (None, None)
     if context.labelled:
         dense_wrong, pruned_wrong = (seen[f"{of} class"] != seen["label"] for of in _MODELS)
         order = np.lexsort((-seen["pruned share"], dense_wrong))

@@ -36,6 +36,8 @@ th, td { padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; font-weight: 400; }
 thead th { color: var(--soft); font-size: .82rem; vertical-align: bottom; }
 th:first-child, td.text, th.text { text-align: left; }
+tbody th { white-space: normal; min-width: 6.5rem; }
+.blocks tbody th { min-width: 0; }
 tr.taken th { font-weight: 650; }
 .blocks { width: 100%; }
 .blocks td { text-align: left; min-width: 4.5rem; }
@@ -53,10 +55,12 @@ svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 13px; }
 svg .grid { stroke: var(--line); }
 svg .mark { stroke: var(--wrong); stroke-dasharray: 5 4; }
-svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.line1 { stroke: var(--line1); fill: var(--line1); background: var(--line1); }
-.line2 { stroke: var(--line2); fill: var(--line2); background: var(--line2); }
-.line3 { stroke: var(--line3); fill: var(--line3); background: var(--line3); }
+svg circle { fill: var(--colour); }
+svg polyline { fill: none; stroke: var(--colour); stroke-width: 2; stroke-linejoin: round; }
+.line1 { --colour: var(--line1); }
+.line2 { --colour: var(--line2); }
+.line3 { --colour: var(--line3); }
+i[class*=line] { background: var(--colour); }
 figcaption span { margin-right: 1em; white-space: nowrap; }
 .examples { display: grid; gap: .75rem; padding: 0; list-style: none;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
