@@ -138,6 +138,8 @@ def _blocks(result: Result) -> str:
     for block, name in enumerate(result.ops):
         op = OPS[name]
         cells = [_bar(kept[block], dense[block]) for kept, dense in columns]
+        if not result.heads[block]:  # there is no attention
+            cells[0] = f"<td>{_MISSING}</td>"
         body.append(
             f'<tr><th scope="row">{block}</th><td><i class="swatch" style="background:{op.colour}">'
             f"</i>{escape(op.label)}</td>{''.join(cells)}</tr>"
@@ -152,11 +154,10 @@ def _blocks(result: Result) -> str:
 
 def _bar(kept: int, dense: int) -> str:
     """A cell with a share in words and as a bar."""
-    if not dense:
-        return f"<td>{_MISSING}</td>"
+    share = kept / dense if dense else 0.0
     return (
         f'<td>{kept:,} of {dense:,}<span class="bar" aria-hidden="true">'
-        f'<i style="width:{100 * kept / dense:.1f}%"></i></span></td>'
+        f'<i style="width:{100 * share:.1f}%"></i></span></td>'
     )
 
 
@@ -187,8 +188,10 @@ def _trials(result: Result, trials: Sequence[Trial]) -> str:
         return ""
     text = (
         "Errors are squared, of the last tokens, over the variance of the dense model's; those that"
-        " repair brought nearest to it were trained for a short while. Taken is what is in bold."
+        " repair brought nearest to it were trained for a short while."
     )
+    if result.decision in (trial.name for trial in trials):
+        text += " Taken is what is in bold."
     cells = trial_rows(trials)
     return f"<p>{text}</p>\n{_table(cells, result.decision, (len(cells[0]) - 1,))}"
 

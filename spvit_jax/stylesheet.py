@@ -40,15 +40,16 @@ tbody th { white-space: normal; min-width: 6.5rem; }
 .blocks tbody th { min-width: 0; }
 tr.taken th { font-weight: 650; }
 .blocks { width: 100%; }
-.blocks td { text-align: left; min-width: 4.5rem; }
-.blocks thead th { text-align: left; }
+.blocks td { text-align: left; min-width: 4rem; }
+.blocks thead th { text-align: left; white-space: normal; }
+.blocks td:nth-child(2) { white-space: normal; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: .2em;
   margin-right: .4em; vertical-align: -.05em; }
 .bar { display: block; height: .45rem; border-radius: .2rem; background: var(--dense);
   overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--pruned); }
 .charts { display: grid; gap: 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
 figure { margin: 0; max-width: 34rem; }
 figure h3 { font-size: .95rem; margin: 0 0 .25rem; font-weight: 600; }
 svg { display: block; width: 100%; height: auto; }
@@ -61,7 +62,7 @@ svg polyline { fill: none; stroke: var(--colour); stroke-width: 2; stroke-linejo
 .line2 { --colour: var(--line2); }
 .line3 { --colour: var(--line3); }
 i[class*=line] { background: var(--colour); }
-figcaption span { margin-right: 1em; white-space: nowrap; }
+figcaption span { display: block; }
 .examples { display: grid; gap: .75rem; padding: 0; list-style: none;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
 .examples li { background: var(--card); border-radius: .5rem; padding: .75rem;
@@ -69,8 +70,8 @@ figcaption span { margin-right: 1em; white-space: nowrap; }
 .examples img { display: block; width: 100%; max-width: 12rem; height: auto; margin: 0 auto .5rem;
   border-radius: .25rem; }
 .examples img.small { image-rendering: pixelated; }
-.examples dl { margin: 0; display: grid; grid-template-columns: auto 1fr; gap: 0 .6em; }
-.examples dt { color: var(--soft); }
+.examples dl { margin: 0; }
+.examples dt { color: var(--soft); float: left; clear: left; margin-right: .5em; }
 .examples dd { margin: 0; }
 .right { color: var(--right); }
 .wrong { color: var(--wrong); }

@@ -15,7 +15,7 @@ from spvit_jax.data.decode import from_array
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import ArraySource
 from spvit_jax.examples import examples
-from spvit_jax.models import ViT, ViTSpec
+from spvit_jax.models import MODELS, SwinSpec, ViT, ViTSpec
 from spvit_jax.progress import Console
 from spvit_jax.training.loop import Interrupted
 from spvit_jax.training.normalise import Normalise
@@ -110,6 +110,24 @@ def test_without_labels_they_are_those_whose_features_differ_the_most(models, mo
         (pixels(e) == IMAGES[i][..., None]).all() for e, i in zip(found.shown, order, strict=True)
     )
     assert {(e.label, e.dense, e.pruned) for e in found.shown} == {("", None, None)}
+
+
+DISTILLED = dataclasses.replace(SPEC, distilled=True)
+SWIN = SwinSpec(8, (1, 1), (1, 2), (8, 16), 2, 2, 8, 3)
+
+
+@pytest.mark.parametrize("spec", [DISTILLED, SWIN, dataclasses.replace(SWIN, classes=0)])
+def test_models_of_every_kind_agree_with_themselves(spec):
+    model = MODELS[type(spec)](spec, rngs=nnx.Rngs(0))
+    found = examples(opened(source(), spec), model, model)
+    if not spec.classes:
+        assert [e.cosine for e in found.shown] == pytest.approx([1.0] * len(found.shown))
+        assert all(e.label in NAMES and e.dense is None for e in found.shown)
+        return
+    seen = Normalise(DATA.mean, DATA.std)(jnp.asarray(np.repeat(IMAGES[..., None], 3, axis=3)))
+    wrong = int((np.asarray(model(seen)).argmax(1) != LABELS).sum())
+    assert found.dense_wrong == found.pruned_wrong == wrong > 0
+    assert all(e.dense == e.pruned and not e.pruned.right for e in found.shown)
 
 
 def test_a_picture_is_small_and_keeps_its_shape():

@@ -97,6 +97,8 @@ def test_a_backbone_is_pruned_without_labels(photos, backbone, tmp_path):
     (one, two) = (model.patch_features(model.stream(images)[-1]) for model in (small, dense))
     assert one.shape == two.shape == (2, 20, 16)
     assert (tmp_path / "report.png").exists()
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Where its features differ the most" in report and report.count("<img") == 12
     rows = [json.loads(line) for line in (tmp_path / "finetune/metrics.jsonl").open()]
     assert rows and not any("top1" in row or "accuracy" in row for row in rows)
 

@@ -110,6 +110,9 @@ def test_a_whole_run_leaves_all_it_should(whole):
     assert found.macs(spec) == result.pruned_macs < result.dense_macs
     assert found.published_macs(spec) == result.pruned_published_macs > result.pruned_macs
     assert (whole / "report.png").stat().st_size > 10_000
+    report = (whole / "report.html").read_text(encoding="utf-8")
+    assert f"<title>{result.model}, pruned</title>" in report and "What it gets wrong" in report
+    assert report.count("<svg") == 2  # of the search and of the fine-tuning
     table = (whole / "table.txt").read_text()
     assert all(row in table for row in ("throughput", "MACs, as run (M)", "MACs, as published (M)"))
     assert table.count("Budget: ") == 2
