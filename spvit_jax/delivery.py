@@ -59,6 +59,7 @@ def deliver(
     )
     write_files(context, folded)
     after = quality(context, "pruned", folded, dense)
+    looked = examples(context, dense, folded)
     spec, found = context.spec, decision.architecture
     run, published = prices.macs(spec), prices.published_macs(spec)
     result = Result(
@@ -88,7 +89,7 @@ def deliver(
         device=jax.devices()[0].device_kind,
         seed=context.config.seed,
     )
-    report(context, result, examples(context, dense, folded))
+    report(context, result, looked)
 
 
 def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[str, Any]:

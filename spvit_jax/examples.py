@@ -7,6 +7,7 @@ moved the farthest.
 import base64
 import dataclasses
 import io
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,9 +67,9 @@ class Examples:
 def examples(context: Context, dense: Classifier, pruned: Classifier) -> Examples:
     """Looks at ``LOOKED_AT`` test images with both models, and keeps ``SHOWN`` of them.
 
-    Of those that the pruned model gets wrong, first come images that the dense
-    model gets right, then the others, each from the surest mistake on; without labels, those of the
-    least cosine. All processes have to call it.
+    Of those that the pruned model gets wrong, first come the ones that the dense model gets right,
+    then the others, each from the surest mistake on; without labels, those of the least cosine. All
+    processes have to call it.
 
     Raises:
       Interrupted: the run is to stop.
@@ -77,7 +78,9 @@ def examples(context: Context, dense: Classifier, pruned: Classifier) -> Example
     test, data = context.test, dataclasses.replace(context.config.data, eval_batch_size=BATCH)
     spread = np.linspace(0, len(test) - 1, min(LOOKED_AT, len(test))).round().astype(int)
     evaluator = Evaluator(Some(test, spread), data, context.mesh, context.should_stop)
-    seen = _seen(evaluator, dense, pruned, context.labelled)
+    steps = -(-len(spread) // evaluator.batch_size)
+    with context.console.bar(steps, 0, "examples", images=evaluator.batch_size) as bar:
+        seen = _seen(evaluator, dense, pruned, context.labelled, bar.update)
     whole = np.flatnonzero(seen["mask"][: len(spread)])
     seen = {name: values[whole] for name, values in seen.items()}
     wrong: tuple[int | None, int | None] = (None, None)
@@ -95,7 +98,9 @@ def examples(context: Context, dense: Classifier, pruned: Classifier) -> Example
     return Examples(len(whole), *wrong, tuple(shown))
 
 
-def _seen(evaluator: Evaluator, dense: Any, pruned: Any, answers: bool) -> dict[str, np.ndarray]:
+def _seen(
+    evaluator: Evaluator, dense: Any, pruned: Any, answers: bool, after_batch: Callable[[], Any]
+) -> dict[str, np.ndarray]:
     """What both models make of each image ``[n]``: class and share of the likeliest, or a cosine.
 
     Beside that "label" and "mask"; rows behind the last image are masked.
@@ -118,7 +123,10 @@ def _seen(evaluator: Evaluator, dense: Any, pruned: Any, answers: bool) -> dict[
     run = jax.jit(step, out_shardings=replicated(mesh))
     placed = place(states, jax.tree.map(lambda _: replicated(mesh), states))
     size = dense.spec.image_size
-    rows = [jax.device_get(run(placed, b)) for b in batches(evaluator, evaluator.test, size)]
+    rows = []
+    for batch in batches(evaluator, evaluator.test, size):
+        rows.append(jax.device_get(run(placed, batch)))
+        after_batch()
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

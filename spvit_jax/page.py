@@ -46,8 +46,7 @@ def page(
         _section("How it got there", _charts(result, search, finetune)),
         _section("What was tried", _trials(result, trials)),
         _section(*_examples(examples)),
-        f"<footer>Seed {result.seed}. {'On ' + escape(result.device) + '.'} Made by spvit_jax."
-        "</footer>",
+        f"<footer>Seed {result.seed}, on {escape(result.device)}; made by spvit_jax.</footer>",
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

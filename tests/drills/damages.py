@@ -10,7 +10,7 @@ from pathlib import Path
 from spvit_jax.training.metrics import METRICS_FILE
 from tests.drills import runs
 
-UNREAD = re.compile(r"\.lock$|events\.out|versions\.json$|/_sharding$|\.(png|txt)$")
+UNREAD = re.compile(r"\.lock$|events\.out|versions\.json$|/_sharding$|\.(html|png|txt)$")
 
 
 def flip(data, rng):
