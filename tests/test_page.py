@@ -133,6 +133,7 @@ def test_all_is_there():
         assert kept in found.texts
     assert found.count("i", style="width:50.0%") == 1 and found.count("svg") == 3
     assert found.texts.index("scored, merged") < found.texts.index("scored")  # the best one first
+    assert "0 of 4" not in found.texts  # heads, where there is no attention
     assert found.count("tr", **{"class": "taken"}) == 1
     assert found.count("img", alt="test image: cat") == 2
     assert found.texts.count("✗ dog, 75%") == found.texts.count("✓ cat, 90%") == 2
