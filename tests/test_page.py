@@ -180,10 +180,10 @@ def test_it_needs_nothing_from_elsewhere_and_stays_small():
 def test_a_chart_draws_what_is_finite():
     text = chart("T", {"a": [(1, 2.0), (2, math.nan), (3, 1.0)], "b": [(1, math.nan)]}, "step")
     assert len(re.search('polyline .* points="([^"]+)"', text)[1].split()) == 2
-    assert "a: 2 at step 1, 1 at 3" in text and "b:" not in text
+    assert "a: 2 at step 1, 1 at step 3" in text and "b:" not in text
     assert chart("T", {"b": [(1, math.nan)], "c": []}, "step") == ""
     one = chart("T", {"a": [(5, 0.0)]}, "step", ("all", 0.0))
-    assert "polyline" not in one and "nan" not in one
+    assert "a: 0 at step 5<" in one and "polyline" not in one and "nan" not in one
 
 
 @pytest.mark.parametrize("low, high", [(0.0, 0.003), (-2.5, 1.0), (0, 7e6), (0.9, 1.1)])
