@@ -8,7 +8,6 @@ import jax
 import optax
 from flax import nnx
 
-from spvit_jax.progress import Console
 from spvit_jax.training.optim import decay_mask
 from spvit_jax.training.sharding import batch_sharded, make_mesh, place, sharded, whole
 from spvit_jax.training.step import Batch, Loss, Metrics, Step
@@ -54,6 +53,8 @@ def fit(
     Raises:
       ValueError: there are fewer batches than steps, and they can be gone through but once.
     """
+    from spvit_jax.progress import Console  # a step alone does without bars
+
     optimizer = optimizer or _adamw(learning_rate, steps)
     mesh, graph, rule = make_mesh(), nnx.graphdef(model), Step(loss, optimizer)
     state = rule.initial(model, seed)
