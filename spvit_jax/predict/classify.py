@@ -16,7 +16,6 @@ from spvit_jax.data.transforms import eval_transform
 from spvit_jax.models import Classifier
 from spvit_jax.models.transformer import mean_logits
 from spvit_jax.pretrained import check_channels
-from spvit_jax.single_path.prune import form
 from spvit_jax.sizes import sides
 from spvit_jax.training.normalise import Normalise
 
@@ -79,14 +78,12 @@ def predict(model: Classifier, images: Images, *, top: int = 5) -> list[list[tup
       Of each image names and probabilities, the likeliest class first; without names ``class 7``.
 
     Raises:
-      DataError: images that are none, a model without a head, or one that is a supernet.
+      DataError: images that are none, or a model without a head.
       ValueError: ``top`` is below 1.
     """
     classes = model.spec.classes
     if not classes:
         raise DataError("this model has no head to predict classes with; take model.features")
-    if form(model) == "supernet":
-        raise DataError("a search's supernet needs gates to predict; prune it first")
     if top < 1:
         raise ValueError(f"top must be 1 or more classes, got {top}")
     known = (model.about or About()).class_names
