@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from spvit_jax import hosts
 from spvit_jax.context import USER_ERRORS, Context
+from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import eval_batches, to_device
 from spvit_jax.data.sources import Some
 from spvit_jax.models import Classifier
@@ -16,15 +20,20 @@ from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration
 from spvit_jax.single_path.repair import repair, repaired_error
 from spvit_jax.training.normalise import Normalise
-from spvit_jax.training.sharding import batch_sharded, local_rows
+from spvit_jax.training.sharding import batch_sharded, local_rows, replicated
+
+Pairs = tuple[tuple[jax.Array, jax.Array], ...]  # uint8 [n, height, width, 3], a mask [n]
 
 
 def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibration:
     """Images of the training split as evaluation sees them; their labels are left behind.
 
     ``indices`` says which; None: ``calibration_indices``.
+
+    Raises:
+      DataError: none can be decoded, or those that scores are of are all the same.
     """
-    config, mesh = context.config, context.mesh
+    config, mesh, scored = context.config, context.mesh, indices is None
     if indices is None:
         indices = calibration_indices(config, len(context.train))
     size = -(-min(config.score.batch_size, len(indices)) // mesh.size) * mesh.size
@@ -37,7 +46,30 @@ def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibratio
     )
     placed = (to_device(batch, batch_sharded(mesh)) for batch in batches)
     pairs = tuple((batch["image"], batch["mask"]) for batch in placed)
+    _check(pairs, mesh, len(indices), scored)
     return Calibration(pairs, Normalise(config.data.mean, config.data.std), mesh)
+
+
+def _check(pairs: Pairs, mesh: Mesh, images: int, scored: bool) -> None:
+    """Raises DataError where the images say nothing: what varies between them is what is scored."""
+    extremes = jax.jit(_extremes, out_shardings=replicated(mesh))
+    known = [jax.device_get(extremes(*pair)) for pair in pairs]
+    if not any(count for count, _, _ in known):
+        raise DataError(
+            f"none of the {images:,} calibration images can be decoded; the warnings above say why"
+        )
+    darkest, brightest = np.min([k[1] for k in known], 0), np.max([k[2] for k in known], 0)
+    if scored and (darkest == brightest).all():
+        raise DataError(
+            f"the {images:,} calibration images are all the same; give some hundreds of the kind"
+            " that the model is for"
+        )
+
+
+def _extremes(images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How many images count, and the least and the greatest value of each of their pixels."""
+    counted = mask[:, None, None, None]
+    return mask.sum(), jnp.where(counted, images, 255).min(0), jnp.where(counted, images, 0).max(0)
 
 
 @contextmanager

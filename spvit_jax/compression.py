@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from spvit_jax.predict.classify import crop_ratio_of, normalise_of
 from spvit_jax.progress import Console
 from spvit_jax.single_path.gating import Gating
 from spvit_jax.single_path.prune import fold, form
+from spvit_jax.single_path.space import SpaceError
 from spvit_jax.tradeoff import Frontier
 from spvit_jax.trained import load_dense
 from spvit_jax.training.sharding import host
@@ -91,12 +92,15 @@ def compress(
       DataError: images that are none, or too few.
     """
     _check_model(model)
-    budget, source = schema.Budget(macs=macs, params=params, latency=latency), _source(images)
+    budget = schema.Budget(macs=_number(macs), params=_number(params), latency=latency)
     if budget == schema.Budget():
         raise ConfigError(
             "compress needs a budget: macs=0.5 is half of the dense model's multiply-accumulates,"
             " params=0.5 half of its parameters, latency='table.json:0.5' half of its time"
         )
+    if steps < 0:
+        raise ConfigError(f"steps must be 0 or more, got {steps}")
+    source = _source(images)
     config = Config(
         stage="all" if steps else "search",
         seed=seed,
@@ -104,7 +108,7 @@ def compress(
         data=_data(model, images),
         budget=budget,
         search=schema.Search(epochs=0, axes=_axes(model, axes)),
-        score=schema.Score(images=calibration),
+        score=_score(calibration),
         shortlist=schema.Shortlist(candidates=candidates),
         finetune=_tuning(steps, learning_rate, batch_size, len(source) - len(_judging(source))),
         eval_every=0.0,
@@ -169,15 +173,18 @@ def frontier(
       ConfigError, BudgetError, SpaceError, DataError: as ``compress`` does.
     """
     _check_model(model)
+    if not isinstance(macs, Iterable):
+        raise ConfigError(f"macs must be several shares, such as (0.8, 0.5), got {macs!r}")
+    budgets = tuple(map(_number, macs))
     config = Config(
         stage="frontier",
         model=schema.Model(variant=""),
         data=_data(model, images),
         search=schema.Search(epochs=0, axes=_axes(model, axes)),
-        score=schema.Score(images=calibration),
-        frontier=schema.Frontier(budgets=tuple(macs)),
+        score=_score(calibration),
+        frontier=schema.Frontier(budgets=budgets),
         measure_batch=8,
-        measure_seconds=MEASURED * (len(macs) + 1),
+        measure_seconds=MEASURED * (len(budgets) + 1),
     )
     folder = Path(tempfile.mkdtemp(prefix="spvit_")) if workdir is None else Path(workdir)
     with _opened(config, model, _source(images), folder, progress) as context:
@@ -191,12 +198,30 @@ def frontier(
 
 def _check_model(model: Classifier) -> None:
     """Raises ConfigError unless the model is one to prune."""
+    if not isinstance(model, Classifier):
+        raise ConfigError(
+            f"expected a model, such as spvit.load(…) gives, got {type(model).__name__}"
+        )
     if isinstance(model.spec, RegNetSpec):
         raise ConfigError("a RegNetY has no attention to prune; give a ViT or a Swin")
+    if form(model) == "supernet":
+        raise ConfigError("the model is a search's supernet; give the dense one it was made of")
     if form(model) != "dense":
         raise ConfigError(
             f"the model is of {form(model)} form: it is pruned already; give the dense one"
         )
+
+
+def _number(value: Any) -> Any:
+    """NumPy's and JAX's numbers as Python's, which configurations are made of."""
+    return value.item() if isinstance(value, np.generic | jax.Array) else value
+
+
+def _score(calibration: int) -> schema.Score:
+    """Scores on so many images; ConfigError where that is chance."""
+    if isinstance(calibration, int) and calibration < LEAST:
+        raise ConfigError(f"calibration must be {LEAST} images or more, got {calibration}")
+    return schema.Score(images=calibration)
 
 
 def _check_budgets(context: Context) -> None:
@@ -226,6 +251,22 @@ def _judging(source: Source) -> np.ndarray[Any, Any]:
     return np.linspace(0, len(source) - 1, count + 2)[1:-1].round().astype(int)
 
 
+def _check_judging(source: Source) -> None:
+    """Raises DataError where no image can be decoded; a compressed model must not wait for that."""
+    problems = []
+    for number in range(len(source)):
+        try:
+            source[number]["image"].full()
+        except DataError as error:
+            problems.append(error)
+        else:
+            return
+    raise DataError(
+        f"none of the {len(source)} images that are to say how near the smaller model is can be"
+        f" decoded: {problems[0]}"
+    )
+
+
 def _data(model: Classifier, images: Images) -> schema.Data:
     """How images are prepared: as the model was trained with them, as far as that is known."""
     normalise = normalise_of(model)
@@ -243,6 +284,8 @@ def _data(model: Classifier, images: Images) -> schema.Data:
 
 def _axes(model: Classifier, axes: Sequence[str]) -> tuple[str, ...]:
     """All that the model can lose unless it is said: a Swin's windows need their tokens."""
+    if isinstance(axes, str):
+        raise SpaceError(f"axes must be a tuple of names, such as ('heads', 'ffn'), got {axes!r}")
     tokens = () if isinstance(model.spec, SwinSpec) else ("tokens",)
     return tuple(axes) or ("op", "heads", *tokens, "ffn")
 
@@ -259,6 +302,7 @@ def _opened(
     config = from_config_dict(dataclasses.asdict(config))  # refuses what cannot be
     judging = _judging(source)
     rest = np.setdiff1d(np.arange(len(source)), judging)
+    _check_judging(Some(source, judging))
     inputs = Inputs(Some(source, rest), Some(source, judging), model)
     with contextlib.ExitStack() as stack:
         if workdir is None:

@@ -183,7 +183,7 @@ MISTAKES = {
     ),
     "a negative budget": ({"macs": -1.0}, GREY, ConfigError, "macs must be 0 or more, got -1"),
     "no images to score": (
-        {"macs": 0.5, "calibration": 0}, GREY, ConfigError, "score.images must be above 0"
+        {"macs": 0.5, "calibration": 0}, GREY, ConfigError, "calibration must be 8 images or more"
     ),
     "nothing left": ({"macs": 0.001}, GREY, BudgetError, "every gate shut"),
     "axes": ({"macs": 0.5, "axes": ("depth",)}, GREY, SpaceError, "depth"),
@@ -199,6 +199,19 @@ MISTAKES = {
     ),
     "objects": ({"macs": 0.5}, [None] * 9, DataError, "image 0 of 9 is NoneType"),
     "no folder": ({"macs": 0.5}, "nowhere/at/all", DataError, "there is no folder nowhere/at/all"),
+    "no file": ({"macs": 0.5}, ["nowhere.png"] * 9, DataError, "of 9: there is no file nowhere"),
+    "an image for many": ({"macs": 0.5}, RGB[0], DataError, "looks like a row of one image"),
+    "a picture for many": ({"macs": 0.5}, Image.fromarray(RGB[0]), DataError, "image goes into a"),
+    "arrays by name": ({"macs": 0.5}, {"images": RGB}, DataError, "got dict"),
+    "no pixels": ({"macs": 0.5}, RGB[:9, :0], DataError, r"no pixels, its shape is \(0, 28, 3\)"),
+    "one image nine times": (
+        {"macs": 0.5}, np.repeat(GREY[:1], 9, axis=0), DataError, "7 calibration images are all the"
+    ),
+    "axes in a string": ({"macs": 0.5, "axes": "ffn"}, GREY, SpaceError, "got 'ffn'"),
+    "a negative training": ({"macs": 0.5, "steps": -1}, GREY, ConfigError, "steps must be 0 or mo"),
+    "one image to score": (
+        {"macs": 0.5, "calibration": 1}, GREY, ConfigError, "calibration must be 8 images or more"
+    ),
 }  # fmt: skip
 
 
@@ -215,6 +228,44 @@ def test_models_that_are_none_to_prune_are_named(five):
         spvit.compress(five["small"], GREY, macs=0.5)
     with pytest.raises(ConfigError, match="RegNetY has no attention"):
         spvit.frontier(spvit.load("packaged:regnety_fashion_mnist"), GREY)
+    for model, said in ((spvit.supernet(five["dense"]), "a search's supernet"), ("x", "got str")):
+        with pytest.raises(ConfigError, match=said):
+            spvit.compress(model, GREY, macs=0.5)
+    with pytest.raises(ValueError, match="made of a dense model"):
+        spvit.supernet(five["small"])
+    with pytest.raises(ValueError, match="top must be 1 or more classes, got 0"):
+        spvit.predict(five["dense"], GREY[:1], top=0)
+
+
+def test_files_that_are_no_images_are_answered_before_the_first_step(dense, tmp_path, capsys):
+    """Nothing of a long run is lost for want of an image that judges it."""
+    for number, pixels in enumerate(GREY[:10]):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    for number in (3, 6):  # those that judge
+        (tmp_path / f"{number}.png").write_text("no image")
+    with pytest.raises(DataError, match=r"none of the 2 images that are to say.*/3\.png"):
+        spvit.compress(dense, tmp_path, macs=0.7)
+    for number in {*range(10)} - {3}:
+        (tmp_path / f"{number}.png").write_text("no image")
+    Image.fromarray(GREY[3]).save(tmp_path / "3.png")
+    with pytest.raises(DataError, match="none of the 7 calibration images can be decoded"):
+        spvit.compress(dense, tmp_path, macs=0.7)
+    assert "score" not in capsys.readouterr().out
+
+
+def test_budgets_may_be_numbers_of_numpy_but_a_frontier_has_several(dense):
+    for number in (np.float32(2e7), jnp.float32(2e7)):
+        with pytest.raises(ConfigError, match="20,000,000 MACs is no less"):
+            spvit.compress(dense, GREY, macs=number)
+    with pytest.raises(BudgetError, match="every gate shut"):
+        spvit.frontier(dense, GREY, np.array([0.8, 0.001]))
+    with pytest.raises(ConfigError, match=r"several shares, such as \(0\.8, 0\.5\), got 0\.5"):
+        spvit.frontier(dense, GREY, 0.5)
+
+
+def test_a_folder_that_is_not_there_is_named_by_save(dense, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing; make it first"):
+        spvit.save(dense, tmp_path / "missing" / "model.safetensors")
 
 
 def test_images_are_the_same_however_they_are_given(place, dense, tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.layers import cast
-from spvit_jax.single_path.ops import Branch, Op
+from spvit_jax.single_path.ops.op import Branch, Op
 
 TAPS = 9
 

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
       ValueError: the model has fewer logits than ``about`` has names.
       OSError: the file cannot be written; what was there is untouched.
     """
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}; make it first")
     arrays = {name: np.ascontiguousarray(value) for name, value in forms.variables(model).items()}
     architecture = model.architecture
     header = {

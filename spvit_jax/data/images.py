@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def open_images(images: Images) -> Pictures:
     """
     if isinstance(images, str | os.PathLike):
         return Pictures(tuple(_files(Path(images).expanduser())))
+    if isinstance(images, bytes | Mapping | Image.Image) or not isinstance(images, Iterable):
+        raise DataError(
+            "expected a folder, a uint8 array [n, height, width, channels] or an iterable of"
+            f" images, got {type(images).__name__}; one image goes into a list: [image]"
+        )
     items = tuple(images)
     if not items:
         raise DataError("there are no images: the array or iterable is empty")
@@ -68,8 +73,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _check(item: Any, name: str) -> None:
-    """Raises DataError unless it is an image."""
-    if isinstance(item, str | os.PathLike | Image.Image):
+    """Raises DataError unless it is an image; a file's bytes are read later."""
+    if isinstance(item, str | os.PathLike):
+        if not Path(item).is_file():
+            raise DataError(f"{name}: there is no file {item}; check its name and folder")
+        return
+    if isinstance(item, Image.Image):
         return
     pixels = np.asarray(item)
     if pixels.dtype.kind == "f":
@@ -82,7 +91,14 @@ def _check(item: Any, name: str) -> None:
             f"{name} is {_kind(item, pixels)}, expected a uint8 array, a picture of Pillow's or the"
             " path of an image file"
         )
+    if pixels.ndim == 2 and pixels.shape[1] in CHANNELS:
+        raise DataError(
+            f"{name} would be grey and {pixels.shape[1]} wide: it looks like a row of one image"
+            " [height, width, channels]; one image goes into a list: [image]"
+        )
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in CHANNELS):
+        if not pixels.size:
+            raise DataError(f"{name} has no pixels, its shape is {pixels.shape}; leave it out")
         return
     first = pixels.ndim == 3 and pixels.shape[0] in CHANNELS
     hint = "; channels come last: images.transpose(0, 2, 3, 1)" if first else ""

@@ -79,10 +79,13 @@ def predict(model: Classifier, images: Images, *, top: int = 5) -> list[list[tup
 
     Raises:
       DataError: images that are none, or a model without a head.
+      ValueError: ``top`` is below 1.
     """
     classes = model.spec.classes
     if not classes:
         raise DataError("this model has no head to predict classes with; take model.features")
+    if top < 1:
+        raise ValueError(f"top must be 1 or more classes, got {top}")
     known = (model.about or About()).class_names
     names = [*known, *(f"class {i}" for i in range(len(known), classes))]
     classify = classifier(model, normalise_of(model), min(top, classes))

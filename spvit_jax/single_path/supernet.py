@@ -133,7 +133,14 @@ def supernet(
       dense_model: stays as it is.
       ops: what a block may choose from, in the order of ``OPS``.
       temperature: of the head mixture; None: as released for the family.
+
+    Raises:
+      ValueError: the model is pruned already, or a supernet.
     """
+    if dense_model.architecture is not None or any(
+        isinstance(block, SinglePathBlock) for block in dense_model.blocks
+    ):
+        raise ValueError("a supernet is made of a dense model; this one is pruned, or a supernet")
     model = nnx.clone(dense_model)
     if temperature is None:
         temperature = TEMPERATURES[type(model.spec)]

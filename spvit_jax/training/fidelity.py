@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import eval_batches, to_device
 from spvit_jax.data.sources import Source
 from spvit_jax.training.evaluate import Evaluator
@@ -127,6 +128,8 @@ def _distance(rows: list[Any]) -> Distance:
     columns = zip(*rows, strict=True)
     cosines, worst, off, power, total, images, each = (np.asarray(c, float) for c in columns)
     count = images.sum()
+    if not count:
+        raise DataError("none of the test images can be decoded; the warnings above say why")
     variance = power.sum() - (total.sum(0) ** 2).sum() / (count * each[0])
     error = off.sum() / max(variance, np.finfo(float).tiny)
     return Distance(int(count), float(cosines.sum() / count), float(worst.min()), float(error))

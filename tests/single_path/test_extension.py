@@ -3,7 +3,9 @@
 It is the one that ``docs/extending.md`` shows. Nothing in the package knows of it.
 """
 
+import ast
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from spvit_jax.config import Budget, Search
 from spvit_jax.convert import CheckpointError, load, save, state_for_torch
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.gating import Gating
-from spvit_jax.single_path.ops import OPS
+from spvit_jax.single_path.ops import OPS, Op
 from spvit_jax.single_path.prices import count_parameters, macs, parameters
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.score import ScoreError, score
@@ -90,3 +92,11 @@ def test_an_operation_is_an_object_and_a_line_in_the_table(
 def test_scores_name_an_operation_that_they_do_not_know(table):
     with pytest.raises(ScoreError, match="got depthwise in search.ops"):
         score(None, None, ("skip", "conv1x1", "depthwise", "msa"))
+
+
+def test_its_file_may_be_imported_by_the_table():
+    """In the package the table imports it: that it imports from the table would be a circle."""
+    source = Path(__file__).parents[2] / "docs" / "examples" / "an_operation.py"
+    tree = ast.parse(source.read_text())
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert Op.__module__ in modules and "spvit_jax.single_path.ops" not in modules

@@ -13,6 +13,7 @@ from spvit_jax.models import RegNet, RegNetSpec, ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.training import fit
+from spvit_jax.training.loop import NonFiniteLoss
 
 SPEC = ViTSpec(width=16, depth=2, heads=2, hidden=16, patch_size=8, image_size=16, classes=2)
 IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3), np.float32)
@@ -76,6 +77,57 @@ def test_batches_that_end_early_are_an_error():
     batch = {"pictures": IMAGES, "bright": BRIGHT}
     with pytest.raises(ValueError, match="3 steps need as many batches; there were 2"):
         trained(models()["dense"], 3, batches=iter([batch] * 2))
+
+
+BATCH = {"pictures": IMAGES, "bright": BRIGHT}
+BATCHES = {
+    "a tuple": ((IMAGES, BRIGHT), TypeError, "must be a dict of arrays, got tuple"),
+    "a list": (BATCH | {"bright": BRIGHT.tolist()}, TypeError, r"batch\['bright'\] .*got list"),
+    "a number": (BATCH | {"weight": 0.5}, TypeError, r"batch\['weight'\] .*got float"),
+    "other lengths": (
+        BATCH | {"bright": BRIGHT[:4]},
+        ValueError,
+        r"'pictures': \[8\], 'bright': \[4",
+    ),
+    "nothing": ({name: x[:0] for name, x in BATCH.items()}, ValueError, "at least 1"),
+}
+LOSSES = {
+    "alone": (lambda model, batch, key: model(batch["pictures"]).mean(), "got an array alone"),
+    "nothing": (lambda model, batch, key: None, "got NoneType"),
+    "for each image": (
+        lambda model, batch, key: (model(batch["pictures"])[:, 0], {}),
+        r"\(8,\); ta",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_another_kind_is_said_to_be_one(name):
+    batch, error, message = BATCHES[name]
+    with pytest.raises(error, match=message):
+        trained(models()["dense"], 1, [batch])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_returns_something_else_is_said_to(name):
+    loss, message = LOSSES[name]
+    with pytest.raises(TypeError, match=f"must return .value, metrics.*{message}"):
+        fit(models()["dense"], [BATCH], loss=loss, steps=1, progress=False)
+
+
+def test_weights_that_are_lost_are_not_given_back():
+    def lost(model, batch, key):
+        value, metrics = brightness(model, batch, key)
+        return value * jnp.nan, metrics
+
+    options = {"loss": lost, "steps": 1, "progress": False}
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan at step 1 .* lower learning_rate"):
+        fit(models()["dense"], [BATCH], **options)
+    rule = optax.apply_if_finite(optax.sgd(1e-2), 3)  # leaves such steps out
+    kept = fit(models()["dense"], [BATCH], optimizer=rule, **options)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(kept), nnx.state(models()["dense"]))
+    with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
+        trained(models()["dense"], 0)
 
 
 def test_a_list_is_gone_through_again_and_a_bar_shows_steps_and_loss(capsys):
