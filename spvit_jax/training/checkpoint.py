@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spvit_jax import hosts
 from spvit_jax.remote import absolute, is_remote
@@ -72,7 +74,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this one, or the one before it, could not be written.
         """
-        values = _plain(state)
+        values = jax.tree.map(_filled, _plain(state))
         with self._explained("written"):
             self._manager.wait_until_finished()
             self._sum_up()
@@ -101,14 +103,14 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints, but none fits or can be read.
         """
-        abstract = jax.tree.map(
+        wanted = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             _plain(template),
             _plain(shards),
         )
         failures = list(self._aside)
         for step in reversed(self.steps):
-            found, failure = self._tried(step, abstract)
+            found, failure = self._tried(step, wanted)
             elsewhere = [reason for reason in hosts.from_all(failure) if reason]
             if found is not None and not elsewhere:
                 return found
@@ -124,8 +126,9 @@ class Checkpoints:
             " them, remove that folder, and the stage begins again"
         )
 
-    def _tried(self, step: int, abstract: dict[str, Any]) -> tuple[TrainState | None, str]:
+    def _tried(self, step: int, wanted: dict[str, Any]) -> tuple[TrainState | None, str]:
         """The state of ``step``, or why it cannot be read."""
+        abstract = jax.tree.map(_abstract, wanted)
         damage = hosts.from_first(sums.damage(self._folder(step)) if self._sums_up else "")
         if damage:  # of which Orbax would print pages
             return None, damage
@@ -136,7 +139,7 @@ class Checkpoints:
                 return None, "its checksum is missing"
             if written[CHECKSUM] != _checksum(values):
                 return None, "its numbers are not those that were saved"
-            return TrainState(**values), ""
+            return TrainState(**jax.tree.map(_emptied, wanted, values)), ""
         except Exception as error:  # Orbax and TensorStore raise many kinds
             return None, _reason(error)
 
@@ -212,6 +215,35 @@ def _reason(error: Exception) -> str:
 
 def _plain(state: TrainState) -> dict[str, Any]:
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+def _filled(leaf: jax.Array) -> jax.Array:
+    """What is saved of an array: of one without elements a zero, since Orbax takes no such.
+
+    A block without FFN units has some.
+    """
+    return leaf if leaf.size else jax.device_put(np.zeros(1, leaf.dtype), _spread(leaf.sharding))
+
+
+def _abstract(wanted: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What ``_filled`` saves of such an array."""
+    if wanted.size:
+        return wanted
+    return jax.ShapeDtypeStruct((1,), wanted.dtype, sharding=_spread(wanted.sharding))
+
+
+def _emptied(wanted: jax.ShapeDtypeStruct, saved: jax.Array) -> jax.Array:
+    """The array that ``_filled`` saved."""
+    if wanted.size:
+        return saved
+    return jax.device_put(np.zeros(wanted.shape, wanted.dtype), wanted.sharding)
+
+
+def _spread(sharding: Any) -> Any:
+    """A sharding for a single number on the same devices."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
 
 
 def _checksum(values: dict[str, Any]) -> int:

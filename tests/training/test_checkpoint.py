@@ -255,3 +255,20 @@ def test_a_write_that_fails_is_reported_and_the_last_good_one_stays(tmp_path, mo
         checkpoints.save(4, make(4))
     checkpoints.__exit__()
     assert_same(restored(tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    "sharding", [SHARDING, jax.sharding.SingleDeviceSharding(jax.devices()[0])]
+)
+def test_arrays_without_elements_come_back(sharding, tmp_path):
+    """A block that has lost all of its FFN units has some."""
+    empty = {"kernel": jnp.zeros((0, 64)), "bias": jnp.zeros(0, jnp.bfloat16)}
+    state = dataclasses.replace(make(3), params=jax.device_put(empty, sharding))
+    shards = dataclasses.replace(everywhere(state), params=jax.tree.map(lambda _: sharding, empty))
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        checkpoints.save(3, state)
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        back = checkpoints.restore(state, shards)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    for name, array in empty.items():
+        assert back.params[name].dtype == array.dtype and back.params[name].sharding == sharding
