@@ -28,6 +28,7 @@ from spvit_jax.state import StateError, dumps, loads, typed
 
 CONFIG, VERSIONS, BEGAN = "config.json", "versions.json", "began.json"
 NO_RESULTS = {CONFIG, VERSIONS, BEGAN, checksums.FILE, "compilation_cache"}  # there at the start
+STATE = (".json", ".safetensors")  # what a person does not remove to tidy up
 REWRITTEN = {CONFIG, VERSIONS}  # at every start
 SAME_RESULTS = {"sharding": {"fsdp"}, "data": {"workers"}}  # fields that may change on the way
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -114,10 +115,11 @@ class Workdir:
 
     def _incomplete(self, others: tuple[str, ...]) -> str:
         """What is gone of a finished run, or damaged."""
-        gone = [name for name in others if not (self / name).exists()]
+        noted = self._checksums.files - REWRITTEN
+        kept = {*others, *(name for name in noted if name.endswith(STATE))}
+        gone = sorted(name for name in kept if not (self / name).exists())
         if gone:
             return f"{', '.join(gone)} is gone"
-        noted = self._checksums.files - REWRITTEN
         damaged = sorted(name for name in noted if self._checked(name)[1])
         return f"{', '.join(damaged)} is not what it has written" if damaged else ""
 

@@ -172,7 +172,7 @@ def test_run_again_it_prints_the_table_and_computes_nothing(whole, capsys, monke
     assert changed <= {"checksums.json", "config.json", "versions.json", ".lock"}
 
 
-@pytest.mark.parametrize("name", ["pruned.safetensors", "architecture.json"])
+@pytest.mark.parametrize("name", ["pruned.safetensors", "architecture.json", "dense.json"])
 def test_a_finished_run_says_what_of_it_is_gone(whole, name):
     kept = (whole / name).rename(whole / "elsewhere")
     try:
