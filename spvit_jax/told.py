@@ -1,6 +1,7 @@
 """What a user says of a checkpoint on a command line, where it does not say it itself."""
 
 import argparse
+import math
 from typing import Any
 
 from spvit_jax.sizes import as_size, wanted_size
@@ -73,6 +74,55 @@ def add_image_size(parser: argparse.ArgumentParser, more: str) -> None:
         metavar="N",
         help="pixels, N for a square or HEIGHT WIDTH (default: the model's own" + more,
     )
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """Adds how pixels become a model's input, where its file does not say it."""
+    add = parser.add_argument
+    several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "X"}
+    whose = "(default: the model file's, else ImageNet's usual)"
+    add("--mean", type=finite, **several, help=f"of pixels in 0..1, R G B, or of grey {whose}")
+    add("--std", type=above_0, **several, help="likewise")
+    add(
+        "--crop-ratio",
+        type=share,
+        metavar="SHARE",
+        help=f"of each side of the resized image, what the central crop keeps {whose}",
+    )
+
+
+def check_preprocessing(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with a message unless mean and std are given together, of grey or of R G B."""
+    if len(options.mean) != len(options.std) or len(options.mean) not in (0, 1, 3):
+        parser.error("--mean and --std go together, of one number of grey or three of R G B")
+
+
+def count(text: str) -> int:
+    """Reads a whole number of 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def finite(text: str) -> float:
+    """Reads a number that is one."""
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text}")
+    return value
+
+
+def above_0(text: str) -> float:
+    """Reads a number above 0."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """Reads a share above 0 and up to 1."""
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in 0 to 1, got {text}")
+    return value
 
 
 def told(options: Any) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from spvit_jax.remote import public
 from spvit_jax.shell import run
-from spvit_jax.told import add_arguments, add_image_size, told
+from spvit_jax.told import (
+    add_arguments,
+    add_image_size,
+    add_preprocessing,
+    check_preprocessing,
+    count,
+    told,
+)
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -42,7 +49,9 @@ ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT pip insta
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 after a failed check, 2 after bad input."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    check_preprocessing(parser, options)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     # Imported late: --help does not wait for it.
@@ -156,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--batch",
-        type=int,
+        type=count,
         default=1,
         metavar="N",
         help="of a .tflite: images at once (default: 1)",
@@ -173,9 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="compare what was written on these: a folder of class folders, or the test split of"
         " packaged:NAME, idx:PATH, …; prints accuracy, size and latency",
     )
-    add("--mean", type=float, nargs="+", metavar="X", help="of pixels in 0..1, as predict's")
-    add("--std", type=float, nargs="+", metavar="X", help="likewise")
-    add("--crop-ratio", type=float, metavar="SHARE", help="likewise")
+    add_preprocessing(parser)
     add_image_size(parser, ")")
     add_arguments(parser)
     return parser

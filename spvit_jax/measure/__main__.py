@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spvit_jax.shell import run
-from spvit_jax.told import add_arguments, told
+from spvit_jax.told import (
+    above_0,
+    add_arguments,
+    add_preprocessing,
+    check_preprocessing,
+    count,
+    told,
+)
 
 if TYPE_CHECKING:
     from spvit_jax.measure.contestants import Contestant
@@ -53,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.figure is not None and options.test is None:
         parser.error("--figure draws accuracy over latency: it needs --test SOURCE")
-    if len(options.mean) != len(options.std) or len(options.mean) not in (0, 1, 3):
-        parser.error("--mean and --std go together, of one number of grey or three of R G B")
+    check_preprocessing(parser, options)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     if options.threads:
@@ -142,14 +148,14 @@ def _parser() -> argparse.ArgumentParser:
     add("models", metavar="MODEL", nargs="+", help="the models; the first is compared with")
     add(
         "--batch",
-        type=_count,
+        type=count,
         default=64,
         metavar="N",
         help="images per call when throughput is measured (default: %(default)s)",
     )
     add(
         "--seconds",
-        type=_above_0,
+        type=above_0,
         default=10.0,
         metavar="S",
         help="given to all calls with one image, and again to all with a batch; five turns are"
@@ -157,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--threads",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="of one call on the processor (default: its cores)",
@@ -173,29 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--test", metavar="SOURCE", help="images to say how good each model is; see below")
     add("--figure", metavar="FILE.png", help="draw accuracy over latency; needs --test")
     add("--json", metavar="FILE", help="write the numbers")
-    add("--mean", type=float, nargs="+", default=[], metavar="X", help="of pixels in 0..1")
-    add("--std", type=_above_0, nargs="+", default=[], metavar="X", help="likewise")
-    add("--crop-ratio", type=_share, metavar="SHARE", help="of the short side that is kept")
+    add_preprocessing(parser)
     add_arguments(parser)
     return parser
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value
-
-
-def _above_0(text: str) -> float:
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    if not 0 < (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in 0 to 1, got {text}")
-    return value
 
 
 def command() -> None:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from spvit_jax.shell import run
 from spvit_jax.sizes import Size, sides
-from spvit_jax.told import add_arguments, add_image_size, told
+from spvit_jax.told import (
+    add_arguments,
+    add_image_size,
+    add_preprocessing,
+    check_preprocessing,
+    count,
+    told,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 after a message on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if (options.mean is None) != (options.std is None):
-        parser.error("--mean and --std go together")
+    check_preprocessing(parser, options)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     # Imported late: --help does not wait for it.
@@ -274,22 +280,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="the model")
     add("images", metavar="IMAGE", nargs="+", help="an image file, or a folder of them")
-    add("--top", type=_count, default=5, metavar="N", help="classes an image (default: 5)")
+    add("--top", type=count, default=5, metavar="N", help="classes an image (default: 5)")
     add("--names", metavar="FILE", help="the names of the classes (default: the model file's)")
-    colours: dict[str, Any] = {"nargs": "+", "metavar": "X"}
-    add(
-        "--mean",
-        type=float,
-        **colours,
-        help="of pixels in 0..1, R G B, or of grey (default: the model file's)",
-    )
-    add("--std", type=_above_0, **colours, help="likewise")
-    add(
-        "--crop-ratio",
-        type=_share,
-        metavar="SHARE",
-        help="of the resized image that the central crop keeps a side (default: the model file's)",
-    )
+    add_preprocessing(parser)
     add_image_size(parser, "; a RegNetY's file does not say it, and gets 224)")
     add_arguments(parser)
     add("--merged", metavar="FOLDER", help="draw which patches the model merges, a PNG an image")
@@ -301,24 +294,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print a JSON object a line")
     return parser
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value
-
-
-def _above_0(text: str) -> float:
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    if not 0 < (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in 0 to 1, got {text}")
-    return value
 
 
 def command() -> None:
