@@ -75,6 +75,12 @@ def small_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small(small_model):
+    """The same with the names that Python's arguments may have."""
+    return {name.replace(".", "__"): value for name, value in small_model.items()}
+
+
+@pytest.fixture(scope="session")
 def equations():
     """``equations(model, *arguments)``: those of a (possibly abstract) model's traced call."""
     return lambda *arguments, **options: list(_equations(_jaxpr(*arguments, **options)))

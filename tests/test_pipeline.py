@@ -87,12 +87,6 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small(small_model):
-    """What of ``tiny`` is another for a model that compiles quickly."""
-    return {name.replace(".", "__"): value for name, value in small_model.items()}
-
-
-@pytest.fixture(scope="module")
 def small_whole(tmp_path_factory, small):
     """The folder of a finished run of that model, which tests leave as it is."""
     workdir = tmp_path_factory.mktemp("small")

@@ -48,12 +48,6 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small(small_model):
-    """What is another for a model that compiles quickly."""
-    return {name.replace(".", "__"): value for name, value in small_model.items()}
-
-
-@pytest.fixture(scope="module")
 def small_whole(tmp_path_factory, small):
     folder = tmp_path_factory.mktemp("small")
     run(config(**small), folder)
