@@ -4,10 +4,10 @@
         [--budgets=0.7,0.6,0.5,0.35] [--contestants=weights,merging,smaller,ours] [--seed=0]
 
 WEIGHTS is a plain ViT in timm's names, with or without a head, such as a DINOv2; PHOTOS a folder
-of images. Half of them, drawn by the seed, is scored and repaired on, the other half is tested
-on: the cosine of the class token's features and of the patches' to the dense model's, and how many
-of an image's ten nearest neighbours among the photos are the dense model's as well. MACs are
-counted as published, and all tokens are read.
+of images. Half of them, drawn by the seed, is scored and repaired on, three views of each, the
+other half is tested on: the cosine of the class token's features and of the patches' to the dense
+model's, and how many of an image's ten nearest neighbours among the photos are the dense model's as
+well. MACs are counted as published, and all tokens are read.
 
 Contestants: "weights" cuts heads, units and whole attentions, and repairs; "merging" merges the
 same number of tokens in every block of the dense model, no more; "smaller" shows it smaller images;
@@ -17,7 +17,7 @@ same number of tokens in every block of the dense model, no more; "smaller" show
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from PIL import Image
 from spvit_jax.config import Budget, Data
 from spvit_jax.convert import Facts, load, read_spec
 from spvit_jax.convert.fit import resize_grid
+from spvit_jax.data.images import open_images
+from spvit_jax.data.pipeline import eval_batches
+from spvit_jax.data.sources import Some, Source
 from spvit_jax.models import ViT
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture, describe
@@ -42,11 +45,13 @@ from spvit_jax.single_path.repair import repair, repaired_error
 from spvit_jax.single_path.schedules import SHAPES, saving, tried
 from spvit_jax.single_path.score import Scores, score
 from spvit_jax.single_path.space import Space
+from spvit_jax.sizes import sides
 from spvit_jax.text import aligned
 from spvit_jax.training.normalise import Normalise
 
 OPS = ("skip", "msa")  # a convolution cannot follow what class tokens do
 BATCH = 20  # images
+VIEWS = 3  # of each photo that is scored and repaired on
 NEIGHBOURS = 10
 PATCHES = 0.5  # of the error that schedules are judged by
 NORMALISE = Normalise(Data().mean, Data().std)
@@ -59,22 +64,12 @@ def backbone(file: Path, heads: int, size: int) -> Any:
     return load(file, dataclasses.replace(spec, image_size=size), facts=facts)
 
 
-def photos(folder: Path, size: int) -> np.ndarray:
-    """Reads the folder's images, the shorter side scaled to ``size``, the centre cropped."""
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    return np.stack(list(_cropped(files, size)))
-
-
-def _cropped(files: list[Path], size: int) -> Iterator[np.ndarray]:
-    for file in files:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-        if min(image.size) != size:
-            scale = size / min(image.size)
-            shape = (max(round(side * scale), size) for side in image.size)
-            image = image.resize(tuple(shape), Image.Resampling.BICUBIC)
-        left, top = ((side - size) // 2 for side in image.size)
-        yield np.asarray(image.crop((left, top, left + size, top + size)))
+def photos(pictures: Source, size: int, views: int = 1) -> np.ndarray:
+    """The centres of images, the shorter side scaled to ``size``, and other crops of each."""
+    count, data = len(pictures) * views, Data(augment="plain", crop_ratio=1.0)
+    rows = np.arange(count)
+    seen = eval_batches(pictures, data, batch_size=count, rows=rows, image_size=size, views=views)
+    return next(seen)["image"]
 
 
 def features(model: Any, images: np.ndarray) -> np.ndarray:
@@ -124,18 +119,20 @@ class Bench:
     """What all contestants share."""
 
     dense: Any
-    seen: np.ndarray
+    seen: Source
     test: np.ndarray
     target: np.ndarray  # the dense model's features of the test images
 
     @cached_property
     def scores(self) -> Scores:
         """Of the images that may be seen."""
-        return score(self.dense, self.calibration(self.seen), OPS)
+        return score(self.dense, self.calibration(), OPS)
 
-    def calibration(self, images: np.ndarray) -> Calibration:
-        """Images to score and repair on."""
-        return Calibration.of(images, NORMALISE, BATCH)
+    def calibration(self, indices: np.ndarray | None = None) -> Calibration:
+        """Images to score and repair on: those of some indices, or several views of all."""
+        size, whole = sides(self.dense.spec.image_size)[0], indices is None
+        some = self.seen if indices is None else Some(self.seen, indices)
+        return Calibration.of(photos(some, size, VIEWS if whole else 1), NORMALISE, BATCH)
 
     def budgets(self, share: float, merges: Merges = ()) -> tuple[Any, ...]:
         """The budget of a share of the MACs, tokens merged."""
@@ -150,7 +147,7 @@ class Bench:
 def weights(bench: Bench, share: float) -> tuple[Any, Architecture]:
     """Keeps all tokens."""
     found = bench.chosen(share)
-    return repair(bench.dense, bench.dense, bench.calibration(bench.seen), found), found
+    return repair(bench.dense, bench.dense, bench.calibration(), found), found
 
 
 def merging(bench: Bench, share: float) -> tuple[Any, Architecture]:
@@ -184,7 +181,7 @@ def smaller(bench: Bench, share: float) -> tuple[Any, Architecture]:
 
 def ours(bench: Bench, share: float) -> tuple[Any, Architecture]:
     """Merges and cuts: the schedule of the least error on photos that were not repaired on."""
-    trial, judges = np.split(bench.seen, [2 * len(bench.seen) // 3])
+    trial, judges = np.split(np.arange(len(bench.seen)), [2 * len(bench.seen) // 3])
     calibration, judging = bench.calibration(trial[::2]), bench.calibration(judges)
 
     def error(name: str, merges: Merges) -> float:
@@ -198,7 +195,7 @@ def ours(bench: Bench, share: float) -> tuple[Any, Architecture]:
 
     errors = tried(error, find)
     found = bench.chosen(share, min(errors, key=errors.__getitem__))
-    return repair(bench.dense, bench.dense, bench.calibration(bench.seen), found), found
+    return repair(bench.dense, bench.dense, bench.calibration(), found), found
 
 
 CONTESTANTS: dict[str, Callable[[Bench, float], tuple[Any, Architecture]]] = {
@@ -223,10 +220,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     dense = backbone(given.weights, given.heads, given.size)
-    images = photos(given.photos, given.size)
-    order = np.random.default_rng(given.seed).permutation(len(images))
-    seen, test = np.split(images[order], [len(images) // 2])
-    bench = Bench(dense, seen, test, features(dense, test))
+    pictures = open_images(given.photos)
+    order = np.random.default_rng(given.seed).permutation(len(pictures))
+    seen, tested = np.split(order, [len(order) // 2])
+    test = photos(Some(pictures, tested), given.size)
+    bench = Bench(dense, Some(pictures, seen), test, features(dense, test))
     rows = [("", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks")]
     for name in given.contestants.split(","):
         for share in map(float, given.budgets.split(",")):

@@ -14,7 +14,7 @@ from spvit_jax.data.errors import DataError
 from spvit_jax.data.pipeline import eval_batches, to_device
 from spvit_jax.data.sources import Some
 from spvit_jax.models import Classifier
-from spvit_jax.portions import calibration_indices
+from spvit_jax.portions import calibration_indices, views
 from spvit_jax.single_path import score as scoring
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.calibration import Calibration
@@ -28,21 +28,23 @@ Pairs = tuple[tuple[jax.Array, jax.Array], ...]  # uint8 [n, height, width, 3], 
 def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibration:
     """Images of the training split as evaluation sees them; their labels are left behind.
 
-    ``indices`` says which; None: ``calibration_indices``.
+    ``indices`` says which; None: ``calibration_indices``, and crops of them where they are few.
 
     Raises:
       DataError: none can be decoded, or those that scores are of are all the same.
     """
-    config, mesh, scored = context.config, context.mesh, indices is None
+    config, mesh, scored, count = context.config, context.mesh, indices is None, 1
     if indices is None:
         indices = calibration_indices(config, len(context.train))
-    size = -(-min(config.score.batch_size, len(indices)) // mesh.size) * mesh.size
+        count = views(config, len(context.train))
+    size = -(-min(config.score.batch_size, len(indices) * count) // mesh.size) * mesh.size
     batches = eval_batches(
         Some(context.train, indices),
         config.data,
         batch_size=size,
         rows=local_rows(mesh, size),
         image_size=context.spec.image_size,
+        views=count,
     )
     placed = (to_device(batch, batch_sharded(mesh)) for batch in batches)
     pairs = tuple((batch["image"], batch["mask"]) for batch in placed)
@@ -90,11 +92,13 @@ def score(context: Context, dense: Classifier, calibration: Calibration) -> scor
     if context.workdir.check("scores.json"):
         with hosts.together(*USER_ERRORS):
             return scoring.load(file)
-    images = len(calibration_indices(context.config, len(context.train)))
-    context.announce("score", f"{images:,} images without labels")
+    config, images = context.config, len(context.train)
+    more, used = views(config, images), len(calibration_indices(config, images))
+    said = f", {more} views of each" if more > 1 else ""
+    context.announce("score", f"{used:,} images without labels{said}")
     steps = len(calibration.batches) + len(context.spec.blocks)
     with _watched(context, "score", steps, "scoring") as after:
-        found = scoring.score(dense, calibration, context.config.search.ops, after, after)
+        found = scoring.score(dense, calibration, config.search.ops, after, after)
     context.workdir.write("scores.json", found.save)
     return found
 

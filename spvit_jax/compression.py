@@ -24,7 +24,7 @@ from spvit_jax.data.images import Images, open_images
 from spvit_jax.data.sources import Some, Source
 from spvit_jax.delivery import finetuned, pruned_by
 from spvit_jax.judged import quality
-from spvit_jax.models import Classifier, RegNetSpec, SwinSpec
+from spvit_jax.models import Classifier, RegNetSpec, SwinSpec, check_model
 from spvit_jax.pipeline import claimed
 from spvit_jax.predict.classify import crop_ratio_of, normalise_of
 from spvit_jax.progress import Console
@@ -73,7 +73,7 @@ def compress(
       latency: budget, ``TABLE.json:SHARE`` of the dense model's time; ``spvit-prices`` makes the
         table.
       axes: what may be touched, of "op", "heads", "tokens" and "ffn"; (): all that the model has.
-      calibration: images to score and repair on, at most.
+      calibration: images to score and repair on, at most; fewer are shown in several crops.
       candidates: of the choice and simpler ones, how many are trained for 100 steps before one is
         taken; 0: the choice of the scores stands.
       steps: of training, in which each block learns to give what the dense model's gives; 0: none.
@@ -198,10 +198,7 @@ def frontier(
 
 def _check_model(model: Classifier) -> None:
     """Raises ConfigError unless the model is one to prune."""
-    if not isinstance(model, Classifier):
-        raise ConfigError(
-            f"expected a model, such as spvit.load(…) gives, got {type(model).__name__}"
-        )
+    check_model(model)
     if isinstance(model.spec, RegNetSpec):
         raise ConfigError("a RegNetY has no attention to prune; give a ViT or a Swin")
     if form(model) == "supernet":

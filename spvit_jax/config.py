@@ -151,7 +151,7 @@ class Budget:
 class Score:
     """The images of the training split, without labels, that choices are scored and repaired on."""
 
-    images: int = 512  # spread evenly over the split
+    images: int = 512  # spread evenly over the split; where it has fewer, crops of them as well
     batch_size: int = 32  # images per step, over all devices; one step in four is held out
     patch_weight: float = 0.0  # of the patches' features in the error that candidates are judged
     # by, unmerged; what the heads see has the rest. 0: half where model.patches asks for them

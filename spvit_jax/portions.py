@@ -13,6 +13,11 @@ def calibration_indices(config: Config, images: int) -> np.ndarray:
     return np.linspace(0, images - 1, count).round().astype(int)
 
 
+def views(config: Config, images: int) -> int:
+    """How many views of each of them are scored and repaired on: more, where images are few."""
+    return max(config.score.images // max(len(calibration_indices(config, images)), 1), 1)
+
+
 def held_indices(config: Config, images: int) -> np.ndarray:
     """Which of the training images judge candidates; none where there is only one.
 

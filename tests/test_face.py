@@ -228,13 +228,38 @@ def test_models_that_are_none_to_prune_are_named(five):
         spvit.compress(five["small"], GREY, macs=0.5)
     with pytest.raises(ConfigError, match="RegNetY has no attention"):
         spvit.frontier(spvit.load("packaged:regnety_fashion_mnist"), GREY)
-    for model, said in ((spvit.supernet(five["dense"]), "a search's supernet"), ("x", "got str")):
-        with pytest.raises(ConfigError, match=said):
-            spvit.compress(model, GREY, macs=0.5)
+    with pytest.raises(ConfigError, match="a search's supernet"):
+        spvit.compress(spvit.supernet(five["dense"]), GREY, macs=0.5)
+    with pytest.raises(DataError, match="a search's supernet sees nothing without gates; prune it"):
+        spvit.predict(spvit.supernet(five["dense"]), GREY[:1])
     with pytest.raises(ValueError, match="made of a dense model"):
         spvit.supernet(five["small"])
     with pytest.raises(ValueError, match="top must be 1 or more classes, got 0"):
         spvit.predict(five["dense"], GREY[:1], top=0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, out: spvit.compress(model, GREY, macs=0.5),
+        lambda model, out: spvit.frontier(model, GREY),
+        lambda model, out: spvit.predict(model, GREY[:1]),
+        lambda model, out: spvit.preprocess(model, GREY[:1]),
+        lambda model, out: spvit.save(model, out / "x.safetensors"),
+        lambda model, out: spvit.export(model, out / "x.onnx"),
+    ],
+)
+def test_the_name_of_a_file_is_no_model(call, tmp_path):
+    with pytest.raises(TypeError, match=r"a model, such as spvit\.load\(…\) gives, got str"):
+        call("dense.safetensors", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_export_assumes_is_a_warning(tmp_path):
+    spec = spvit.ViTSpec(width=8, depth=1, heads=2, hidden=8, patch_size=14, image_size=28)
+    model = spvit.ViT(dataclasses.replace(spec, classes=2), rngs=nnx.Rngs(0))
+    with pytest.warns(UserWarning, match="the model's file does not say its mean .* ImageNet's us"):
+        spvit.export(model, tmp_path / "x.safetensors")
 
 
 def test_files_that_are_no_images_are_answered_before_the_first_step(dense, tmp_path, capsys):

@@ -135,6 +135,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "pictures",
         "pretrained",
         "shell",
+        "single_path",
         "sizes",
         "told",
         "training",

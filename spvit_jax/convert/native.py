@@ -21,7 +21,7 @@ import safetensors.numpy
 from spvit_jax.convert import forms
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.files import write_whole
-from spvit_jax.models import MODELS, Spec
+from spvit_jax.models import MODELS, Spec, check_model
 from spvit_jax.single_path.architecture import from_json
 from spvit_jax.single_path.prune import form
 from spvit_jax.single_path.sharing import SharedConv
@@ -80,6 +80,7 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
       ValueError: the model has fewer logits than ``about`` has names.
       OSError: the file cannot be written; what was there is untouched.
     """
+    check_model(model)
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}; make it first")
     arrays = {name: np.ascontiguousarray(value) for name, value in forms.variables(model).items()}

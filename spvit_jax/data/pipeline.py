@@ -19,9 +19,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from spvit_jax.config import Data
+from spvit_jax.data.decode import Opened
 from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.sources import Source
-from spvit_jax.data.transforms import eval_transform, train_transform
+from spvit_jax.data.transforms import PRESETS, eval_transform, train_transform
 from spvit_jax.sizes import Size, sides
 
 Batch = dict[str, np.ndarray]
@@ -83,9 +84,15 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, data: Data, *, batch_size: int, rows: np.ndarray, image_size: Size
+    source: Source,
+    data: Data,
+    *,
+    batch_size: int,
+    rows: np.ndarray,
+    image_size: Size,
+    views: int = 1,
 ) -> Iterator[Batch]:
-    """Every image once, in order: this process's rows of each batch.
+    """Every image, in order: this process's rows of each batch.
 
     The last batch is filled up with black images that ``mask`` excludes, so every batch has one
     shape and every process the same number of batches. With ``data.on_error`` "skip" it excludes
@@ -93,6 +100,8 @@ def eval_batches(
 
     Args:
       data, batch_size, rows, image_size: as for ``train_batches``.
+      views: of each image, one after another: as evaluation sees it, then crops and flips as in
+        training (of the richer augmentations, "plain"), the same ones at every call.
 
     Yields:
       ``{"image": uint8 [b, height, width, 3], "label": int32 [b], "mask": bool [b]}``.
@@ -101,8 +110,9 @@ def eval_batches(
       DataError: a damaged image.
       LabelError: an image's label is of no class, whatever ``data.on_error`` says.
     """
-    batches = -(-len(source) // batch_size)
-    images = grain.MapDataset.range(batches * batch_size).map(_EvalView(source, image_size, data))
+    batches = -(-len(source) * views // batch_size)
+    view = _EvalView(source, image_size, data, views)
+    images = grain.MapDataset.range(batches * batch_size).map(view)
     return _iterate(Rows(images, batch_size, rows), 0, data.workers)
 
 
@@ -192,21 +202,30 @@ class _EvalView(grain.transforms.Map):
     source: Source
     image_size: Size
     data: Data
+    views: int
     damaged: set[str] = dataclasses.field(default_factory=set)
 
     def map(self, element: int) -> dict[str, Any]:
+        index, view = divmod(element, self.views)
         blank = np.zeros((*sides(self.image_size), 3), np.uint8)
-        if element >= len(self.source):
+        if index >= len(self.source):
             return {"image": blank, "label": np.int32(0), "mask": np.False_}
         try:
-            found = self.source[element]
-            image = eval_transform(
-                found["image"], image_size=self.image_size, crop_ratio=self.data.crop_ratio
-            )
+            found = self.source[index]
+            rng = np.random.default_rng((index, view)) if view else None
+            image = self._view(found["image"], rng)
             return {"image": image, "label": np.int32(found["label"]), "mask": np.True_}
         except DataError as error:
             _skip_or_raise(error, self.data, self.damaged)
             return {"image": blank, "label": np.int32(0), "mask": np.False_}
+
+    def _view(self, opened: Opened, rng: np.random.Generator | None) -> np.ndarray:
+        size, augment = self.image_size, self.data.augment
+        if rng is None:
+            return eval_transform(opened, image_size=size, crop_ratio=self.data.crop_ratio)
+        return train_transform(
+            opened, rng, image_size=size, augment="plain" if augment in PRESETS else augment
+        )
 
 
 def _skip_or_raise(error: DataError, data: Data, known: set[str]) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from spvit_jax.export.images import LEAST, halves
 from spvit_jax.export.near import BATCH, COSINE, SAME, Near, Run, batched, near, runner
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged, run_onnx
-from spvit_jax.models import Classifier
+from spvit_jax.models import Classifier, check_model
 from spvit_jax.remote import is_utf8, public
 from spvit_jax.single_path.prune import fold, form
 
@@ -92,7 +93,8 @@ def export(
       images: photographs of the kind the model is for, uint8 ``[n, height, width, channels]``, 64
         or more: half of them calibrate int8, the others judge it.
       source: where the model came from, to be said in the file.
-      notes: gets a sentence for what had to be assumed, and what of int8 stays float.
+      notes: gets a sentence for what had to be assumed, and what of int8 stays float; None: they
+        are warnings.
 
     Returns:
       The files and what is to be said of them.
@@ -102,7 +104,8 @@ def export(
       CheckFailed: the file does not compute what the model does; it stays as ``….failed``.
       OSError: it cannot be written; what was there is untouched.
     """
-    path, notes = Path(path), [] if notes is None else notes
+    check_model(model)
+    path, noted = Path(path), [] if notes is None else notes
     suffix = suffix_of(path)
     _check_options(pixels, layout, beside, suffix)
     needs(suffix, images is not None)
@@ -112,16 +115,18 @@ def export(
         raise ExportError(f"{path} is a folder; give the name of a file")
     model = exportable(model)
     about = about or model.about or About()
-    preprocess = Preprocess.of(model, about, notes)
+    preprocess = Preprocess.of(model, about, noted)
     usual = "NCHW" if suffix.endswith(".onnx") else "NHWC"
     said = {"source": source, "macs": macs(model)}
     layout = layout or usual
-    job = Job(model, about, preprocess, pixels, layout, opset, beside, batch, images, said, notes)
+    job = Job(model, about, preprocess, pixels, layout, opset, beside, batch, images, said, noted)
     with _draft(path) as draft:
         facts = SUFFIXES[suffix](job, draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir())
         preprocess_beside(draft).write_text(preprocess.to_json(), encoding="utf-8")
         names = sorted(file.name for file in draft.parent.iterdir() if file != draft)
+    for note in noted if notes is None else ():
+        warnings.warn(note, stacklevel=2)
     return Exported((path, *(path.with_name(name) for name in names)), size, tuple(facts))
 
 

@@ -5,7 +5,7 @@ from spvit_jax.models.layers import Geometry
 from spvit_jax.models.regnet import RegNet, RegNetSpec
 from spvit_jax.models.swin import Swin, SwinSpec
 from spvit_jax.models.tokens import Tokens
-from spvit_jax.models.transformer import Classifier, mean_logits
+from spvit_jax.models.transformer import Classifier, check_model, mean_logits
 from spvit_jax.models.vit import ViT, ViTSpec
 
 Spec = ViTSpec | SwinSpec | RegNetSpec
@@ -25,5 +25,6 @@ __all__ = [
     "Tokens",
     "ViT",
     "ViTSpec",
+    "check_model",
     "mean_logits",
 ]

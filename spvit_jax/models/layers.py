@@ -61,9 +61,14 @@ class Geometry:
         return self.prefix + self.patches
 
     @property
+    def class_tokens(self) -> int:
+        """Tokens that stand for the whole image, the first of all."""
+        return self.prefix - self.registers
+
+    @property
     def read(self) -> int:
         """Tokens that leave attention, the first of ``tokens``."""
-        return self.prefix - self.registers if self.class_only else self.tokens
+        return self.class_tokens if self.class_only else self.tokens
 
     @property
     def ffn_tokens(self) -> int:

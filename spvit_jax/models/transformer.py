@@ -69,6 +69,14 @@ def mean_logits(heads: tuple[Array, ...]) -> Array:
     return sum(heads[1:], heads[0]) / len(heads)
 
 
+def check_model(model: object) -> None:
+    """Raises TypeError unless it is a network, as where the name of its file is given."""
+    if not isinstance(model, Classifier):
+        raise TypeError(
+            f"expected a model, such as spvit.load(…) gives, got {type(model).__name__}"
+        )
+
+
 class Transformer(Classifier):
     """Patches, then residual blocks. The search and pruning replace ``blocks`` one by one."""
 

@@ -13,9 +13,10 @@ from spvit_jax.convert import USUAL, About
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.images import Images, open_images
 from spvit_jax.data.transforms import eval_transform
-from spvit_jax.models import Classifier
+from spvit_jax.models import Classifier, check_model
 from spvit_jax.models.transformer import mean_logits
 from spvit_jax.pretrained import check_channels
+from spvit_jax.single_path.prune import form
 from spvit_jax.sizes import sides
 from spvit_jax.training.normalise import Normalise
 
@@ -62,6 +63,7 @@ def preprocess(model: Classifier, images: Images) -> jax.Array:
     Raises:
       DataError: images that are none, or none that the model can see.
     """
+    check_model(model)
     batches = [pixels[:count] for pixels, count in batches_of(model, images)]
     return normalise_of(model)(jnp.asarray(np.concatenate(batches)))
 
@@ -78,9 +80,14 @@ def predict(model: Classifier, images: Images, *, top: int = 5) -> list[list[tup
       Of each image names and probabilities, the likeliest class first; without names ``class 7``.
 
     Raises:
-      DataError: images that are none, or a model without a head.
+      DataError: images that are none, or a model without a head, or a supernet.
       ValueError: ``top`` is below 1.
     """
+    check_model(model)
+    if form(model) == "supernet":
+        raise DataError(
+            "a search's supernet sees nothing without gates; prune it, or take the dense model"
+        )
     classes = model.spec.classes
     if not classes:
         raise DataError("this model has no head to predict classes with; take model.features")

@@ -64,8 +64,8 @@ def budgets(given: Any, spec: Any, ops: tuple[str, ...], merges: Merges = ()) ->
 
 
 def _absolute(given: float, dense: float) -> int:
-    """A target in its unit: up to 1 it is a share of the dense model's."""
-    return round(given * dense if given <= 1 else given)
+    """A target in its unit, 1 at least: up to 1 it is a share of the dense model's."""
+    return max(round(given * dense if given <= 1 else given), 1)
 
 
 def penalty(space: Space, logits: Gates, held: tuple[Budget, ...], weight: float) -> jax.Array:

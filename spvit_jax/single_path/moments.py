@@ -17,7 +17,7 @@ Array = jax.Array
 class Moments(NamedTuple):
     """Of rows ``[count, n]``."""
 
-    count: Any
+    count: Any  # the sum of their weights
     mean: Any  # [n]
     scatter: Any  # [n, n]: the sum of products about the mean
 
@@ -31,15 +31,20 @@ class Moments(NamedTuple):
         return Moments(*(np.asarray(part, np.float64) for part in jax.device_get(tuple(self))))
 
 
-def moments(rows: Array, mask: Array) -> Moments:
-    """Sums up ``rows [batch, ..., n]`` of the batch's elements that are in ``mask [batch]``."""
+def moments(rows: Array, weight: Array) -> Moments:
+    """Sums up ``rows [batch, ..., n]``, each times its weight.
+
+    ``weight`` is that of elements of the batch, ``[batch]``, such as a mask, or has more of the
+    rows' axes.
+    """
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    weight = jnp.broadcast_to(mask.reshape(-1, *[1] * (rows.ndim - 2)), rows.shape[:-1])
+    missing = rows.ndim - 1 - weight.ndim
+    weight = jnp.broadcast_to(weight.reshape(*weight.shape, *[1] * missing), rows.shape[:-1])
     weight, rows = weight.reshape(-1, 1).astype(rows.dtype), rows.reshape(-1, rows.shape[-1])
     count = jnp.maximum(weight.sum(), 1)
     mean = (weight * rows).sum(0) / count
-    centred = weight * (rows - mean)
-    scatter = jnp.matmul(centred.T, centred, precision="highest")
+    centred = rows - mean
+    scatter = jnp.matmul((weight * centred).T, centred, precision="highest")
     return Moments(weight.sum(), mean, scatter)
 
 

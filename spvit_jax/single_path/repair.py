@@ -33,6 +33,7 @@ from spvit_jax.single_path.sharing import FoldedConv
 Array = jax.Array
 Model = TypeVar("Model", bound=Any)
 DAMPINGS = (np.inf, 10.0, 1.0, 0.1, 0.01, 0.001)  # relative to the inputs' mean variance
+CLASS = 0.25  # what class tokens weigh beside all patches, where heads read them: they are few
 UNSEEN = 0.1  # where there are too few images to hold some out
 LEAST = 1e-3  # of the held-out error: what a weaker damping has to gain to be chosen
 ROUNDING = 1e-9  # of the outputs' power: nothing is left to gain
@@ -170,6 +171,9 @@ class _Repair:
         images = [self.calibration] + ([] if self.judges is None else [self.judges])
         self.pruned = [x for some in images for x in some.embed(self.model)]
         self.target = [x for some in images for x in some.embed(self.dense)]
+        spec = self.model.spec
+        first = spec.blocks[0]
+        self.read = first.class_tokens if first.prefix and spec.pool == "token" else 0
         self.station = -1  # of the dense stream: 2i is behind block i's mixer, 2i + 1 its FFN
 
     def block(self, i: int) -> None:
@@ -230,11 +234,11 @@ class _Repair:
             if self.target[0].x.shape[1] > geometry.prefix:  # the patches are aimed somewhere
                 self._fit(block.mixer.out, rows, self._moments(i, _convolved))
         elif isinstance(block.mixer, Attention):
-            self._fit(block.mixer.out, rows, self._moments(i, _attended))
+            self._fit(block.mixer.out, rows, self._moments(i, _attended, (self.read,)))
 
     def _ffn(self, i: int) -> None:
         rows = self.plan.rows[i]["ffn"]
-        self._fit(self.model.blocks[i].ffn.fc2, rows, self._moments(i, _fed))
+        self._fit(self.model.blocks[i].ffn.fc2, rows, self._moments(i, _fed, (self.read,)))
 
     def _moments(
         self, i: int, function: Callable[..., Any], static: tuple[Any, ...] = ()
@@ -332,18 +336,24 @@ def _feed(block: Any, middle: Tokens) -> Tokens:
     return block.feed(middle)
 
 
-def _rows(inputs: Array, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
-    """Of a layer's inputs and what it should add, at the tokens that are aimed at."""
+def _rows(inputs: Array, tokens: Tokens, target: Tokens, mask: Array, read: int) -> Moments:
+    """Of a layer's inputs and what it should add, at the tokens that are aimed at.
+
+    The first ``read`` of them are those that heads read.
+    """
     aim = tokens.means(target.x)
-    read = min(aim.shape[1], inputs.shape[1])
-    missing = aim[:, :read] - tokens.x[:, :read]
-    return moments(jnp.concatenate([inputs[:, :read], missing], -1), mask)
+    aimed = min(aim.shape[1], inputs.shape[1])
+    missing = aim[:, :aimed] - tokens.x[:, :aimed]
+    weight = np.ones(aimed, np.float32)
+    if read:
+        weight[:read] = max(CLASS * (aimed - read) / read, 1)
+    return moments(jnp.concatenate([inputs[:, :aimed], missing], -1), mask[:, None] * weight)
 
 
-def _attended(block: Any, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
+def _attended(block: Any, tokens: Tokens, target: Tokens, mask: Array, read: int) -> Moments:
     y = block.norm1(tokens.x)
     attended = block.mixer.attend(*block.mixer.queries_and_keys(y), block.mixer.v(y), tokens)
-    return _rows(attended, tokens, target, mask)
+    return _rows(attended, tokens, target, mask, read)
 
 
 def _convolved(block: Any, tokens: Tokens, target: Tokens, mask: Array) -> Moments:
@@ -360,8 +370,9 @@ def _tapped(
     return moments(tap_rows(block.norm1(tokens.x), missing, geometry, size), mask)
 
 
-def _fed(block: Any, middle: Tokens, target: Tokens, mask: Array) -> Moments:
-    return _rows(block.ffn.units(block.norm2(middle.x)), middle, target, mask)
+def _fed(block: Any, middle: Tokens, target: Tokens, mask: Array, read: int) -> Moments:
+    units = block.ffn.units(block.norm2(middle.x))
+    return _rows(units, middle, target, mask, read)
 
 
 def _cut(plan: _Plan, model: Any) -> Any:

@@ -73,8 +73,8 @@ def tried(
 ) -> dict[Merges, float]:
     """Tries schedules for one budget: the errors of those that were, () among them.
 
-    More and more is saved while that is better, by the first shape that can; then the other shapes
-    save what was best.
+    Half of what is to be saved is tried first, then more while that is better, or else less; then
+    the other shapes save what was best.
 
     Args:
       trial: measures the error with a schedule, by name and by merges.
@@ -82,16 +82,22 @@ def tried(
     """
     errors: dict[Merges, float] = {(): trial("nothing merged", ())}
     best = ""
-    for part in PARTS:
+
+    def better(part: str) -> bool:
+        nonlocal best
         found = {shape: find(shape, PARTS[part]) for shape in SHAPES}
         shape = next((shape for shape in SHAPES if found[shape]), "")
         merges = found.get(shape) or ()
         if merges in errors:
-            continue
+            return False
         least, errors[merges] = min(errors.values()), trial(f"{shape}, {part}", merges)
-        if errors[merges] > least:
-            break
-        best = part
+        if errors[merges] < least:
+            best = part
+        return best == part
+
+    more = better("half") and better("three quarters") and better("all")
+    if not more and best in ("", "half"):
+        better("a quarter")
     for shape in SHAPES if best else ():
         merges = find(shape, PARTS[best]) or ()
         if merges not in errors:

@@ -43,6 +43,13 @@ def evaluate(source, batch, *, rows=None, image_size=8, **data):
     )
 
 
+def viewed(source, batch, rows=None, **data):
+    rows = np.arange(batch) if rows is None else rows
+    data = Data(**{"crop_ratio": 1.0} | data)
+    options = {"batch_size": batch, "rows": rows, "image_size": 8, "views": 3}
+    return list(pipeline.eval_batches(source, data, **options))
+
+
 def assert_same(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
@@ -237,3 +244,24 @@ def test_prefetch_stays_two_ahead_and_takes_endless_batches():
     for _ in range(3):
         next(batches)
     assert len(taken) == 4
+
+
+@pytest.mark.parametrize("augment", ["flip", "plain", "recipe"])
+def test_views_of_an_image_begin_with_the_one_that_evaluation_sees(augment):
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 12), np.uint8)
+    source = ArraySource(images, np.arange(5), tuple("abcde"))
+    batches = viewed(source, 4, augment=augment)
+    assert len(batches) == 4 and sum(batch["mask"].sum() for batch in batches) == 15
+    shown, names = (np.concatenate([b[key] for b in batches])[:15] for key in ("image", "label"))
+    np.testing.assert_array_equal(names, np.repeat(np.arange(5), 3))
+    ((plain,), shown) = [b["image"] for b in evaluate(source, 5)], shown.reshape(5, 3, 8, 8, 3)
+    np.testing.assert_array_equal(shown[:, 0], plain)
+    flat = shown.reshape(15, -1)
+    assert len(np.unique(flat, axis=0)) > 10  # two crops may be the same
+    assert_same(batches, viewed(source, 4, augment=augment))
+    halves = [viewed(source, 4, np.array(rows), augment=augment) for rows in ([0, 1], [2, 3])]
+    for batch, one, other in zip(batches, *halves, strict=True):
+        both = np.concatenate([one["image"], other["image"]])
+        np.testing.assert_array_equal(both, batch["image"])
+    grey = {"flip": False, "plain": False, "recipe": False}[augment]
+    assert (shown == shown[..., :1]).all() != grey  # colours stay as they are

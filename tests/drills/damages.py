@@ -14,7 +14,9 @@ UNREAD = re.compile(r"\.lock$|events\.out|versions\.json$|/_sharding$|\.(html|pn
 
 
 def flip(data, rng):
-    place = rng.randrange(len(data)) if data else 0
+    if not data:
+        return data
+    place = rng.randrange(len(data))
     return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
 
 

@@ -337,4 +337,8 @@ def test_a_target_is_a_share_of_the_dense_model_as_published_or_a_number():
     assert [budget.field for budget in both] == ["budget.macs", "budget.params"]
     with pytest.raises(BudgetError, match="no budget is set: give budget.macs, budget.params or"):
         budgets(config.Budget(), spec, PAPER)
+    assert [b.target for b in budgets(config.Budget(macs=1e-300, params=1e-300), spec, PAPER)] == [
+        1,
+        1,
+    ]
     assert set(PAPER) < set(OPS)

@@ -30,6 +30,16 @@ def test_moments_are_those_of_the_masked_rows_however_they_are_split():
     np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), rtol=1e-4)
 
 
+def test_a_row_weighs_as_if_it_were_there_so_often():
+    x, _ = data(rows=24)
+    x, often = x.reshape(6, 4, 6), np.random.default_rng(0).integers(0, 4, (6, 4))
+    found = moments(jnp.asarray(x), jnp.asarray(often)).on_host()
+    rows = np.repeat(x.reshape(-1, 6), often.ravel(), axis=0)
+    assert found.count == len(rows)
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), rtol=1e-4)
+
+
 @pytest.mark.parametrize("damping", [0.01, 1.0])
 def test_ridge_solves_its_normal_equations(damping):
     x, y = data()

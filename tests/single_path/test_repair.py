@@ -111,6 +111,22 @@ def test_repair_helps_and_keeps_what_was_asked_for(name):
     np.testing.assert_allclose(again(x), found(x), rtol=1e-3, atol=1e-3)
 
 
+def test_class_tokens_weigh_a_quarter_of_the_patches_where_heads_read_them():
+    rng = np.random.default_rng(0)
+    inputs, now, aim = (jnp.asarray(rng.normal(size=(5, 18, 3)), np.float32) for _ in range(3))
+    mask = jnp.array([True, True, False, True, True])
+    for read, each in ((0, 1.0), (1, 0.25 * 17), (2, 0.25 * 16 / 2)):
+        found = repairing._rows(inputs, Tokens(now), Tokens(aim), mask, read)
+        weight = np.r_[np.full(read, each), np.ones(18 - read)] * np.asarray(mask)[:, None]
+        rows = np.concatenate([inputs, aim - now], -1).reshape(-1, 6)
+        assert float(found.count) == weight.sum()
+        expected = np.average(rows, 0, weight.ravel())
+        np.testing.assert_allclose(found.mean, expected, atol=1e-6)
+    for name, read in (("vit", 1), ("pooled", 0)):
+        worker = repairing._Repair(*(build(SPECS[name]),) * 2, None, calibration())
+        assert worker.read == read
+
+
 def test_convolutions_and_skips_are_repaired():
     dense = build(POOLED)
     architecture = Architecture(("conv3x3", "skip", "conv1x1"), (40, 0, 20))

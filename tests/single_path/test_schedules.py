@@ -10,7 +10,7 @@ from spvit_jax.models import VARIANTS, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.budget import budgets
 from spvit_jax.single_path.ops import PAPER
-from spvit_jax.single_path.schedules import PARTS, SHAPES, saving, schedule, tried
+from spvit_jax.single_path.schedules import SHAPES, saving, schedule, tried
 
 SMALL = VARIANTS["deit_small_patch16_224"]
 POOLED = dataclasses.replace(SMALL, class_token=False, pool="norm_average")
@@ -91,32 +91,31 @@ def trials(errors):
     return names
 
 
-def test_more_is_merged_while_that_is_better_and_then_in_other_shapes():
-    errors = {"nothing merged": 5.0, "constant, a quarter": 4.0, "constant, half": 4.5}
-    errors |= {"rising, a quarter": 3.0, "falling, a quarter": 6.0}
+def test_half_is_tried_first_then_more_or_less_and_then_other_shapes():
+    errors = {"nothing merged": 5.0, "constant, half": 4.5, "constant, three quarters": 4.7}
+    errors |= {"constant, a quarter": 4.0, "rising, a quarter": 3.0, "falling, a quarter": 6.0}
     assert trials(errors) == list(errors)
-    errors = {"nothing merged": 5.0}
-    errors |= {f"constant, {part}": 4.0 - n for n, part in enumerate(PARTS)}
-    errors |= {"rising, all": 2.0, "falling, all": 2.0}
+    errors = {"nothing merged": 5.0, "constant, half": 4.0, "constant, three quarters": 3.0}
+    errors |= {"constant, all": 2.0, "rising, all": 2.0, "falling, all": 2.0}
+    assert trials(errors) == list(errors)
+    errors = {"nothing merged": 5.0, "constant, half": 4.0, "constant, three quarters": 3.0}
+    errors |= {"constant, all": 3.5}
+    errors |= {"rising, three quarters": 2.0, "falling, three quarters": 2.0}
     assert trials(errors) == list(errors)
 
 
-def test_where_a_little_merging_does_not_help_no_more_is_tried():
-    errors = {"nothing merged": 1.0, "constant, a quarter": 2.0}
+def test_where_merging_does_not_help_little_of_it_is_tried():
+    errors = {"nothing merged": 1.0, "constant, half": 2.0, "constant, a quarter": 1.5}
     assert trials(errors) == list(errors)
 
 
 def test_a_shape_that_cannot_save_so_much_makes_room_for_one_that_can():
-    limits = {"constant": 0.3, "rising": 0.1, "falling": 0.8}
+    limits = {"constant": 0.6, "rising": 0.3, "falling": 0.8}
     seen = []
     found = tried(
-        lambda name, merges: seen.append(name) or 1.0 / (1 + sum(merges)),
+        lambda name, merges: seen.append(name) or 1.0 / (1 + sum(merges[:1])),
         lambda shape, part: (round(4 * part), len(shape)) if part < limits[shape] else None,
     )
-    assert seen == [
-        "nothing merged",
-        "constant, a quarter",
-        "falling, half",
-        "falling, three quarters",
-    ]
-    assert list(found) == [(), (1, 8), (2, 7), (3, 7)]
+    assert seen == ["nothing merged", "constant, half", "falling, three quarters"]
+    assert list(found) == [(), (2, 8), (3, 7)]
+    assert list(tried(lambda name, merges: 1.0, lambda shape, part: None)) == [()]
