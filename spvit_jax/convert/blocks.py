@@ -168,13 +168,13 @@ def form_of(state: State) -> str:
 
 def ops_of(state: State, blocks: Iterable[str]) -> tuple[str, ...]:
     """The op of each block, from the names, shapes and zeros that are there."""
-    found = []
+    ops = []
     for block in blocks:
         own = {
             n.removeprefix(f"{block}."): v for n, v in state.items() if n.startswith(f"{block}.")
         }
-        found.append(next(name for name in reversed(OPS) if OPS[name].found_in(own)))
-    return tuple(found)
+        ops.append(next(name for name in reversed(OPS) if OPS[name].found_in(own)))
+    return tuple(ops)
 
 
 def dead_norms(blocks: Iterable[str]) -> set[str]:
@@ -214,8 +214,8 @@ def shape(
     Raises:
       CheckpointError: it has not so many axes, or is missing without a default.
     """
-    found = state[name].shape if name in state else default
-    if found is None or len(found) != axes:
-        was = "missing" if found is None else f"of shape {list(found)}"
+    dimensions = state[name].shape if name in state else default
+    if dimensions is None or len(dimensions) != axes:
+        was = "missing" if dimensions is None else f"of shape {list(dimensions)}"
         raise CheckpointError(f"{name} is {was}; expected an array of {axes} axes")
-    return found
+    return dimensions

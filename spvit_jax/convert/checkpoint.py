@@ -78,11 +78,11 @@ def _read_shards(index: Path, notes: list[str]) -> State:
         )
     state: State = {}
     for name in shards:
-        found = _read_file(index.parent / name, notes)
-        twice = state.keys() & found.keys()
+        shard = _read_file(index.parent / name, notes)
+        twice = state.keys() & shard.keys()
         if twice:
             raise CheckpointError(f"{index}: two of its files have {', '.join(sorted(twice))}")
-        state |= found
+        state |= shard
     return state
 
 
@@ -124,8 +124,8 @@ def _read_torch(path: Path, notes: list[str]) -> State:
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed."
             f" torch says: {reason}"
         ) from error
-    found = _unwrap(content, path, notes)
-    return {name: _from_torch(name, value, path) for name, value in found.items()}
+    tensors = _unwrap(content, path, notes)
+    return {name: _from_torch(name, value, path) for name, value in tensors.items()}
 
 
 def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:

@@ -105,14 +105,14 @@ def over_https(url: str, start: int) -> Answer:
             if not start or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
             return over_https(url, 0)
-    said = response.headers
+    fields = response.headers
     first, size = 0, -1 if response.length is None else response.length
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        stretch = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said.get("Content-Range", ""))
+        stretch = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", fields.get("Content-Range", ""))
         first, size = map(int, stretch.groups()) if stretch else (-1, -1)
-    etag = said.get("ETag", "")
+    etag = fields.get("ETag", "")
     version = "" if etag.startswith("W/") else etag
-    version = version or said.get("Last-Modified", "")
+    version = version or fields.get("Last-Modified", "")
     return Answer(response, first, size, version, framed=bool(response.chunked))
 
 
@@ -201,21 +201,21 @@ def _copy(answer: Answer, part: Partial, url: str) -> None:
 def _verify(part: Path, name: str, url: str, md5: str) -> None:
     """Raises CheckpointError unless the content is what was promised."""
     promised = HASH.search(name)
-    found = _digest(part, "sha256").hex() if promised else ""
-    if promised and not found.startswith(promised[1]):
+    digest = _digest(part, "sha256").hex() if promised else ""
+    if promised and not digest.startswith(promised[1]):
         raise CheckpointError(
             f"{public(url)} should have a sha256 that starts with {promised[1]}, as its name"
-            f" says; what came has {found[: len(promised[1])]}; nothing was kept, try again or"
+            f" says; what came has {digest[: len(promised[1])]}; nothing was kept, try again or"
             " another source"
         )
     if md5 and base64.b64encode(_digest(part, "md5")).decode() != md5:
         raise CheckpointError(
             f"{public(url)} came damaged: it should have the MD5 {md5}; nothing was kept, try again"
         )
-    found = flaw(part, name)
-    if found:
+    reason = flaw(part, name)
+    if reason:
         raise CheckpointError(
-            f"what came of {public(url)} are no weights: {found}; nothing was kept, check the"
+            f"what came of {public(url)} are no weights: {reason}; nothing was kept, check the"
             " address in a browser"
         )
 

@@ -138,7 +138,7 @@ class Facts:
         )
 
     def over(self, other: "Facts") -> "Facts":
-        """These, and where they say nothing what the others say."""
+        """These facts, and where they say nothing what the others say."""
         mine = {name: value for name, value in vars(self).items() if value is not None}
         return dataclasses.replace(other, **mine)
 
@@ -159,16 +159,16 @@ def facts_beside(path: Path) -> Facts:
     """
     folder = path if path.is_dir() else path.parent
     config, preprocessor = _read(folder / CONFIG), _read(folder / PREPROCESSOR)
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if config is not None and "architecture" in config:
-        found = _timm(config)
+        facts = _timm(config)
     elif config is not None and "model_type" in config:
-        found = _transformers(config)
+        facts = _transformers(config)
     elif (clip := _read(folder / OPEN_CLIP)) is not None:
-        found = _open_clip(clip)
+        facts = _open_clip(clip)
     if preprocessor is not None:
-        found |= _preprocessing(preprocessor)
-    return Facts(**{name: value for name, value in found.items() if value is not None})
+        facts |= _preprocessing(preprocessor)
+    return Facts(**{name: value for name, value in facts.items() if value is not None})
 
 
 def check(facts: Facts, state: State) -> None:
@@ -186,8 +186,8 @@ def check(facts: Facts, state: State) -> None:
     pattern = re.compile(r"(layers\.\d+\.)?blocks\.\d+\.")
     depth = len({match[0] for name in state if (match := pattern.match(name))})
     lines = [
-        f"{CONFIG} says {name} {said}, the arrays {there} ({where})"
-        for name, said, there, where in (
+        f"{CONFIG} says {name} {fact}, the arrays {there} ({where})"
+        for name, fact, there, where in (
             ("width", facts.width, width, projection),
             (
                 "patch size",
@@ -197,7 +197,7 @@ def check(facts: Facts, state: State) -> None:
             ),
             ("depth", facts.depth, depth, "blocks"),
         )
-        if said is not None and said != there
+        if fact is not None and fact != there
     ]
     if facts.heads and width % facts.heads:
         lines.append(
@@ -234,7 +234,7 @@ def _read(path: Path) -> Fields | None:
 
 
 def _timm(config: Fields) -> dict[str, Any]:
-    """Of timm's form; what it leaves to the code is known by the architecture's name."""
+    """Facts of timm's form; what it leaves to the code is known by the architecture's name."""
     family = config.text("architecture") or ""
     own = config.inner("pretrained_cfg").over(config)  # older files have all at the top
     options = config.inner("model_args")
@@ -264,7 +264,7 @@ def _timm(config: Fields) -> dict[str, Any]:
 
 
 def _transformers(config: Fields) -> dict[str, Any]:
-    """Of transformers' form; of two towers, the one for images."""
+    """Facts of transformers' form; of two towers, the one for images."""
     family = config.text("model_type") or ""
     labels = config.names("id2label")
     if family in TOWERS or "vision_config" in config:
@@ -292,7 +292,7 @@ def _transformers(config: Fields) -> dict[str, Any]:
 
 
 def _open_clip(config: Fields) -> dict[str, Any]:
-    """Of open_clip's form, the vision tower; one of timm's is known by its name."""
+    """Facts of open_clip's form, the vision tower; one of timm's is known by its name."""
     model, images = config.inner("model_cfg"), config.inner("preprocess_cfg")
     tower = model.inner("vision_cfg")
     for name in ("final_ln_after_pool", "act_kwargs", "norm_kwargs", "global_average_pool"):
@@ -300,7 +300,7 @@ def _open_clip(config: Fields) -> dict[str, Any]:
             raise tower.wrong(name, "none: no tower here has that; take the model without it")
     if tower.text("pool_type") not in (None, "tok"):
         raise tower.wrong("pool_type", "tok: towers here look at the class token")
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "image_size": tower.size("image_size"),
         "mean": images.numbers("mean"),
         "std": images.numbers("std"),
@@ -309,7 +309,7 @@ def _open_clip(config: Fields) -> dict[str, Any]:
     family = tower.text("timm_model_name")
     if family is not None:
         known = architecture(family)
-        return found | {
+        return facts | {
             "family": family,
             "heads": known.heads,
             "epsilon": known.epsilon,
@@ -319,7 +319,7 @@ def _open_clip(config: Fields) -> dict[str, Any]:
             "rotary": Rotary(*known.rotary) if known.rotary else None,
         }
     width = tower.count("width") or 768
-    return found | {
+    return facts | {
         "family": "open_clip",
         "width": width,
         "depth": tower.count("layers") or 12,
@@ -331,33 +331,33 @@ def _open_clip(config: Fields) -> dict[str, Any]:
 
 
 def _preprocessing(config: Fields) -> dict[str, Any]:
-    """Of transformers' image processors; what is not said there stays as it was."""
-    found: dict[str, Any] = {}
+    """Facts of transformers' image processors; what is not said there stays as it was."""
+    facts: dict[str, Any] = {}
     if config.flag("do_normalize", True):
-        found |= {"mean": config.numbers("image_mean"), "std": config.numbers("image_std")}
+        facts |= {"mean": config.numbers("image_mean"), "std": config.numbers("image_std")}
     else:
-        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        facts |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     resized, cropped = config.size("size"), config.size("crop_size")
     if config.flag("do_center_crop", cropped is not None):
         if resized and cropped:
             ratios = {c / r for c, r in zip(sides(cropped), sides(resized), strict=True)}
             if len(ratios) > 1:
                 raise config.wrong("crop_size", f"the same share of size={resized} in both sides")
-            found["crop_ratio"] = ratios.pop()
+            facts["crop_ratio"] = ratios.pop()
     elif resized:
-        found["crop_ratio"] = 1.0
+        facts["crop_ratio"] = 1.0
     resample = config.count("resample", least=0)
     if resample is not None:
         if resample not in INTERPOLATIONS:
             raise config.wrong("resample", "one of Pillow's filters, 0 to 5")
-        found["interpolation"] = INTERPOLATIONS[resample]
-    return {name: value for name, value in found.items() if value is not None}
+        facts["interpolation"] = INTERPOLATIONS[resample]
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _activation(config: Fields, name: str) -> str | None:
-    said = config.text(name)
-    if said is None:
+    activation = config.text(name)
+    if activation is None:
         return None
-    if said not in ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise config.wrong(name, f"one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[said]
+    return ACTIVATIONS[activation]

@@ -38,9 +38,9 @@ class Files:
         self._failure: CheckpointError | None = None
         try:
             api = huggingface_hub.HfApi()
-            found = api.model_info(repository, files_metadata=True, timeout=TIMEOUT)
-            self._commit = str(found.sha)
-            for one in found.siblings or ():
+            info = api.model_info(repository, files_metadata=True, timeout=TIMEOUT)
+            self._commit = str(info.sha)
+            for one in info.siblings or ():
                 sum_of_content = one.lfs.sha256 if one.lfs else one.blob_id
                 self._hashes[one.rfilename] = str(sum_of_content or "")
         except Exception as error:  # of the library, and of the ones that it connects by
@@ -72,12 +72,12 @@ class Files:
     def _cached(self, name: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self._repository, name)
-        if not isinstance(found, str) or self._commit not in ("", Path(found).parent.name):
+        path = try_to_load_from_cache(self._repository, name)
+        if not isinstance(path, str) or self._commit not in ("", Path(path).parent.name):
             return None
         if self._failure and name.endswith((".safetensors", ".bin")):
             log.warning("%s; took what is in the cache", str(self._failure).partition(";")[0])
-        return Path(found)
+        return Path(path)
 
     def _downloaded(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -164,8 +164,8 @@ def _damage(path: Path, expected: str) -> str:
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             digest.update(part)
-    found = digest.hexdigest()
-    return "" if found == expected else f"expected the sum {expected}, got {found}"
+    checksum = digest.hexdigest()
+    return "" if checksum == expected else f"expected the sum {expected}, got {checksum}"
 
 
 def _sweep(blobs: Path) -> None:

@@ -92,9 +92,9 @@ def _loaded(
 
 def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, State, Facts]:
     """A checkpoint's family and its arrays in timm's names, and all that is known besides."""
-    found, beside = read_state(str(path), notes), facts_beside(path)
-    facts = facts.over(beside).over(Facts(heads=heads_of(found)))
-    family, state = recognise(found, notes, facts)
+    arrays, beside = read_state(str(path), notes), facts_beside(path)
+    facts = facts.over(beside).over(Facts(heads=heads_of(arrays)))
+    family, state = recognise(arrays, notes, facts)
     check(beside, state)
     return family, state, facts
 

@@ -104,8 +104,8 @@ def _mixture(model: Any) -> dict[str, Any]:
     mixers = [block.mixer for block in getattr(model, "blocks", ())]
     shared = [m for m in mixers if isinstance(m, SharedConv | SinglePathAttention)]
     searched = [m for m in mixers if isinstance(m, SinglePathAttention)]
-    said: dict[str, Any] = {"temperature": shared[0].temperature} if shared else {}
-    return said | ({"ops": searched[0].ops} if searched else {})
+    mixture: dict[str, Any] = {"temperature": shared[0].temperature} if shared else {}
+    return mixture | ({"ops": searched[0].ops} if searched else {})
 
 
 def load_model(path: str | os.PathLike, **options: Any) -> Any:
@@ -119,8 +119,8 @@ def load_model(path: str | os.PathLike, **options: Any) -> Any:
       CheckpointError: not such a file, or a damaged one.
     """
     with _readable(path):
-        said = _described(path)
-        model = forms.build(said.pop("spec"), said.pop("form"), **said, **options)
+        arguments = _described(path)
+        model = forms.build(arguments.pop("spec"), arguments.pop("form"), **arguments, **options)
         arrays = safetensors.numpy.load_file(path)
         return forms.fill(model, {_renamed(name): value for name, value in arrays.items()})
 
@@ -190,19 +190,20 @@ def _described(path: str | os.PathLike) -> dict[str, Any]:
     values = _values(path)
     fields = _with_tuples(values["spec"])
     _check_sizes(fields, os.path.getsize(path))
-    said: dict[str, Any] = {"form": values["form"]}
+    arguments: dict[str, Any] = {"form": values["form"]}
     for name in ("temperature", "ops"):
         if name in values:
-            said |= _with_tuples({name: values[name]})
+            arguments |= _with_tuples({name: values[name]})
     if "temperature" in fields:  # version 1 had it in the spec
-        said["temperature"] = fields.pop("temperature")
-    temperature = said.get("temperature", 1.0)
+        arguments["temperature"] = fields.pop("temperature")
+    temperature = arguments.get("temperature", 1.0)
     if not (_is_number(temperature) and temperature > 0):
         raise ValueError(f"temperature {temperature!r}")
-    said["spec"] = SPECS[str(fields.pop("type"))](**fields)
-    architecture = values["architecture"] if said["form"] != "dense" else None  # a remark, once
-    said["architecture"] = architecture and from_json(json.dumps(architecture))
-    return said
+    arguments["spec"] = SPECS[str(fields.pop("type"))](**fields)
+    # Of a dense model it was a remark, once.
+    architecture = values["architecture"] if arguments["form"] != "dense" else None
+    arguments["architecture"] = architecture and from_json(json.dumps(architecture))
+    return arguments
 
 
 def _check_sizes(fields: dict[str, Any], size: int) -> None:

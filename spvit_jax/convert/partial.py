@@ -76,11 +76,11 @@ def sweep(cache: Path) -> None:
 
 def _left(folder: Path) -> tuple[IO[bytes], Path]:
     """What a killed process left in a folder, the rest of it removed; or a new file."""
-    found = [(file, path) for path in sorted(folder.glob("*.part")) if (file := _own(path))]
-    for file, path in found[1:]:
+    parts = [(file, path) for path in sorted(folder.glob("*.part")) if (file := _own(path))]
+    for file, path in parts[1:]:
         file.close()
         path.unlink()
-    return found[0] if found else _new(folder, "")
+    return parts[0] if parts else _new(folder, "")
 
 
 def _new(folder: Path, version: str) -> tuple[IO[bytes], Path]:

@@ -70,9 +70,9 @@ def _missing(count: int, tokens: int, registers: int, patch: int, facts: Facts) 
     Of several that can be, what ``map_of`` prefers.
     """
     ways = {count: tokens + registers, count - tokens: registers, count - tokens - registers: 0}
-    told = _count(facts.image_size, patch)
-    if told in ways:
-        return ways[told]
+    total = _count(facts.image_size, patch)
+    if total in ways:
+        return ways[total]
     if _is_square(count) and not _is_square(count - tokens):
         return tokens + registers
     squares = [missing for patches, missing in ways.items() if _is_square(patches)]
@@ -91,6 +91,6 @@ def _is_square(count: int) -> bool:
 
 
 def _shape(state: State, name: str, rank: int) -> tuple[int, ...]:
-    """Of an array; zeros without one of that rank."""
+    """The shape of an array; zeros without one of that rank."""
     value = state.get(name)
     return (0,) * rank if value is None or value.ndim != rank else value.shape

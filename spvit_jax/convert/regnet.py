@@ -56,7 +56,7 @@ def _convolution(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def buffers(spec: RegNetSpec, ops: tuple[str, ...]) -> State:
-    """None beside the batch norms'."""
+    """No buffers beside the batch norms'."""
     return {}
 
 
@@ -67,14 +67,14 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> RegNetSpec:
       CheckpointError: an array is missing, or the shapes are not those of a RegNetY.
     """
     pattern = re.compile(r"s(\d+)\.b(\d+)\.")
-    found = {(int(m[1]), int(m[2])) for name in state if (m := pattern.match(name))}
-    stages = range(1, 1 + len({stage for stage, _ in found}))
+    indices = {(int(m[1]), int(m[2])) for name in state if (m := pattern.match(name))}
+    stages = range(1, 1 + len({stage for stage, _ in indices}))
     widths = [shape(state, f"s{s}.b1.conv1.conv.weight", 4)[0] for s in stages]
     size = facts.image_size
     try:
         return RegNetSpec(
             widths=tuple(widths),
-            depths=tuple(sum(stage == s for stage, _ in found) for s in stages),
+            depths=tuple(sum(stage == s for stage, _ in indices) for s in stages),
             group=shape(state, "s1.b1.conv2.conv.weight", 4)[1],
             classes=shape(state, "head.fc.weight", 2, (1000, widths[-1]))[0],
             **({"image_size": size} if size else {}),

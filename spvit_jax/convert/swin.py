@@ -146,9 +146,9 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
 
 def _depths(state: State) -> tuple[int, ...]:
     pattern = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
-    found = {(int(m[1]), int(m[2])) for name in state if (m := pattern.match(name))}
-    stages = range(len({stage for stage, _ in found}))
-    return tuple(sum(stage == s for stage, _ in found) for s in stages)
+    indices = {(int(m[1]), int(m[2])) for name in state if (m := pattern.match(name))}
+    stages = range(len({stage for stage, _ in indices}))
+    return tuple(sum(stage == s for stage, _ in indices) for s in stages)
 
 
 def _hidden(state: State, stages: list[list[str]], width: int) -> tuple[int, ...]:
@@ -160,25 +160,25 @@ def _hidden(state: State, stages: list[list[str]], width: int) -> tuple[int, ...
 def _heads(state: State, stages: list[list[str]], width: int, heads: int) -> tuple[int, ...]:
     if heads:
         return tuple(heads << s for s in range(len(stages)))
-    told = [blocks.heads_of(state, names, width << s) for s, names in enumerate(stages)]
-    sizes = [(width << s) // n for s, n in enumerate(told) if n]
+    counts = [blocks.heads_of(state, names, width << s) for s, names in enumerate(stages)]
+    sizes = [(width << s) // n for s, n in enumerate(counts) if n]
     size = sizes[0] if sizes else HEAD_DIM  # where only skips are left it is of no consequence
-    return tuple(n or (width << s) // size for s, n in enumerate(told))
+    return tuple(n or (width << s) // size for s, n in enumerate(counts))
 
 
 def _windows(
     state: State, stages: list[list[str]], patch: int, facts: Facts
 ) -> dict[int, tuple[int, int]]:
     """Rows and columns of the windows of each stage that tells."""
-    found: dict[int, tuple[int, int]] = {}
+    windows: dict[int, tuple[int, int]] = {}
     for s, names in enumerate(stages):
         for name in names:
             if f"{name}.{TABLE}" in state:
-                found.setdefault(s, _window(state, f"{name}.{TABLE}", patch << s, facts))
+                windows.setdefault(s, _window(state, f"{name}.{TABLE}", patch << s, facts))
             if f"{name}.attn_mask" in state:
                 tokens = shape(state, f"{name}.attn_mask", 3)[1]
-                found.setdefault(s, (math.isqrt(tokens),) * 2)
-    return found
+                windows.setdefault(s, (math.isqrt(tokens),) * 2)
+    return windows
 
 
 def _window(state: State, name: str, patch: int, facts: Facts) -> tuple[int, int]:
@@ -236,11 +236,11 @@ def _image_size(
 
 def _require_windows(spec: SwinSpec, windows: dict[int, tuple[int, int]]) -> None:
     """Raises unless all windows are of one size, or of their map's where that is smaller."""
-    for stage, found in windows.items():
+    for stage, window in windows.items():
         expected = spec.windows(stage)
-        if found != expected:
+        if window != expected:
             raise CheckpointError(
-                f"layers.{stage}.blocks.0.{TABLE} is for windows of {shown(found)} tokens, others"
+                f"layers.{stage}.blocks.0.{TABLE} is for windows of {shown(window)} tokens, others"
                 f" for {spec.window}x{spec.window}; expected {shown(expected)}: one size,"
                 " clipped only where a map is smaller"
             )

@@ -206,8 +206,8 @@ def apply(
     rules = tuple(rules)
     blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     expected = {name: value.shape for name, value in revert(rules, blank).items()}
-    found = {name: value.shape for name, value in state.items() if not ignored(name)}
-    require(found, expected)
+    actual = {name: value.shape for name, value in state.items() if not ignored(name)}
+    require(actual, expected)
     arrays: Arrays = {}
     for r in rules:
         results = r.pair.forward(*(state[name] for name in r.sources))

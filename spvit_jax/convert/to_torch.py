@@ -46,15 +46,15 @@ def unsaid(model: Any) -> str:
     plain = ViTSpec()
     if not isinstance(model.spec, ViTSpec):
         return ""
-    found = [
+    fields = [
         f"{name} {value}"
         for name in ("pool", "rotary", "activation", "epsilon")
         if (value := getattr(model.spec, name)) != getattr(plain, name)
     ]
-    if not found:
+    if not fields:
         return ""
     return (
-        f"a state dict does not say {', '.join(found)}: build the model so in PyTorch, or take"
+        f"a state dict does not say {', '.join(fields)}: build the model so in PyTorch, or take"
         " python -m spvit_jax.export MODEL OUT.safetensors, which comes with a module that knows"
     )
 

@@ -25,9 +25,9 @@ class Fields:
 
     def wrong(self, name: str, expected: str) -> CheckpointError:
         """The error for a field that is not as expected."""
-        found = f"{self._content.get(name)!r:.80}"
+        value = f"{self._content.get(name)!r:.80}"
         return CheckpointError(
-            f"{self._where}: {name} is {found}, expected {expected}; correct the file, or move it"
+            f"{self._where}: {name} is {value}, expected {expected}; correct the file, or move it"
             " away"
         )
 
@@ -102,10 +102,10 @@ class Fields:
     def side(self, name: str) -> int | None:
         """Pixels a side of a square; see ``size``."""
         expected = "the side of a square, in pixels"
-        found = self._size(name, expected)
-        if isinstance(found, tuple):
+        size = self._size(name, expected)
+        if isinstance(size, tuple):
             raise self.wrong(name, expected)
-        return found
+        return size
 
     def size(self, name: str) -> Size | None:
         """Pixels of an image: a number, or height and width, which may stand behind the channels.

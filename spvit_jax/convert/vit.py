@@ -170,17 +170,17 @@ def _unseen(state: State, facts: Facts) -> dict[str, Any]:
     if not activation and (clip or "attn_pool.latent" in state):
         raise _ask("activation", "which activation its FFNs have", "quick_gelu, gelu or gelu_tanh")
     gated = "blocks.0.mlp.fc1_g.weight" in state
-    found: dict[str, Any] = {"activation": activation or ("silu" if gated else "gelu")}
-    found["epsilon"] = facts.epsilon or (1e-5 if clip else 1e-6)
+    fields: dict[str, Any] = {"activation": activation or ("silu" if gated else "gelu")}
+    fields["epsilon"] = facts.epsilon or (1e-5 if clip else 1e-6)
     if facts.rotary and facts.rotary.kind != "none":
-        found["epsilon"] = facts.epsilon or (1e-5 if facts.rotary.kind == "dinov3" else 1e-6)
+        fields["epsilon"] = facts.epsilon or (1e-5 if facts.rotary.kind == "dinov3" else 1e-6)
         kind, base, grid = facts.rotary.kind, facts.rotary.base, facts.rotary.grid
-        return found | {"rotary": kind, "rotary_base": base, "rotary_grid": grid or 16}
+        return fields | {"rotary": kind, "rotary_base": base, "rotary_grid": grid or 16}
     if "pos_embed" not in state:
         raise _ask("rotary", "how its rotary positions turn", "dinov3 or eva")
     if gated and not facts.rotary and not facts.family:  # EVA-02 is, beside learned positions
         raise _ask("rotary", "whether positions turn its queries too", "none, eva or dinov3")
-    return found
+    return fields
 
 
 def _ask(option: str, what: str, values: str) -> CheckpointError:
@@ -211,15 +211,15 @@ def _pool(state: State, facts: Facts) -> str:
 
 
 def _heads(state: State, names: list[str], width: int) -> int:
-    told = blocks.heads_of(state, names, width)
-    if told is None and "blocks.0.attn.q_norm.weight" in state:
-        told = width // shape(state, "blocks.0.attn.q_norm.weight", 1)[0]
-    if told is None and width not in HEADS:
+    heads = blocks.heads_of(state, names, width)
+    if heads is None and "blocks.0.attn.q_norm.weight" in state:
+        heads = width // shape(state, "blocks.0.attn.q_norm.weight", 1)[0]
+    if heads is None and width not in HEADS:
         raise CheckpointError(
             f"the checkpoint does not say how many heads share its width of {width}; give it:"
             " --heads N in the shell, model.heads in a config, facts=Facts.told(heads=N) in Python"
         )
-    return HEADS[width] if told is None else told
+    return HEADS[width] if heads is None else heads
 
 
 def fit(state: State, spec: ViTSpec, notes: list[str], facts: Facts = UNKNOWN) -> None:

@@ -28,8 +28,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
 def _bytes(source: Source, index: int) -> bytes:
     """An image's label and pixels; those of a damaged one are left to whoever trains on it."""
     try:
-        found = source[index]
-        return np.int32(found["label"]).tobytes() + np.asarray(found["image"].full()).tobytes()
+        example = source[index]
+        return np.int32(example["label"]).tobytes() + np.asarray(example["image"].full()).tobytes()
     except LabelError:
         raise
     except DataError:

@@ -65,8 +65,8 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(folder: Path, name: str, rank: int) -> np.ndarray:
-    found = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
-    if not found:
+    paths = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
+    if not paths:
         names = [
             f"{prefix}-{kind}"
             for prefix in PREFIXES.values()
@@ -76,7 +76,7 @@ def _read(folder: Path, name: str, rank: int) -> np.ndarray:
             f"no {name}.gz or {name} in {folder}; an idx folder holds {', '.join(names)},"
             " each with or without .gz"
         )
-    array = read_idx(found[0])
+    array = read_idx(paths[0])
     if array.ndim != rank:
-        raise DataError(f"{found[0]} should have {rank} dimensions, found shape {array.shape}")
+        raise DataError(f"{paths[0]} should have {rank} dimensions, found shape {array.shape}")
     return array

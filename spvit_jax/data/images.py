@@ -66,10 +66,10 @@ def _files(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give one that holds images, or an array")
-    found = sorted(folder / file for file in images_below(folder))
-    if not found:
+    files = sorted(folder / file for file in images_below(folder))
+    if not files:
         raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {folder}")
-    return found
+    return files
 
 
 def _check(item: Any, name: str) -> None:

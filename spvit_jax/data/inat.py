@@ -31,14 +31,14 @@ def list_split(folder: Path, split: str) -> tuple[Files, tuple[str, ...]]:
     labels: dict[int, int] = {}
     for annotation in train["annotations"]:
         labels.setdefault(annotation["category_id"], len(labels))
-    found = train if split == "train" else _read(folder, split)
-    categories = {one["image_id"]: one["category_id"] for one in found["annotations"]}
+    listing = train if split == "train" else _read(folder, split)
+    categories = {one["image_id"]: one["category_id"] for one in listing["annotations"]}
     odd = sorted(set(categories.values()) - set(labels))
     if odd:
         raise DataError(f"{folder}: categories {odd[:10]} of {split} have no training image")
     files = [
         (_path(folder, one["file_name"]), labels[categories[one["id"]]])
-        for one in found["images"]
+        for one in listing["images"]
         if one["id"] in categories
     ]
     if not files:
@@ -49,20 +49,20 @@ def list_split(folder: Path, split: str) -> tuple[Files, tuple[str, ...]]:
 
 def _read(folder: Path, split: str) -> dict[str, Any]:
     """A split's JSON, its two lists checked for what is used of them."""
-    found = sorted(folder.glob(f"{split}20[0-9][0-9].json"))
-    if len(found) != 1:
+    files = sorted(folder.glob(f"{split}20[0-9][0-9].json"))
+    if len(files) != 1:
         raise DataError(
-            f"expected one {split}2018.json or {split}2019.json in {folder}, found {len(found)};"
+            f"expected one {split}2018.json or {split}2019.json in {folder}, found {len(files)};"
             " they and the images come from https://github.com/visipedia/inat_comp"
         )
-    content = _load(found[0])
+    content = _load(files[0])
     needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id")}
     for group, keys in needed.items():
         rows = content.get(group) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(
             isinstance(row, dict) and set(keys) <= row.keys() for row in rows
         ):
-            raise DataError(f"{found[0]}: expected {group!r}, a list of objects with {keys}")
+            raise DataError(f"{files[0]}: expected {group!r}, a list of objects with {keys}")
     return content
 
 

@@ -30,9 +30,9 @@ def make(listing: str, noted: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         splits[split] = {
             "images": len(images),
             "bytes": sum(size for _, size, _, _ in images),
-            "sha256": checksum((path, given) for path, _, given, _ in images),
+            "sha256": checksum((path, raw) for path, _, raw, _ in images),
             "stored_sha256": checksum((path, stored) for path, _, _, stored in images),
-            "converted": sum(given != stored for _, _, given, stored in images),
+            "converted": sum(raw != stored for _, _, raw, stored in images),
             "skipped": {path: reason for path, _, reason in sorted(skipped)},
         }
     return {"listing": listing, "splits": splits}
@@ -45,8 +45,8 @@ def read(folder: Path) -> dict[str, Any]:
       DataError: there is none, or it is damaged.
     """
     try:
-        found: dict[str, Any] = json.loads((folder / FILE).read_text())
-        return found
+        manifest: dict[str, Any] = json.loads((folder / FILE).read_text())
+        return manifest
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no {FILE}, so something else made it; choose another name or folder"
@@ -69,10 +69,10 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda images: None
     Raises:
       DataError: an image or label is not the one that was stored.
     """
-    found = read(folder)
+    manifest = read(folder)
     builder = tfds.builder_from_directory(folder)
     wrong = []
-    for split, expected in found["splits"].items():
+    for split, expected in manifest["splits"].items():
         try:
             sums = _stored_sums(builder, split, progress)
         except LabelError as error:
@@ -84,7 +84,7 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda images: None
                 wrong.append(f"{split} has other images than were stored")
     if wrong:
         raise DataError(f"{folder} is damaged: {', '.join(wrong)}; remove it, prepare it again")
-    return found
+    return manifest
 
 
 def _stored_sums(

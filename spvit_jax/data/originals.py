@@ -79,12 +79,12 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
       DataError: not such a folder, a class without images, or splits with other classes.
     """
     if has_splits(folder):
-        found = subfolders(folder)
+        folders = subfolders(folder)
         if val_share:
             raise DataError(
-                f"{folder} has splits already: {', '.join(found)}; leave out the share for val"
+                f"{folder} has splits already: {', '.join(folders)}; leave out the share for val"
             )
-        return _list_splits(folder, found)
+        return _list_splits(folder, folders)
     names = _class_names(folder)
     originals = _list_classes(folder, names)
     if not val_share:
@@ -97,12 +97,12 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
 
 def has_splits(folder: Path) -> bool:
     """Whether a folder holds splits, rather than classes."""
-    found = subfolders(folder)
-    return any(name in SPLITS and not images_in(folder / name) for name in found)
+    folders = subfolders(folder)
+    return any(name in SPLITS and not images_in(folder / name) for name in folders)
 
 
 def in_order(originals: Iterable[Original]) -> list[Original]:
-    """Sorted by the SHA-256 of their path: fixed, and any stretch mixes the classes."""
+    """Sorts images by the SHA-256 of their path: fixed, and any stretch mixes the classes."""
     return sorted(originals, key=lambda one: hashlib.sha256(os.fsencode(one.path)).digest())
 
 
@@ -112,21 +112,21 @@ def checked_names(names: Iterable[str], where: Path) -> tuple[str, ...]:
     Raises:
       DataError: none, or one that a file of a name a line cannot hold.
     """
-    found = tuple(sorted(names))
-    if not found:
+    classes = tuple(sorted(names))
+    if not classes:
         raise DataError(
             f"no class folders in {where}; expected {where}/CLASS/*{{{','.join(EXTENSIONS)}}} or"
             f" {where}/train/CLASS/*, or ImageNet's tars"
         )
-    for name in found:
+    for name in classes:
         if name != name.strip() or len(name.splitlines()) != 1 or not name.isprintable():
             raise DataError(f"{where} has a class named {name!r}; rename it without odd spaces")
-    return found
+    return classes
 
 
-def _list_splits(folder: Path, found: list[str]) -> Originals:
+def _list_splits(folder: Path, folders: list[str]) -> Originals:
     splits, notes, reference = {}, [], None
-    for split in sorted(found, key=lambda name: (name != "train", name)):
+    for split in sorted(folders, key=lambda name: (name != "train", name)):
         if not subfolders(folder / split):
             notes.append(f"{folder / split} is left out: it has no class folders, so no labels")
             continue
@@ -144,7 +144,7 @@ def _list_splits(folder: Path, found: list[str]) -> Originals:
             )
         splits[split] = in_order(_list_classes(folder / split, names))
     if reference is None:
-        raise DataError(f"no class folders in {', '.join(str(folder / name) for name in found)}")
+        raise DataError(f"no class folders in {', '.join(str(folder / name) for name in folders)}")
     return Originals(reference[1], splits, tuple(notes))
 
 
@@ -155,13 +155,13 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _list_classes(root: Path, names: tuple[str, ...]) -> list[Original]:
     where, originals = str(root), []
     for label, name in enumerate(names):
-        found = [
+        images = [
             Original(path, label, os.stat(os.path.join(where, path)).st_size, where)
             for path in (os.path.join(name, file) for file in images_below(root / name))
         ]
-        if not found:
+        if not images:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
-        originals += found
+        originals += images
     return originals
 
 

@@ -70,9 +70,9 @@ def select(labels: np.ndarray, per_class: int, classes: int) -> np.ndarray:
       DataError: a class has too few images.
     """
     members = [np.flatnonzero(labels == label)[:per_class] for label in range(classes)]
-    for label, found in enumerate(members):
-        if len(found) < per_class:
-            raise DataError(f"class {label} has {len(found)} images, {per_class} are needed")
+    for label, indices in enumerate(members):
+        if len(indices) < per_class:
+            raise DataError(f"class {label} has {len(indices)} images, {per_class} are needed")
     return np.stack(members, axis=1).ravel()
 
 
@@ -109,11 +109,11 @@ def read(name: str, split: str, folder: Path = FOLDER) -> tuple[np.ndarray, np.n
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the packaged file {path}: {error}; {restore}") from error
-    found = hashlib.sha256(raw).hexdigest()
-    if found != expected:
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != expected:
         raise DataError(
             f"the packaged file {path} is damaged: expected SHA-256 {expected},"
-            f" found {found} ({len(raw)} bytes); {restore}"
+            f" found {digest} ({len(raw)} bytes); {restore}"
         )
     with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"]

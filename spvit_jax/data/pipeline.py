@@ -187,11 +187,11 @@ class _TrainView(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
         for index in range(element, element + SKIPS):
             try:
-                found = self.source[index % len(self.source)]
+                example = self.source[index % len(self.source)]
                 image = train_transform(
-                    found["image"], rng, image_size=self.image_size, augment=self.data.augment
+                    example["image"], rng, image_size=self.image_size, augment=self.data.augment
                 )
-                return {"image": image, "label": np.int32(found["label"])}
+                return {"image": image, "label": np.int32(example["label"])}
             except DataError as error:
                 _skip_or_raise(error, self.data, self.damaged)
         raise DataError(f"{SKIPS} damaged images in a row, up to number {index}: check the data")
@@ -211,10 +211,10 @@ class _EvalView(grain.transforms.Map):
         if index >= len(self.source):
             return {"image": blank, "label": np.int32(0), "mask": np.False_}
         try:
-            found = self.source[index]
+            example = self.source[index]
             rng = np.random.default_rng((index, view)) if view else None
-            image = self._view(found["image"], rng)
-            return {"image": image, "label": np.int32(found["label"]), "mask": np.True_}
+            image = self._view(example["image"], rng)
+            return {"image": image, "label": np.int32(example["label"]), "mask": np.True_}
         except DataError as error:
             _skip_or_raise(error, self.data, self.damaged)
             return {"image": blank, "label": np.int32(0), "mask": np.False_}
@@ -244,11 +244,11 @@ def _iterate(rows: Rows, start: int, workers: int) -> Iterator[Batch]:
     batches = grain.MapDataset.source(rows).batch(len(rows.rows), drop_remainder=True)[start:]
     threads = min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    found = batches.to_iter_dataset(options)
+    dataset = batches.to_iter_dataset(options)
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
-        found = found.mp_prefetch(options, worker_init_fn=_leave_signals_to_parent)
-    return iter(found)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals_to_parent)
+    return iter(dataset)
 
 
 def _leave_signals_to_parent(worker: int, workers: int) -> None:

@@ -85,14 +85,14 @@ class Recorder:
     def _is_finished(self) -> bool:
         if not self._folder.exists():
             return False
-        found = manifest.read(self._folder)
-        if found["listing"] != self._originals.listing(sizes=True):
-            held = ", ".join(f"{name} {one['images']:,}" for name, one in found["splits"].items())
+        content = manifest.read(self._folder)
+        if content["listing"] != self._originals.listing(sizes=True):
+            held = ", ".join(f"{name} {one['images']:,}" for name, one in content["splits"].items())
             raise DataError(
                 f"{self._folder} was made of other images ({held}) or with other options; remove"
                 " it, or choose another --name or folder"
             )
-        skipped = sum(len(split["skipped"]) for split in found["splits"].values())
+        skipped = sum(len(split["skipped"]) for split in content["splits"].values())
         if skipped and not self._skip_bad:
             raise DataError(
                 f"{self._folder} leaves out {skipped} bad images, which its {manifest.FILE} names;"
@@ -108,13 +108,13 @@ class Recorder:
     def _left(self) -> dict[str, dict[str, Any]]:
         """The notes of the shards that earlier runs left and that can stay."""
         try:
-            found = json.loads((self._work / "plan.json").read_text())
+            plan = json.loads((self._work / "plan.json").read_text())
         except (FileNotFoundError, ValueError):
             return {}
-        if found != self._plan():
+        if plan != self._plan():
             raise DataError(
                 f"{self._work} was begun with other images or options"
-                f" ({sum(count for _, count in found['shards']):,} images, now {self.total:,}); go"
+                f" ({sum(count for _, count in plan['shards']):,} images, now {self.total:,}); go"
                 " on with those, or remove it to begin anew"
             )
         notes = {shard.file: shards.noted(shard, self._set) for shard in self._shards}

@@ -72,7 +72,7 @@ def write(
     with _array_record(partial) as put:
         for one, result in _ahead(shard.originals):
             try:
-                stored, given_sum, stored_sum = result.result()
+                stored, raw_sum, stored_sum = result.result()
             except DataError as error:
                 if not skip_bad:
                     raise DataError(f"{error}; --skip-bad leaves such images out") from error
@@ -83,7 +83,7 @@ def write(
                 record = proto.SerializeToString(deterministic=True)  # the same in every process
                 put(record)
                 note["bytes"] += len(record)
-                note["images"].append([one.path, one.size, given_sum, stored_sum])
+                note["images"].append([one.path, one.size, raw_sum, stored_sum])
             progress(1)
     if not note["images"]:
         raise DataError(f"no image for {shard.file} can be decoded: {note['skipped'][0][2]}")
@@ -132,10 +132,10 @@ def _ahead(originals: list[Original]) -> Iterator[tuple[Original, Future]]:
 
 def _prepared(one: Original) -> tuple[bytes, str, str]:
     """The bytes to store, and the SHA-256 of those given and of those stored."""
-    given = one.read()
-    stored = storable(given, one.name)
-    given_sum = hashlib.sha256(given).hexdigest()
-    return stored, given_sum, given_sum if stored is given else hashlib.sha256(stored).hexdigest()
+    raw = one.read()
+    stored = storable(raw, one.name)
+    raw_sum = hashlib.sha256(raw).hexdigest()
+    return stored, raw_sum, raw_sum if stored is raw else hashlib.sha256(stored).hexdigest()
 
 
 @contextlib.contextmanager
@@ -157,6 +157,6 @@ def _check(file: Path, count: int) -> None:
     finally:
         os.close(descriptor)
     options = "readahead_buffer_size:0,max_parallelism:0"
-    found = array_record_module.ArrayRecordReader(str(file), options).num_records()
-    if found != count:
-        raise DataError(f"{file} holds {found} records instead of {count}; is the disk full?")
+    records = array_record_module.ArrayRecordReader(str(file), options).num_records()
+    if records != count:
+        raise DataError(f"{file} holds {records} records instead of {count}; is the disk full?")

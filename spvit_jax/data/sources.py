@@ -171,23 +171,23 @@ class FolderSource:
             _check_same(root, names, _class_folders(folder / train))
         files = []
         for label, name in enumerate(names):
-            found = [os.path.join(name, file) for file in images_below(root / name)]
-            if not found:
+            paths = [os.path.join(name, file) for file in images_below(root / name)]
+            if not paths:
                 raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
-            files += [(path, label) for path in found]
+            files += [(path, label) for path in paths]
         return cls(root, _mixed(files, split), names)
 
     @classmethod
     def _divided(cls, folder: Path, part: str, split: str, data: config.Data) -> "FolderSource":
-        found = originals.list_folder(folder, data.val_share, data.val_seed)
-        if part not in found.splits:
+        images = originals.list_folder(folder, data.val_share, data.val_seed)
+        if part not in images.splits:
             raise DataError(
-                f"{folder} is one folder of {len(found.class_names)} classes, without {part!r};"
+                f"{folder} is one folder of {len(images.class_names)} classes, without {part!r};"
                 " make folders train and val of it, or set data.val_share=0.1 and"
                 " data.test_split=val"
             )
-        files = [(one.path, one.label) for one in found.splits[part]]
-        return cls(folder, _mixed(files, split), found.class_names)
+        files = [(one.path, one.label) for one in images.splits[part]]
+        return cls(folder, _mixed(files, split), images.class_names)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -101,7 +101,7 @@ class SwinSpec:
     @property
     def blocks(self) -> tuple[Geometry, ...]:
         """What each block works on. Every second one shifts its windows, if there are several."""
-        found = []
+        geometries = []
         for stage, depth in enumerate(self.depths):
             grid, window = self.grid(stage), self.windows(stage)
             down, right = (w // 2 if w < g else 0 for w, g in zip(window, grid, strict=True))
@@ -109,8 +109,8 @@ class SwinSpec:
                 shift = (down, right) if i % 2 else (0, 0)
                 width, heads = self.width << stage, self.heads[stage]
                 hidden = self.hidden[stage]
-                found.append(Geometry(width, heads, hidden, grid, window=window, shift=shift))
-        return tuple(found)
+                geometries.append(Geometry(width, heads, hidden, grid, window=window, shift=shift))
+        return tuple(geometries)
 
 
 VARIANTS = {

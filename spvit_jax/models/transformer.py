@@ -204,12 +204,12 @@ class Transformer(Classifier):
     ) -> list[Tokens]:
         """What leaves each block; arguments as for a call."""
         keys = split_key(key, len(self.blocks) + 1)
-        tokens, found = Tokens(dropout(self.embed(images), self.dropout, keys[-1])), []
+        tokens, stream = Tokens(dropout(self.embed(images), self.dropout, keys[-1])), []
         for i in range(len(self.blocks)):
             entering = tokens._replace(x=self.enter(i, tokens.x))
             tokens = self.run_block(i, entering, extras, keys[i], train)
-            found.append(tokens)
-        return found
+            stream.append(tokens)
+        return stream
 
     def heads(
         self,

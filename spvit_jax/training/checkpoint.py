@@ -110,10 +110,10 @@ class Checkpoints:
         )
         failures = list(self._aside)
         for step in reversed(self.steps):
-            found, failure = self._tried(step, wanted)
+            state, failure = self._tried(step, wanted)
             elsewhere = [reason for reason in hosts.from_all(failure) if reason]
-            if found is not None and not elsewhere:
-                return found
+            if state is not None and not elsewhere:
+                return state
             failures.append(f"step {step}: {elsewhere[0]}")
             log.warning("unreadable checkpoint in %s, %s", self.directory, failures[-1])
             self._unreadable.append(step)

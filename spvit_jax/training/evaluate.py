@@ -105,7 +105,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """Those that were counted, the denominator of ``top1`` and ``top5``."""
+        """Images that were counted, the denominator of ``top1`` and ``top5``."""
         return int(self.confusion.sum())
 
     @property
@@ -191,13 +191,13 @@ class Evaluator:
             if self.should_stop():
                 raise Interrupted("stopped during an evaluation, which begins again")
             after_batch()
-        found = Evaluation.of(totals, len(self.test))
-        if not found.images:
+        evaluation = Evaluation.of(totals, len(self.test))
+        if not evaluation.images:
             raise DataError(
                 f"none of the {len(self.test):,} test images can be decoded; see the warnings, and"
                 " check data.source"
             )
-        return found
+        return evaluation
 
 
 def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -55,8 +55,8 @@ def distances(
     for batch in batches(evaluator, evaluator.test, model.spec.image_size):
         rows.append(jax.device_get(run(*states, batch)))
         after_batch()
-    found = [_distance([row[kind] for row in rows]) for kind in range(len(kinds))]
-    return found[0], found[1] if len(found) > 1 else None
+    results = [_distance([row[kind] for row in rows]) for kind in range(len(kinds))]
+    return results[0], results[1] if len(results) > 1 else None
 
 
 def features(evaluator: Evaluator, model: Any, source: Source) -> tuple[Any, Any]:
@@ -85,14 +85,14 @@ def batches(evaluator: Evaluator, source: Source, size: int) -> Iterator[Any]:
     Raises:
       Interrupted: the run is to stop.
     """
-    found = eval_batches(
+    loader = eval_batches(
         source,
         evaluator.data,
         batch_size=evaluator.batch_size,
         rows=local_rows(evaluator.mesh, evaluator.batch_size),
         image_size=size,
     )
-    for batch in found:
+    for batch in loader:
         if evaluator.should_stop():
             raise Interrupted("stopped during an evaluation, which begins again")
         yield to_device(batch, batch_sharded(evaluator.mesh))
@@ -107,7 +107,7 @@ def _patches(model: Any, tokens: Any) -> Array:
 
 
 def _sums(mine: Array, theirs: Array, mask: Array) -> tuple[Array, ...]:
-    """Of rows ``[batch, n, D]``: cosines of images, the worst, and what an error is made of."""
+    """Sums over ``[batch, n, D]``: cosines of images, the worst, and what an error is made of."""
     mine, theirs = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (mine, theirs))
     norms = jnp.linalg.norm(mine, axis=-1) * jnp.linalg.norm(theirs, axis=-1)
     tiny = jnp.finfo(norms.dtype).tiny

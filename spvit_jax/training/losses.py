@@ -98,8 +98,8 @@ def soft_distance(student: Array, teacher: Array, temperature: float) -> Array:
 
     The mean over images; DeiT's code divides by the number of classes as well.
     """
-    expected, found = (jax.nn.log_softmax(x / temperature) for x in (teacher, student))
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(found, expected).mean()
+    expected, prediction = (jax.nn.log_softmax(x / temperature) for x in (teacher, student))
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(prediction, expected).mean()
 
 
 def stream_error(student: Tokens, teacher: Array) -> Array:

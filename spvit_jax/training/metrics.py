@@ -131,20 +131,20 @@ def _lines(path: Path | epath.Path) -> list[tuple[bytes, int, dict[str, Any]]]:
         lines = content(path).splitlines(keepends=True)
     except ValueError as error:
         raise StateError(f"{path} is damaged ({error}); {_WAY_OUT}") from error
-    found: list[tuple[bytes, int, dict[str, Any]]] = []
+    entries: list[tuple[bytes, int, dict[str, Any]]] = []
     crc = 0
     for number, line in enumerate(lines, start=1):
         body, _, end = line.rpartition(_CHECKSUM)
         crc = zlib.crc32(body, crc)
         row = _parse(line) if end.rstrip(b"\n") == b'%08x"}' % crc else None
         if row is not None:
-            found.append((line.rstrip(b"\n") + b"\n", crc, row))
+            entries.append((line.rstrip(b"\n") + b"\n", crc, row))
         elif number < len(lines) or line.endswith(b"\n"):
             raise StateError(
                 f"{path} is damaged (line {number} is not one that was written there:"
                 f" {line[:60]!r}); {_WAY_OUT}"
             )
-    return found
+    return entries
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ class Pace:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around asking for a step's input."""
+        """Times the asking for a step's input."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -24,17 +24,17 @@ class Pace:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not part of a step."""
+        """Times what is not part of a step."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     def lap(self) -> dict[str, float]:
-        """Of the steps since the last lap: seconds a step, and the share of them spent waiting."""
+        """Seconds a step since the last lap, and the share of them spent waiting."""
         seconds = time.perf_counter() - self._since - self._paused
-        found = {
+        metrics = {
             "step_seconds": seconds / max(self._steps, 1),
             "input_wait": self._waited / max(seconds, 1e-9),
         }
         self._begin()
-        return found
+        return metrics

@@ -42,8 +42,8 @@ def damage(folder: Path, only: str = "") -> str:
 
 def _names(folder: Path) -> list[str]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    found = (path.relative_to(folder).as_posix() for path in files)
-    return [name for name in found if not name.startswith(FILE)]
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return [name for name in names if not name.startswith(FILE)]
 
 
 def _sum(file: Path) -> int:

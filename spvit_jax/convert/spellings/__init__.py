@@ -40,15 +40,15 @@ def spelled(state: State, notes: list[str]) -> State:
         prefix = find(spelling, state)
         if prefix is None:
             continue
-        found = take_off(spelling, prefix, state, notes)
+        arrays = take_off(spelling, prefix, state, notes)
         if spelling is jax_names.JAX:
-            found = jax_names.unstacked(found)
-        renamed = regrouped(rewrite(spelling, found, notes))
+            arrays = jax_names.unstacked(arrays)
+        renamed = regrouped(rewrite(spelling, arrays, notes))
         if not spelling.lenient:
             notes.append(f"renamed the arrays of {spelling.title} as timm has them")
-        if spelling is hugging_face.CLIP and "classifier.weight" in found:
+        if spelling is hugging_face.CLIP and "classifier.weight" in arrays:
             _average(renamed, notes)
-        if not spelling.lenient or "head.proj.weight" in found:
+        if not spelling.lenient or "head.proj.weight" in arrays:
             _fill_head(renamed, notes)
         _note_wide_head(renamed, notes)
         return state if _same(renamed, state) else renamed

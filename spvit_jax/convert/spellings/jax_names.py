@@ -88,14 +88,14 @@ SPELLINGS = (JAX,)
 
 def unstacked(state: State) -> State:
     """Blocks that were scanned over, ``[depth, …]`` arrays, each on its own."""
-    found: State = {}
+    arrays: State = {}
     for name, value in state.items():
         if name.startswith(STACKED) and value.ndim:
             rest = name.removeprefix(STACKED)
-            found |= {f"Transformer/encoderblock_{i}/{rest}": one for i, one in enumerate(value)}
+            arrays |= {f"Transformer/encoderblock_{i}/{rest}": one for i, one in enumerate(value)}
         else:
-            found[name] = value
-    return found
+            arrays[name] = value
+    return arrays
 
 
 def heads_of(state: State) -> int | None:

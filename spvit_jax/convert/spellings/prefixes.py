@@ -31,19 +31,19 @@ def find(spelling: Spelling, state: State) -> str | None:
       CheckpointError: it holds several, and nothing tells which is meant.
     """
     separator = spelling.separator
-    found = [
+    prefixes = [
         name.removesuffix(spelling.anchor)
         for name in state
         if name == spelling.anchor or name.endswith(separator + spelling.anchor)
     ]
-    found = [
+    prefixes = [
         prefix
-        for prefix in found
+        for prefix in prefixes
         if all(any(n.startswith(prefix + sign) for n in state) for sign in spelling.signs)
     ]
-    if not found:
+    if not prefixes:
         return None
-    chosen = [one for one in found if not any(_rather(two, one, separator) for two in found)]
+    chosen = [one for one in prefixes if not any(_rather(two, one, separator) for two in prefixes)]
     if len(chosen) > 1:
         raise CheckpointError(
             f"the checkpoint holds {len(chosen)} models, under"
@@ -69,7 +69,7 @@ def take_off(spelling: Spelling, prefix: str, state: State, notes: list[str]) ->
     separator = spelling.separator
     parts = prefix.split(separator)[:-1]
     rivals = _rivals(spelling, prefix, state)
-    found: State = {}
+    arrays: State = {}
     left_out: dict[str, list[str]] = {}
     for name, value in state.items():
         inside = name.startswith(prefix)
@@ -81,16 +81,16 @@ def take_off(spelling: Spelling, prefix: str, state: State, notes: list[str]) ->
             what = next((what for pattern, what in BESIDE if re.search(pattern, short)), None)
         if what is not None:
             left_out.setdefault(what, []).append(name)
-        elif short in found:
+        elif short in arrays:
             raise CheckpointError(
                 f"without the prefix {prefix!r} two names of the checkpoint are {short}; keep the"
                 " one that belongs to the model"
             )
         else:
-            found[short] = value
+            arrays[short] = value
     notes.append(f"took the prefix {prefix!r} off the checkpoint's names")
     notes.extend(left_out_note(what, names) for what, names in left_out.items())
-    return found
+    return arrays
 
 
 def _rather(one: str, other: str, separator: str) -> bool:
@@ -102,14 +102,14 @@ def _rather(one: str, other: str, separator: str) -> bool:
 def _rivals(spelling: Spelling, prefix: str, state: State) -> set[str]:
     """What the names of other models begin with that the chosen one's do not."""
     separator = spelling.separator
-    found = set()
+    rivals = set()
     for name in state:
         if name.endswith(separator + spelling.anchor) and name != prefix + spelling.anchor:
             parts = name.removesuffix(spelling.anchor).split(separator)[:-1]
             same = _common(parts, prefix.split(separator))
             if same < len(parts):
-                found.add(separator.join(parts[: same + 1]) + separator)
-    return {rival for rival in found if not prefix.startswith(rival)}
+                rivals.add(separator.join(parts[: same + 1]) + separator)
+    return {rival for rival in rivals if not prefix.startswith(rival)}
 
 
 def _shortened(name: str, parts: list[str], separator: str) -> str:

@@ -93,7 +93,7 @@ class Spelling:
 
     @property
     def separator(self) -> str:
-        """Between the parts of a name."""
+        """What stands between the parts of a name."""
         return "/" if "/" in self.anchor else "."
 
 
@@ -108,7 +108,7 @@ def rewrite(spelling: Spelling, state: State, notes: list[str]) -> State:
     Raises:
       CheckpointError: names that no rule knows, all of them, or two arrays for one of timm's.
     """
-    found: State = {}
+    arrays: State = {}
     unknown: list[str] = []
     left_out: dict[str, list[str]] = {}
     for name, value in state.items():
@@ -120,12 +120,12 @@ def rewrite(spelling: Spelling, state: State, notes: list[str]) -> State:
         if rule is None and not spelling.lenient:
             unknown.append(f"{name} {list(value.shape)}")
             continue
-        if target in found:
+        if target in arrays:
             raise CheckpointError(
                 f"{name} and another array of the checkpoint are both {target}, in timm's names;"
                 " keep the one that belongs to the model"
             )
-        found[target] = value if rule is None else _changed(rule, name, value)
+        arrays[target] = value if rule is None else _changed(rule, name, value)
     if unknown:
         raise CheckpointError(
             f"the checkpoint looks like {spelling.title}, but {len(unknown)} of its {len(state)}"
@@ -133,7 +133,7 @@ def rewrite(spelling: Spelling, state: State, notes: list[str]) -> State:
         )
     for what, names in left_out.items():
         notes.append(left_out_note(what, names))
-    return found
+    return arrays
 
 
 def left_out_note(what: str, names: list[str]) -> str:
