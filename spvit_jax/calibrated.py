@@ -94,13 +94,13 @@ def score(context: Context, dense: Classifier, calibration: Calibration) -> scor
             return scoring.load(file)
     config, images = context.config, len(context.train)
     more, used = views(config, images), len(calibration_indices(config, images))
-    said = f", {more} views of each" if more > 1 else ""
-    context.announce("score", f"{used:,} images without labels{said}")
+    suffix = f", {more} views of each" if more > 1 else ""
+    context.announce("score", f"{used:,} images without labels{suffix}")
     steps = len(calibration.batches) + len(context.spec.blocks)
     with _watched(context, "score", steps, "scoring") as after:
-        found = scoring.score(dense, calibration, config.search.ops, after, after)
-    context.workdir.write("scores.json", found.save)
-    return found
+        scores = scoring.score(dense, calibration, config.search.ops, after, after)
+    context.workdir.write("scores.json", scores.save)
+    return scores
 
 
 def repaired(

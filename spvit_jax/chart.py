@@ -52,9 +52,9 @@ def chart(
             drawn.append(f'<polyline class="{colour}" points="{" ".join(map(at, line))}"/>')
         end = at(line[-1]).split(",")
         drawn.append(f'<circle class="{colour}" cx="{end[0]}" cy="{end[1]}" r="3.5"/>')
-        said = [f"{y:.4g} at {x} {place:,.0f}" for place, y in dict.fromkeys((line[0], line[-1]))]
+        labels = [f"{y:.4g} at {x} {place:,.0f}" for place, y in dict.fromkeys((line[0], line[-1]))]
         swatch = f'<i class="swatch {colour}"></i>'
-        legend.append(f"<span>{swatch}{escape(name)}: {', '.join(said)}</span>")
+        legend.append(f"<span>{swatch}{escape(name)}: {', '.join(labels)}</span>")
     if mark:
         legend.append(f"<span>dashed: {escape(mark[0])}</span>")
     return (

@@ -42,13 +42,13 @@ def choose(context: Context, dense: Classifier) -> tuple[Decision, Classifier]:
     with hosts.together(*USER_ERRORS):
         gating = Gating.of(config.search, config.budget, context.spec, dense)
     hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
-    found: dict[str, Architecture] = {}
+    proposals: dict[str, Architecture] = {}
     if config.scores:
         scores = score(context, dense, calibrate(context))
-        found = candidates(gating.space, scores, gating.budgets, config.model.variant)
+        proposals = candidates(gating.space, scores, gating.budgets, config.model.variant)
         merging = _merging(context, dense, scores) if config.merges else {}
         if merging:  # of what merges nothing, what is scored alone goes on
-            found = merging | {"scored": found["scored"]}
+            proposals = merging | {"scored": proposals["scored"]}
         if config.search.epochs and config.search.start == "scores":
             start = scored_logits(gating.space, scores, gating.budgets)
             gating = dataclasses.replace(gating, start=start)
@@ -58,11 +58,11 @@ def choose(context: Context, dense: Classifier) -> tuple[Decision, Classifier]:
         context.workdir.write("architecture_threshold.json", threshold.save)
         projects = config.search.decision == "project"
         decided = gating.project(logits, config.model.variant) if projects else threshold
-        found = {config.search.decision: decided} | found
-    by, architecture = shortlist(context, dense, found)
+        proposals = {config.search.decision: decided} | proposals
+    by, architecture = shortlist(context, dense, proposals)
     held = _held(context, gating, architecture, threshold)
-    said = [architectures.describe(architecture, context.spec), *map(_cost, held)]
-    context.console.stage("decide", "; ".join(said))
+    parts = [architectures.describe(architecture, context.spec), *map(_cost, held)]
+    context.console.stage("decide", "; ".join(parts))
     context.workdir.write("architecture.json", architecture.save)
     return Decision(architecture, by, gating.space.ops, held), network
 
@@ -74,8 +74,8 @@ def _merging(context: Context, dense: Classifier, scores: Scores) -> dict[str, A
     if not merges:
         return {}
     gating = Gating.of(config.search, config.budget, context.spec, dense, merges)
-    found = candidates(gating.space, scores, gating.budgets, config.model.variant)
-    return {f"{name}, merged": architecture for name, architecture in found.items()}
+    proposals = candidates(gating.space, scores, gating.budgets, config.model.variant)
+    return {f"{name}, merged": architecture for name, architecture in proposals.items()}
 
 
 def search(context: Context, dense: Classifier, gating: Gating) -> tuple[Classifier, Gates]:
@@ -93,11 +93,11 @@ def _cost(held: Held) -> str:
 
 
 def _held(
-    context: Context, gating: Gating, found: Architecture, threshold: Architecture | None
+    context: Context, gating: Gating, choice: Architecture, threshold: Architecture | None
 ) -> tuple[Held, ...]:
     """What architectures take of the budgets."""
     config, spec = context.config, context.spec
-    merging = Gating.of(config.search, config.budget, spec, merges=found.merges).budgets
+    merging = Gating.of(config.search, config.budget, spec, merges=choice.merges).budgets
 
     def price(budget: Budget, architecture: Architecture) -> float:
         return cost(budget.prices, architecture.gates(spec, gating.space.ops)).item()
@@ -107,7 +107,7 @@ def _held(
             plain.prices.unit,
             plain.target,
             plain.prices.dense,
-            price(merged, found),
+            price(merged, choice),
             None if threshold is None else price(plain, threshold),
         )
         for plain, merged in zip(gating.budgets, merging, strict=True)

@@ -50,16 +50,16 @@ def _with_files(arguments: list[str]) -> list[str]:
     Raises:
       ConfigError: there is none of that name.
     """
-    found = list(arguments)
+    argv = list(arguments)
     for i, argument in enumerate(arguments):
-        flag, given, value = argument.partition("=")
+        flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config"):
             continue
-        if not given and i + 1 < len(arguments):  # --config NAME
-            found[i + 1] = configs.file_of(arguments[i + 1])
-        elif given:
-            found[i] = f"{flag}={configs.file_of(value)}"
-    return found
+        if not equals and i + 1 < len(arguments):  # --config NAME
+            argv[i + 1] = configs.file_of(arguments[i + 1])
+        elif equals:
+            argv[i] = f"{flag}={configs.file_of(value)}"
+    return argv
 
 
 def _check_fields(arguments: list[str]) -> None:

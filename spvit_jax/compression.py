@@ -190,10 +190,10 @@ def frontier(
     with _opened(config, model, _source(images), folder, progress) as context:
         dense, *points = curve.points(context, load_dense(context))
         context.workdir.write_json("frontier.json", curve.Curve((dense, *points)))
-    found = Frontier.of(dense, points, model, folder)
+    result = Frontier.of(dense, points, model, folder)
     if workdir is None:
-        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
-    return found
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
 
 
 def _check_model(model: Classifier) -> None:

@@ -203,20 +203,20 @@ def _check_images(config: Config, spec: Any, images: int) -> None:
 
 def _weights(config: Config, dense: Classifier | None) -> dict[str, int]:
     """Checksums of the weights that a run begins from, under what to call them."""
-    named, found = dict[str, str](), dict[str, int]()
+    named, checksums = dict[str, str](), dict[str, int]()
     if dense is not None:
-        found["CRC-32 of the model"] = hosts.checksum(nnx.state(dense))
+        checksums["CRC-32 of the model"] = hosts.checksum(nnx.state(dense))
     elif config.stage != "pretrain":
         named["model.checkpoint"] = config.model.checkpoint
     if config.teacher.checkpoint:
         named["teacher.checkpoint"] = config.teacher.checkpoint
-    for name, given in named.items():
-        with open(fetch(pretrained.address(given)), "rb") as file:
+    for name, checkpoint in named.items():
+        with open(fetch(pretrained.address(checkpoint)), "rb") as file:
             crc = 0
             while part := file.read(2**20):
                 crc = zlib.crc32(part, crc)
-        found[f"CRC-32 of what is in {name}"] = crc
-    return found
+        checksums[f"CRC-32 of what is in {name}"] = crc
+    return checksums
 
 
 def check_labels(config: Config, spec: Any, test: Source) -> None:

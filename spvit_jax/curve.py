@@ -89,13 +89,13 @@ def _at(
         merges = Schedules(context, folder, budget, dense, scores).choose()
     gating = Gating.of(config.search, budget, context.spec, dense, merges)
     architecture = select(gating.space, scores, gating.budgets, config.model.variant)
-    said = architectures.describe(architecture, context.spec)
-    context.announce("repair", f"{share:.0%} of the MACs: {said}")
+    description = architectures.describe(architecture, context.spec)
+    context.announce("repair", f"{share:.0%} of the MACs: {description}")
     model = repaired(context, dense, architecture, calibration)
     context.workdir.write(f"{folder}/architecture.json", model.architecture.save)
     context.workdir.write(f"{folder}/{MODEL}", lambda path: save(model, path, about=context.about))
     widths = ",".join(map(str, architecture.widths))
-    return _point(context, folder, share, dense, model, f"{said} | {widths}")
+    return _point(context, folder, share, dense, model, f"{description} | {widths}")
 
 
 def folder_of(number: int) -> str:
@@ -104,12 +104,17 @@ def folder_of(number: int) -> str:
 
 
 def _known(context: Context, folder: str) -> Point | None:
-    found: Point | None = context.workdir.read_json(f"{folder}/point.json", Point)
-    return found
+    point: Point | None = context.workdir.read_json(f"{folder}/point.json", Point)
+    return point
 
 
 def _point(
-    context: Context, folder: str, share: float, dense: Classifier, model: Classifier, said: str
+    context: Context,
+    folder: str,
+    share: float,
+    dense: Classifier,
+    model: Classifier,
+    description: str,
 ) -> Point:
     """Evaluates and measures a model; the last thing written of it says that it is done."""
     known = _known(context, folder)
@@ -122,7 +127,7 @@ def _point(
     timings = measure(taken, spec.image_size, config.measure_batch, seconds, spec.channels)
     timing = timings[list(taken)[-1]]
     run, published, kept = prices.macs(spec), prices.published_macs(spec), model.architecture
-    found = Point(
+    point = Point(
         share,
         run.dense if kept is None else kept.macs(spec),
         published.dense if kept is None else kept.published_macs(spec),
@@ -131,11 +136,11 @@ def _point(
         timing.latency_ms,
         timing.latency_ratio,
         timing.throughput_ratio,
-        said,
+        description,
     )
-    context.workdir.write_json(f"{folder}/point.json", found)
+    context.workdir.write_json(f"{folder}/point.json", point)
     context.console.stage("evaluate", quality.said())
-    return found
+    return point
 
 
 def table(points: Sequence[Point]) -> str:

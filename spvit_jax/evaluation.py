@@ -87,15 +87,15 @@ def _number(share: float) -> float | None:
     return None if np.isnan(share) else float(share)
 
 
-def summary(found: Report, worst: int = 5) -> str:
+def summary(result: Report, worst: int = 5) -> str:
     """Top-1, top-5 and the classes with the lowest accuracy, as text."""
-    left_out = f"; {found.left_out:,} could not be read" if found.left_out else ""
-    seen = [one for one in found.classes if one.accuracy is not None]
+    left_out = f"; {result.left_out:,} could not be read" if result.left_out else ""
+    seen = [one for one in result.classes if one.accuracy is not None]
     seen.sort(key=lambda one: (one.accuracy, -one.images))
     return "\n".join(
         [
-            f"{found.model}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}"
-            f" of {found.images:,} images{left_out}",
+            f"{result.model}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}"
+            f" of {result.images:,} images{left_out}",
             "",
             f"The {min(worst, len(seen))} of {len(seen):,} classes with the lowest accuracy:",
             _table(seen[:worst]),
@@ -103,9 +103,9 @@ def summary(found: Report, worst: int = 5) -> str:
     )
 
 
-def table(found: Report) -> str:
+def table(result: Report) -> str:
     """The summary, and a line for every class, aligned."""
-    return f"{summary(found)}\n\nEvery class:\n{_table(found.classes)}"
+    return f"{summary(result)}\n\nEvery class:\n{_table(result.classes)}"
 
 
 def _table(classes: Iterable[ClassReport]) -> str:

@@ -48,8 +48,8 @@ def _images(context: Context, folded: Classifier) -> np.ndarray:
         rows=np.arange(LEAST),
         image_size=context.spec.image_size,
     )
-    found = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-    return as_seen(found, Preprocess.of(folded, context.about, []))
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+    return as_seen(images, Preprocess.of(folded, context.about, []))
 
 
 def _write(context: Context, folded: Classifier, name: str, images: np.ndarray | None) -> None:

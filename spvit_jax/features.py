@@ -42,11 +42,11 @@ def write_features(
 
     files: list[str] = []
     rows: list[list[np.ndarray]] = []
-    for found, images, errors in batches:
+    for paths, images, errors in batches:
         yield from errors
-        if found:
-            files += found
-            rows.append([np.asarray(x)[: len(found)] for x in run(state, jnp.asarray(images))])
+        if paths:
+            files += paths
+            rows.append([np.asarray(x)[: len(paths)] for x in run(state, jnp.asarray(images))])
     if not files:
         return
     names = ("features", "patches")

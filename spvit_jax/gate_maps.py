@@ -18,8 +18,10 @@ _AXES = {name: axis.noun for name, axis in AXES.items() if isinstance(axis, Subs
 
 def maps(row: Mapping[str, Any]) -> list[str]:
     """The gates a line of the search has probabilities of: its keys, without the block."""
-    found = [re.fullmatch(rf"({'|'.join(AXES)})_probability/0(/\d+)?", key) for key in sorted(row)]
-    matches = sorted((m for m in found if m), key=lambda m: list(AXES).index(m[1]))
+    results = [
+        re.fullmatch(rf"({'|'.join(AXES)})_probability/0(/\d+)?", key) for key in sorted(row)
+    ]
+    matches = sorted((m for m in results if m), key=lambda m: list(AXES).index(m[1]))
     return [f"{m[1]}_probability/{{}}{m[2] or ''}" for m in matches]
 
 

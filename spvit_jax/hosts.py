@@ -45,14 +45,14 @@ def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> Non
     Raises:
       HostError: only some of the arguments, impossible ones, or the others cannot be reached.
     """
-    given = (bool(coordinator), processes > 0, process >= 0)
-    if any(given) and not all(given):
+    flags = (bool(coordinator), processes > 0, process >= 0)
+    if any(flags) and not all(flags):
         raise HostError(
             "--coordinator=HOST:PORT, --processes=N and --process=I (from 0) belong together: give"
             " all three, or none where JAX finds the processes by itself (TPU pods, SLURM)"
         )
     options: dict[str, Any] = {"heartbeat_timeout_seconds": LOST_SECONDS}
-    if all(given):
+    if all(flags):
         if process >= processes or not coordinator.rpartition(":")[2].isdecimal():
             raise HostError(
                 f"--process must be below --processes and --coordinator of the form HOST:PORT; got"
@@ -67,7 +67,7 @@ def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> Non
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError, KeyError) as error:
-        if not any(given) and "coordinator_address should be defined" in str(error):
+        if not any(flags) and "coordinator_address should be defined" in str(error):
             return  # no cluster was found
         raise HostError(
             f"the processes of this run cannot be joined: {str(error).strip()[:300]}; check that"
@@ -106,16 +106,16 @@ def agree(facts: dict[str, Any]) -> None:
       HostError: they are not the same everywhere; on every process, with what differs where.
     """
     first, *others = from_all(facts)
-    found = [
+    lines = [
         f"process {number}: {difference}"
         for number, other in enumerate(others, start=1)
         for difference in differences(first, other)
     ]
-    if found:
-        more = f"\n  and {len(found) - 20} more" if len(found) > 20 else ""
+    if lines:
+        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
         raise HostError(
             "the processes of this run differ (process 0's value first):\n  "
-            + "\n  ".join(found[:20])
+            + "\n  ".join(lines[:20])
             + more
             + "\ngive all of them the same command, files and code"
         )
@@ -135,15 +135,15 @@ def agree_on(what: str, arrays: Any) -> None:
 
 def checksum(arrays: Any) -> int:
     """The CRC-32 of a pytree's arrays, in their order."""
-    found = 0
+    crc = 0
     for leaf in jax.tree.leaves(arrays):
-        found = zlib.crc32(np.asarray(leaf).tobytes(), found)
-    return found
+        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+    return crc
 
 
 @contextlib.contextmanager
 def together(*kinds: type[Exception]) -> Iterator[None]:
-    """Around what each process does for itself: an error of these ``kinds`` on one ends all.
+    """Surrounds what each process does for itself: an error of these ``kinds`` on one ends all.
 
     Raises:
       HostError: where another process had one, with what it says.
@@ -153,25 +153,27 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as raised:
         error = raised
-    said = from_all(None if error is None else str(error))
+    errors = from_all(None if error is None else str(error))
     if error is not None:
         raise error
-    failures = [f"process {number}: {text}" for number, text in enumerate(said) if text is not None]
+    failures = [
+        f"process {number}: {text}" for number, text in enumerate(errors) if text is not None
+    ]
     if failures:
         raise HostError("not every process can go on:\n  " + "\n  ".join(failures[:20]))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
     """``"group.field: old, now new"`` of everything that is not the same in two nested dicts."""
-    found = []
+    changes = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{path}{name}.")
+            changes += differences(old, new, f"{path}{name}.")
         elif json.dumps(old) != json.dumps(new):
             old, new = (public(v) if isinstance(v, str) else v for v in (old, new))
-            found.append(f"{path}{name}: {old}, now {new}")
-    return found
+            changes.append(f"{path}{name}: {old}, now {new}")
+    return changes
 
 
 def leave(code: int) -> None:

@@ -33,18 +33,18 @@ def judge(context: Context, model: Classifier, dense: Classifier) -> Quality:
     batches = -(-len(context.test) // evaluator.batch_size)
     with context.console.bar(batches, 0, "evaluate", images=evaluator.batch_size) as bar:
         seen, patches = distances(evaluator, model, dense, bar.update)
-    found = Quality(seen.images, cosine=seen.cosine, cosine_worst=seen.worst, error=seen.error)
+    result = Quality(seen.images, cosine=seen.cosine, cosine_worst=seen.worst, error=seen.error)
     if patches is not None:
-        found = dataclasses.replace(
-            found,
+        result = dataclasses.replace(
+            result,
             patch_cosine=patches.cosine,
             patch_cosine_worst=patches.worst,
             patch_error=patches.error,
         )
-    return _probed(context, model, found) if context.test.class_names else found
+    return _probed(context, model, result) if context.test.class_names else result
 
 
-def _probed(context: Context, model: Classifier, found: Quality) -> Quality:
+def _probed(context: Context, model: Classifier, result: Quality) -> Quality:
     config, train = context.config, context.train
     if config.stage == "evaluate":  # which has opened the test images alone
         train = open_source(config.data, config.data.train_split)
@@ -52,14 +52,14 @@ def _probed(context: Context, model: Classifier, found: Quality) -> Quality:
     some = np.linspace(0, count - 1, min(count, PROBE_IMAGES)).round().astype(int)
     sources = Some(train, some), context.test
     pairs = [part for s in sources for part in features(context.evaluator, model, s)]
-    return dataclasses.replace(found, knn=nearest_neighbours(*pairs), linear=linear_probe(*pairs))
+    return dataclasses.replace(result, knn=nearest_neighbours(*pairs), linear=linear_probe(*pairs))
 
 
 def quality(context: Context, name: str, model: Classifier, dense: Classifier) -> Quality:
     """Measures a model once, then reads that from ``NAME.json``."""
     known: Quality | None = context.workdir.read_json(f"{name}.json", Quality)
-    found = judge(context, model, dense) if known is None else known
+    result = judge(context, model, dense) if known is None else known
     if known is None:
-        context.workdir.write_json(f"{name}.json", found)
-    context.console.stage("evaluate", f"{name}: {found.said()}")
-    return found
+        context.workdir.write_json(f"{name}.json", result)
+    context.console.stage("evaluate", f"{name}: {result.said()}")
+    return result

@@ -64,11 +64,11 @@ def _self() -> str:
 
 @contextlib.contextmanager
 def _beating(file: epath.Path) -> Iterator[str]:
-    found = _sign(file)
-    if found is not None:
+    content = _sign(file)
+    if content is not None:
         time.sleep(2 * BEAT)
-        if _sign(file) not in (found, None):
-            yield str(found.get("holder"))
+        if _sign(file) not in (content, None):
+            yield str(content.get("holder"))
             return
     ended = threading.Event()
 

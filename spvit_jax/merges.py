@@ -72,10 +72,10 @@ class Schedules:
         if known is not None:
             return known
         gating, spec = self._gating(merges), context.spec
-        found = select(gating.space, self.scores, gating.budgets)
-        said = architectures.describe(found, spec)
-        context.announce("merge", f"{name}: {said}")
-        error = trial_error(context, self.dense, found, *self._images)
-        trial = Trial(name, said, found.macs(spec), error)
+        architecture = select(gating.space, self.scores, gating.budgets)
+        description = architectures.describe(architecture, spec)
+        context.announce("merge", f"{name}: {description}")
+        error = trial_error(context, self.dense, architecture, *self._images)
+        trial = Trial(name, description, architecture.macs(spec), error)
         context.workdir.write_json(file, trial)
         return trial

@@ -37,13 +37,13 @@ def mosaic(image: np.ndarray, sources: np.ndarray, grid: tuple[int, int]) -> np.
 
 def _edges(groups: np.ndarray) -> np.ndarray:
     """The pixels ``[H, W]`` beside one of another group, across or down."""
-    found = np.zeros(groups.shape, bool)
+    edges = np.zeros(groups.shape, bool)
     for axis in (0, 1):
-        a, e = groups.swapaxes(0, axis), found.swapaxes(0, axis)
+        a, e = groups.swapaxes(0, axis), edges.swapaxes(0, axis)
         other = a[1:] != a[:-1]
         e[1:] |= other
         e[:-1] |= other
-    return found
+    return edges
 
 
 def _shades(colours: np.ndarray) -> np.ndarray:

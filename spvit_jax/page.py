@@ -84,8 +84,8 @@ def _header(result: Result) -> str:
 
 
 def _results(result: Result) -> str:
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes(result))
-    return f"{_table(rows(result))}\n{said}"
+    paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes(result))
+    return f"{_table(rows(result))}\n{paragraphs}"
 
 
 def _table(cells: Sequence[Sequence[str]], taken: str = "", text: Sequence[int] = ()) -> str:
@@ -174,8 +174,8 @@ def _charts(result: Result, search: _Metrics, finetune: _Metrics) -> str:
         drawn.append(
             chart("Fine-tuning: top-1 (%) of the test images", {"top-1": tops}, "step", mark)
         )
-    found = "\n".join(filter(None, drawn))
-    return f'<div class="charts">\n{found}\n</div>' if found else ""
+    content = "\n".join(filter(None, drawn))
+    return f'<div class="charts">\n{content}\n</div>' if content else ""
 
 
 def _line(metrics: _Metrics, name: str) -> list[tuple[float, float]]:
@@ -220,14 +220,14 @@ def _card(example: Example) -> str:
     width, height = example.size
     small = ' class="small"' if max(example.size) < SMALL else ""
     what = f"test image: {example.label}" if example.label else "test image"
-    said = "".join(f"<dt>{escape(name)}</dt>{cell}" for name, cell in _said(example))
+    entries = "".join(f"<dt>{escape(name)}</dt>{cell}" for name, cell in _entries(example))
     return (
         f'<li><img{small} src="data:image/png;base64,{example.png}" width="{width}"'
-        f' height="{height}" alt="{escape(what)}"><dl>{said}</dl></li>'
+        f' height="{height}" alt="{escape(what)}"><dl>{entries}</dl></li>'
     )
 
 
-def _said(example: Example) -> Iterator[tuple[str, str]]:
+def _entries(example: Example) -> Iterator[tuple[str, str]]:
     """Names and cells of a card, of what is known."""
     if example.label:
         yield "true", f"<dd>{escape(example.label)}</dd>"

@@ -124,19 +124,19 @@ def run_search(context: Context) -> None:
 
 
 def run_finetune(context: Context) -> None:
-    """As ``run_all``, of a given architecture and from the pretrained weights."""
+    """Does as ``run_all``, of a given architecture and from the pretrained weights."""
     with hosts.together(*USER_ERRORS):
-        found = architectures.load(context.config.finetune.architecture)
-        found.check(context.spec)
-    text = np.frombuffer(found.to_json().encode(), np.uint8)
+        architecture = architectures.load(context.config.finetune.architecture)
+        architecture.check(context.spec)
+    text = np.frombuffer(architecture.to_json().encode(), np.uint8)
     hosts.agree_on("finetune.architecture", text)
     dense = load_dense(context)
     before = quality(context, "dense", dense, dense)
-    deliver(context, dense, before, dense, Decision(found, "given"))
+    deliver(context, dense, before, dense, Decision(architecture, "given"))
 
 
 def run_evaluate(context: Context) -> None:
-    """Top-1, top-5 and each class of the model in the checkpoint, dense or pruned."""
+    """Evaluates the model in the checkpoint, dense or pruned: top-1, top-5 and each class."""
     config, names, console = context.config, context.test.class_names, context.console
     notes: list[str] = []
     with hosts.together(*USER_ERRORS):
@@ -155,13 +155,13 @@ def run_evaluate(context: Context) -> None:
     context.announce("evaluate", f"{len(context.test):,} images of {data}")
     counts = evaluate(context, network)
     model = Path(file).stem
-    found = evaluation.report(counts, names, model=model, form=form(network), data=data)
+    report = evaluation.report(counts, names, model=model, form=form(network), data=data)
     title = f"{model}: top-1 {counts.top1:.2%} of {counts.images:,} images"
     write = context.workdir.write
     write("confusion.png", lambda path: evaluation.figure(counts, names, title, path))
-    write("evaluation.txt", lambda path: path.write_text(evaluation.table(found) + "\n"))
-    context.workdir.write_json("evaluation.json", found)
-    console.say(evaluation.summary(found))
+    write("evaluation.txt", lambda path: path.write_text(evaluation.table(report) + "\n"))
+    context.workdir.write_json("evaluation.json", report)
+    console.say(evaluation.summary(report))
 
 
 def _compare(context: Context, network: Classifier) -> None:
@@ -169,10 +169,10 @@ def _compare(context: Context, network: Classifier) -> None:
     with hosts.together(*USER_ERRORS):
         other = pretrained.load_reference(context.config, network.spec)
     hosts.agree_on("teacher.checkpoint", nnx.state(other))
-    found = judge(context, network, other)
-    context.console.stage("evaluate", found.said())
-    context.workdir.write("evaluation.txt", lambda path: path.write_text(found.said() + "\n"))
-    context.workdir.write_json("evaluation.json", found)
+    result = judge(context, network, other)
+    context.console.stage("evaluate", result.said())
+    context.workdir.write("evaluation.txt", lambda path: path.write_text(result.said() + "\n"))
+    context.workdir.write_json("evaluation.json", result)
 
 
 def run_frontier(context: Context) -> None:
@@ -207,8 +207,8 @@ class Stage:
     summary: Callable[[Any], str] | None = None  # of that, for a run that finds it
 
 
-def _evaluated(found: Quality | evaluation.Report) -> str:
-    return found.said() if isinstance(found, Quality) else evaluation.summary(found)
+def _evaluated(result: Quality | evaluation.Report) -> str:
+    return result.said() if isinstance(result, Quality) else evaluation.summary(result)
 
 
 _EVALUATION = Quality | evaluation.Report

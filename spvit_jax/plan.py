@@ -87,11 +87,11 @@ def _plan(config: Config, target: "Target", images: "Images") -> int:
     planned = list(trainings(config, images))
     for one in planned:
         check_batch(one.name, getattr(config, one.name), mesh.size)
-    found = []
+    forecasts = []
     for one in planned:
         console.stage("compile", f"{one.name} for {target.name}, by {target.compiler}")
-        found.append(forecast(one, config, images, mesh))
-    outlook = Outlook(config, target, images, _UTILIZATION.value, found)
+        forecasts.append(forecast(one, config, images, mesh))
+    outlook = Outlook(config, target, images, _UTILIZATION.value, forecasts)
     remarks = [f"{one.name}: {one.remark}" for one in planned if one.remark]
     console.say(f"\n{outlook.table()}\n\n{outlook.assumptions(remarks)}")
     return 0 if outlook.fits else 1

@@ -87,11 +87,11 @@ def _prepare(options: argparse.Namespace, console: "Console") -> None:
     recorder = records.Recorder(originals, folder, skip_bad=options.skip_bad)
     if recorder.finished:
         console.say(f"{folder} is complete already; --verify reads it back")
-        found = recorder.run()
+        contents = recorder.run()
     else:
         with console.bar(recorder.total, recorder.done, "writing", images=1) as bar:
-            found = recorder.run(bar.update)
-    for split, facts in found["splits"].items():
+            contents = recorder.run(bar.update)
+    for split, facts in contents["splits"].items():
         _report(console, split, facts)
     console.stage("complete", f"{folder}; to read it:")
     fields = {"source": f"tfds:{name}", "directory": options.target, **_splits(originals)}

@@ -18,8 +18,8 @@ from spvit_jax.training.teacher import Teacher, freeze
 TRAINED_ONLY = ("pretrain", "evaluate")  # the stages that a network without attention can take
 
 
-def dense_spec(config: Config, found: int) -> Spec:
-    """The dense model's spec, for data of ``found`` classes.
+def dense_spec(config: Config, data_classes: int) -> Spec:
+    """The dense model's spec, for data of ``data_classes`` classes.
 
     Raises:
       ConfigError: no such variant, or one that does not fit the data, the image size or the stage.
@@ -40,7 +40,7 @@ def dense_spec(config: Config, found: int) -> Spec:
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
             " Swin, and give the RegNetY as teacher.checkpoint"
         )
-    spec = dataclasses.replace(spec, classes=_classes(config, spec, found))
+    spec = dataclasses.replace(spec, classes=_classes(config, spec, data_classes))
     check_channels(config.data.mean, getattr(spec, "channels", 3), "data.mean and data.std")
     if model.patches and isinstance(spec, ViTSpec):
         spec = dataclasses.replace(spec, patches=True)
@@ -62,14 +62,14 @@ def check_channels(mean: tuple[float, ...], channels: int, options: str) -> None
         raise ConfigError(f"the model sees {kinds[channels]} for {options}; got {len(mean)}")
 
 
-def _classes(config: Config, spec: Spec, found: int) -> int:
+def _classes(config: Config, spec: Spec, data_classes: int) -> int:
     """How many classes the dense model tells apart; 0: its features are wanted."""
     model = config.model
     if model.output == "features":
         return 0
-    classes = model.classes or found or spec.classes
-    if classes < found:
-        raise ConfigError(f"model.classes={classes}, but the data has {found}; set it to 0")
+    classes = model.classes or data_classes or spec.classes
+    if classes < data_classes:
+        raise ConfigError(f"model.classes={classes}, but the data has {data_classes}; set it to 0")
     if model.output == "logits" and not classes:
         raise ConfigError(
             "model.output=logits needs a head, and neither the checkpoint has one nor the data"
@@ -126,53 +126,57 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     facts = Facts.told(**told(model))
     if model.variant:
         facts = facts.over(Facts.told(_heads(VARIANTS[model.variant])))
-    found = load(where, facts=facts, notes=notes, dtype=dtype)
-    _check_trained(config, found.spec, spec.classes)
-    if form(found) == "dense":
-        wanted = spec if not spec.classes else dataclasses.replace(spec, classes=found.spec.classes)
-        if wanted == found.spec:
-            return found
+    network = load(where, facts=facts, notes=notes, dtype=dtype)
+    _check_trained(config, network.spec, spec.classes)
+    if form(network) == "dense":
+        wanted = (
+            spec if not spec.classes else dataclasses.replace(spec, classes=network.spec.classes)
+        )
+        if wanted == network.spec:
+            return network
         return load(where, wanted, facts=facts, notes=notes, dtype=dtype)
-    found = decided(found, notes)
-    _check_pruned(config, found.spec, spec)
+    network = decided(network, notes)
+    _check_pruned(config, network.spec, spec)
     if model.variant:
-        notes.append(f"model.checkpoint is a pruned model ({form(found)} form), evaluated as it is")
-    return found
+        notes.append(
+            f"model.checkpoint is a pruned model ({form(network)} form), evaluated as it is"
+        )
+    return network
 
 
-def _check_trained(config: Config, found: Spec, wanted: int) -> None:
+def _check_trained(config: Config, spec: Spec, wanted: int) -> None:
     """Raises ConfigError unless the head of a model is one of ``wanted`` classes."""
-    if wanted and not found.classes:
+    if wanted and not spec.classes:
         raise ConfigError(
             f"model.checkpoint={config.model.checkpoint} has no head that knows the data's"
             f" {wanted} classes; set model.output=features to measure its features"
         )
-    if wanted and found.classes != wanted:
-        said = "model.classes asks for" if config.model.classes else "the data has"
+    if wanted and spec.classes != wanted:
+        demand = "model.classes asks for" if config.model.classes else "the data has"
         raise ConfigError(
-            f"model.checkpoint={config.model.checkpoint} knows {found.classes} classes, {said}"
+            f"model.checkpoint={config.model.checkpoint} knows {spec.classes} classes, {demand}"
             f" {wanted}; evaluate a model trained on this data (stage=finetune makes one), or,"
             f" where the data's classes are the model's first ones, set"
-            f" model.classes={found.classes}"
+            f" model.classes={spec.classes}"
         )
 
 
-def _check_pruned(config: Config, found: Spec, wanted: Spec) -> None:
+def _check_pruned(config: Config, spec: Spec, wanted: Spec) -> None:
     """Raises ConfigError unless a pruned model comes from the variant and size asked for."""
     model = config.model
-    if model.size not in (0, found.image_size):
+    if model.size not in (0, spec.image_size):
         raise ConfigError(
             f"model.checkpoint={model.checkpoint} is a pruned model for images of"
-            f" {shown(found.image_size)} pixels; set model.image_size to that, not"
+            f" {shown(spec.image_size)} pixels; set model.image_size to that, not"
             f" {shown(model.size)}"
         )
-    if model.patches and not isinstance(found, RegNetSpec) and found.blocks[-1].class_only:
+    if model.patches and not isinstance(spec, RegNetSpec) and spec.blocks[-1].class_only:
         raise ConfigError(
             f"model.checkpoint={model.checkpoint} was pruned for its class token alone, so that"
             " there are no patches; set model.patches=false"
         )
-    shapes = [[block.width for block in getattr(s, "blocks", ())] for s in (found, wanted)]
-    if type(found) is not type(wanted) or shapes[0] != shapes[1]:
+    shapes = [[block.width for block in getattr(s, "blocks", ())] for s in (spec, wanted)]
+    if type(spec) is not type(wanted) or shapes[0] != shapes[1]:
         raise ConfigError(
             f"model.checkpoint={model.checkpoint} is no pruned {model.variant}: it has blocks of"
             f" {shapes[0]} features; set model.variant to the one it comes from, or to nothing"
@@ -293,15 +297,15 @@ def check_teachers(config: Config, student: Spec) -> None:
     kinds = {name: getattr(config, name).distillation for name in config.trainings}
     if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
         return
-    said = Facts.told(teacher.heads, asked=student.image_size)
-    found = read_spec(address(teacher.checkpoint), said)
+    facts = Facts.told(teacher.heads, asked=student.image_size)
+    spec = read_spec(address(teacher.checkpoint), facts)
     for name, kind in kinds.items():
         if kind in ("hard", "soft"):
-            _check_classes(config, found, student)
+            _check_classes(config, spec, student)
         if kind != "features":
             continue
         try:
-            read = _as_read(resized(found, student.image_size), student)
+            read = _as_read(resized(spec, student.image_size), student)
         except CheckpointError as error:
             raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
         check_stream(name, teacher.checkpoint, read, student)
@@ -334,15 +338,15 @@ def check_stream(training: str, file: str, teacher: Spec, student: Spec) -> None
         for spec in (teacher, student)
     ]
     if shapes[0] != shapes[1] or not shapes[0]:
-        said = [
-            f"{len(found)} blocks, of {found[0]} to {found[-1]} (tokens, width)"
-            if found
+        texts = [
+            f"{len(blocks)} blocks, of {blocks[0]} to {blocks[-1]} (tokens, width)"
+            if blocks
             else "no blocks of tokens"
-            for found in shapes
+            for blocks in shapes
         ]
         raise ConfigError(
             f"{training}.distillation=features needs a teacher of the student's shape;"
-            f" teacher.checkpoint={file} has {said[0]}, the student {said[1]}; choose another"
+            f" teacher.checkpoint={file} has {texts[0]}, the student {texts[1]}; choose another"
             f" teacher, or {training}.distillation=soft or hard, for which any will do"
         )
 

@@ -27,8 +27,8 @@ class Quality:
     @property
     def value(self) -> float:
         """The number that models are compared by."""
-        found = self.cosine if self.top1 is None else self.top1
-        return 0.0 if found is None else found
+        number = self.cosine if self.top1 is None else self.top1
+        return 0.0 if number is None else number
 
     @property
     def measure(self) -> str:

@@ -139,11 +139,11 @@ def _budget_line(held: Held, projected: bool) -> str:
     def price(value: float) -> str:
         return f"{value / scale:.{digits}f}{unit} ({_minus(f'{value / held.target - 1:+.2%}')})"
 
-    found = price(held.found) if projected else _MISSING
+    cost = price(held.found) if projected else _MISSING
     asked = f"Budget: {held.target / scale:.{digits}f}{unit} {held.unit}"
     if held.threshold is None:
-        return f"{asked}; chosen {found}."
-    return f"{asked}; projected {found}, plain 0.5 threshold {price(held.threshold)}."
+        return f"{asked}; chosen {cost}."
+    return f"{asked}; projected {cost}, plain 0.5 threshold {price(held.threshold)}."
 
 
 def _quality_rows(dense: Quality, pruned: Quality) -> list[_Row]:
@@ -336,13 +336,13 @@ def _trajectory(axes: "Axes", result: Result, metrics: Sequence[Mapping[str, Any
 
 def _accuracy(axes: "Axes", result: Result) -> None:
     names = ("dense", "pruned,\nbefore\nfine-tuning", "pruned,\nafter\nfine-tuning")
-    found = (result.dense_quality, result.decided_quality, result.pruned_quality)
-    heights = [100 * quality.value for quality in found]
+    qualities = (result.dense_quality, result.decided_quality, result.pruned_quality)
+    heights = [100 * quality.value for quality in qualities]
     axes.bar(names, heights, width=0.65, color=[_DENSE, _BEFORE, _PRUNED])
-    for x, (quality, height) in enumerate(zip(found, heights, strict=True)):
+    for x, (quality, height) in enumerate(zip(qualities, heights, strict=True)):
         axes.text(x, height + 1.5, quality.shown, ha="center", fontsize=10, color=INK)
-    style(axes, f"Test images: {found[0].measure}")
+    style(axes, f"Test images: {qualities[0].measure}")
     axes.set_ylim(0, 108)
     shares = range(0, 101, 20)
-    labels = shares if found[0].top1 is not None else [f"{share / 100:g}" for share in shares]
+    labels = shares if qualities[0].top1 is not None else [f"{share / 100:g}" for share in shares]
     axes.set_yticks(shares, [str(label) for label in labels])

@@ -69,10 +69,10 @@ class _Trying:
         if known is not None:
             return known
         candidate, spec = self.candidates[name], self.context.spec
-        said = architectures.describe(candidate, spec)
-        self.context.announce("try", f"{name}: {said}")
+        description = architectures.describe(candidate, spec)
+        self.context.announce("try", f"{name}: {description}")
         error = trial_error(self.context, self.dense, candidate, self.some, self.judges)
-        return self._written("repaired", Trial(name, said, candidate.macs(spec), error))
+        return self._written("repaired", Trial(name, description, candidate.macs(spec), error))
 
     def trained(self, trial: Trial) -> tuple[Trial, float]:
         """Trains it for ``shortlist.steps`` and measures its error again, or reads that."""
@@ -94,10 +94,10 @@ class _Trying:
         return f"shortlist/{list(self.candidates).index(name):02d}"
 
     def _read(self, name: str, when: str) -> Trial | None:
-        found: Trial | None = self.context.workdir.read_json(
+        trial: Trial | None = self.context.workdir.read_json(
             f"{self._folder(name)}/{when}.json", Trial
         )
-        return found
+        return trial
 
     def _written(self, when: str, trial: Trial) -> Trial:
         file = f"{self._folder(trial.name)}/{when}.json"

@@ -40,9 +40,9 @@ class Signals:
 
     def listen(self) -> None:
         """Begins to hear signals; to be called by the main thread."""
-        heard, self._said = socket.socketpair()  # a pipe would not do on Windows
-        self._said.setblocking(False)
-        signal.set_wakeup_fd(self._said.fileno(), warn_on_full_buffer=False)
+        heard, self._writer = socket.socketpair()  # a pipe would not do on Windows
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
         self.catch()
 

@@ -116,8 +116,8 @@ def fit(
     def evaluate(state: TrainState) -> Metrics:
         assert counting is not None
         gates = gating.decide(state.gates) if gating else None
-        found = evaluator.count(counting, spec, state.weights, state.stats, gates)
-        return {EVALUATED: found.top1}
+        counts = evaluator.count(counting, spec, state.weights, state.stats, gates)
+        return {EVALUATED: counts.top1}
 
     def describe(state: TrainState) -> Metrics:
         return gating.metrics(jax.device_get(state.gates)) if gating else {}

@@ -298,12 +298,12 @@ class Workdir:
 
     def _not_ours(self, config: Config) -> str:
         """Says why the folder is not this configuration's; else, nothing stands in its way."""
-        found, damage = self._read(CONFIG)
+        old_values, damage = self._read(CONFIG)
         if damage:
             return damage
-        changed = _differences(found, config)
+        changed = _differences(old_values, config)
         results = self._has_results()
-        if found is None and results and self._other(CONFIG, dataclasses.asdict(config)):
+        if old_values is None and results and self._other(CONFIG, dataclasses.asdict(config)):
             return (
                 f"{self.path} belongs to a run with another configuration, and {CONFIG}, which"
                 " says what it was, is gone; put it back, or choose another --workdir"
@@ -374,10 +374,10 @@ def _is_result(file: epath.Path) -> bool:
     return file.name not in NO_RESULTS and not file.name.startswith(".")
 
 
-def _differences(found: dict[str, Any] | None, config: Config) -> list[str]:
+def _differences(old_values: dict[str, Any] | None, config: Config) -> list[str]:
     """Every field that another configuration, if there is one, has otherwise and that counts."""
     now = dataclasses.asdict(config)
-    return [] if found is None else hosts.differences(_decisive(found), _decisive(now))
+    return [] if old_values is None else hosts.differences(_decisive(old_values), _decisive(now))
 
 
 def _decisive(values: dict[str, Any]) -> dict[str, Any]:

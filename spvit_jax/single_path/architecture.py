@@ -140,8 +140,10 @@ class Architecture:
     def to_json(self) -> str:
         """Writes the JSON text, one line per block of units."""
         rows = ",\n  ".join(json.dumps(units) for units in self.ffn)
-        said = {"model": self.model, "ops": self.ops, "heads": self.heads, "merges": self.merges}
-        lines = [f' "{k}": {json.dumps(v)},' for k, v in said.items() if v or k in ("model", "ops")]
+        fields = {"model": self.model, "ops": self.ops, "heads": self.heads, "merges": self.merges}
+        lines = [
+            f' "{k}": {json.dumps(v)},' for k, v in fields.items() if v or k in ("model", "ops")
+        ]
         return "\n".join(["{", *lines, ' "ffn": [', f"  {rows}", " ]", "}", ""])
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -45,27 +45,27 @@ def budgets(given: Any, spec: Any, ops: tuple[str, ...], merges: Merges = ()) ->
       BudgetError: none is set.
       latency.TableError: of a table that cannot be read or is not of this model.
     """
-    found = []
+    limits = []
     if given.macs:
         counting = prices.published_macs if given.count == "published" else prices.macs
         target = _absolute(given.macs, prices.published_macs(spec, ops).dense)
-        found.append(Budget(counting(spec, ops, merges), target, "budget.macs"))
+        limits.append(Budget(counting(spec, ops, merges), target, "budget.macs"))
     if given.params:
         counted = prices.parameters(spec, ops)
-        found.append(Budget(counted, _absolute(given.params, counted.dense), "budget.params"))
+        limits.append(Budget(counted, _absolute(given.params, counted.dense), "budget.params"))
     if given.latency:
         path, _, target = given.latency.rpartition(":")
         table = latency.load(path)
         timed = latency.prices(table, spec, ops, merges)
-        found.append(Budget(timed, float(target) * table.dense, "budget.latency"))
-    if not found:
+        limits.append(Budget(timed, float(target) * table.dense, "budget.latency"))
+    if not limits:
         raise BudgetError("no budget is set: give budget.macs, budget.params or budget.latency")
-    return tuple(found)
+    return tuple(limits)
 
 
-def _absolute(given: float, dense: float) -> int:
+def _absolute(target: float, dense: float) -> int:
     """A target in its unit, 1 at least: up to 1 it is a share of the dense model's."""
-    return max(round(given * dense if given <= 1 else given), 1)
+    return max(round(target * dense if target <= 1 else target), 1)
 
 
 def penalty(space: Space, logits: Gates, held: tuple[Budget, ...], weight: float) -> jax.Array:

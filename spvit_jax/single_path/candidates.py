@@ -34,13 +34,13 @@ def candidates(
     Raises:
       BudgetError: with every gate shut the model is above a target.
     """
-    found = {"scored": select(space, scores, held, model)}
-    found |= _uniform(space, scores, held, model)
+    proposals = {"scored": select(space, scores, held, model)}
+    proposals |= _uniform(space, scores, held, model)
     if "op" in space.axes and "skip" in space.ops:
         for name, part in FEWER.items():
-            found[f"scored, {name} skipped"] = _without(space, scores, held, model, part)
+            proposals[f"scored, {name} skipped"] = _without(space, scores, held, model, part)
     unlike: dict[str, Architecture] = {}
-    for name, architecture in found.items():
+    for name, architecture in proposals.items():
         if architecture not in unlike.values():
             unlike[name] = architecture
     return unlike
@@ -66,7 +66,7 @@ def _skipped(block: BlockScores) -> BlockScores:
 def _uniform(
     space: Space, scores: Scores, held: tuple[Budget, ...], model: str
 ) -> dict[str, Architecture]:
-    """The same in every block, or the same of every block that is there."""
+    """Architectures with the same in every block, or the same of every block that is there."""
     depth = len(space.blocks)
     heads = [block.heads for block in space.blocks]
     rows = {"uniform width": [(1.0, depth)]}  # share of heads, and blocks that have any
@@ -74,7 +74,7 @@ def _uniform(
         rows["uniform shares"] = [(n / max(heads), depth) for n in range(1, max(heads) + 1)]
     if "op" in space.axes and "skip" in space.ops:
         rows["uniform depth"] = [(1.0, n) for n in range(1, depth)]
-    found = {}
+    proposals = {}
     for name, shapes in rows.items():
         fitted = [(shape, _widest(space, scores, held, *shape)) for shape in shapes]
         fitting = [
@@ -84,8 +84,8 @@ def _uniform(
         ]
         if fitting:
             gates = min(fitting, key=lambda option: option[0])[1]
-            found[name] = from_gates(gates, space.ops, model, space.merges)
-    return found
+            proposals[name] = from_gates(gates, space.ops, model, space.merges)
+    return proposals
 
 
 def _widest(
@@ -106,20 +106,20 @@ def _widest(
 
 def _gates(space: Space, scores: Scores, heads: float, blocks: int, units: float) -> Gates:
     """Attention in the first ``blocks`` with that share of heads, and a share of units in all."""
-    found = []
+    gates = []
     for i, (geometry, block) in enumerate(zip(space.blocks, scores.blocks, strict=True)):
         mixes = int(i < blocks)
         kept = mixes * max(round(heads * geometry.heads), 1)
         own = space.gates("ffn", i)
         width = round(units * own) * (geometry.hidden // own)
-        found.append(
+        gates.append(
             {
                 "op": np.full(len(space.ops) - 1, mixes),
                 "heads": _last(block.heads, kept),
                 "ffn": _last(block.ffn, width),
             }
         )
-    return tuple(found)
+    return tuple(gates)
 
 
 def _last(elimination: Elimination, kept: int) -> np.ndarray:

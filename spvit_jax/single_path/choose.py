@@ -60,11 +60,11 @@ def _spent(sites: list[Site], picked: list[int]) -> np.ndarray:
 
 def _multipliers(sites: list[Site], room: np.ndarray) -> np.ndarray:
     """The least multiplier of each budget, given the others, with which it is held."""
-    found = np.zeros(len(room))
+    multipliers = np.zeros(len(room))
 
     def holds(b: int, multiplier: float) -> bool:
-        found[b] = multiplier
-        return bool(_spent(sites, _picks(sites, found))[b] <= room[b] + ROUNDING)
+        multipliers[b] = multiplier
+        return bool(_spent(sites, _picks(sites, multipliers))[b] <= room[b] + ROUNDING)
 
     for _ in range(8 if len(room) > 1 else 1):  # sweeps: one budget's multiplier frees another's
         for b in range(len(room)):
@@ -76,10 +76,10 @@ def _multipliers(sites: list[Site], room: np.ndarray) -> np.ndarray:
             for _ in range(40):
                 middle = (low + high) / 2
                 low, high = (low, middle) if holds(b, middle) else (middle, high)
-            found[b] = high
-    while (_spent(sites, _picks(sites, found)) > room + ROUNDING).any():
-        found = 2 * found
-    return found
+            multipliers[b] = high
+    while (_spent(sites, _picks(sites, multipliers)) > room + ROUNDING).any():
+        multipliers = 2 * multipliers
+    return multipliers
 
 
 def _fill(sites: list[Site], picked: list[int], room: np.ndarray) -> _Choice:
@@ -106,8 +106,8 @@ def _forced(sites: list[Site], s: int, option: int, room: np.ndarray) -> _Choice
         return _Choice([], -np.inf, room)
     only = Site(*(part[option : option + 1] for part in sites[s]))
     others = [*sites[:s], only, *sites[s + 1 :]]
-    found = _fill(others, _picks(others, _multipliers(others, room)), room)
-    return found._replace(picked=[*found.picked[:s], option, *found.picked[s + 1 :]])
+    choice = _fill(others, _picks(others, _multipliers(others, room)), room)
+    return choice._replace(picked=[*choice.picked[:s], option, *choice.picked[s + 1 :]])
 
 
 def _near(sites: list[Site], room: np.ndarray, multipliers: np.ndarray, best: _Choice) -> _Choice:

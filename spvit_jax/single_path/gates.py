@@ -81,15 +81,15 @@ def nested(space: Space, own: Gates) -> Gates:
     """The gates of every axis: an ungated one is open, inner gates close with those around them."""
     gates = []
     for i, (block, geometry) in enumerate(zip(own, space.blocks, strict=True)):
-        found: dict[str, Array] = {}
+        block_gates: dict[str, Array] = {}
         dtype = jnp.result_type(*block.values())
         for name, axis in GATED.items():
             if name in block:
                 mine = space.spread(name, i, block[name])
             else:
                 mine = jnp.ones(axis.gates(geometry, space.ops), dtype)
-            found[name] = axis.nest(mine, found)
-        gates.append(found)
+            block_gates[name] = axis.nest(mine, block_gates)
+        gates.append(block_gates)
     return tuple(gates)
 
 

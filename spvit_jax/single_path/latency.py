@@ -79,9 +79,9 @@ class Times:
 
     def row(self) -> dict[str, Any]:
         """What JSON says of it; no word of merging where that is unknown."""
-        said = {"ops": self.ops, "heads": self.heads, "ffn": self.ffn}
+        fields = {"ops": self.ops, "heads": self.heads, "ffn": self.ffn}
         merging = {"merge": self.merge, "shorter": {n: t.row() for n, t in self.shorter.items()}}
-        return said | {key: value for key, value in merging.items() if value}
+        return fields | {key: value for key, value in merging.items() if value}
 
 
 def _line(times: Mapping[int, float]) -> tuple[float, float]:
@@ -130,8 +130,8 @@ class Table:
 
 def described(spec: Any) -> dict[str, Any]:
     """What a table says of the dense model of ``spec``, in JSON's types."""
-    said = {"type": type(spec).__name__, **dataclasses.asdict(spec)}
-    return json.loads(json.dumps(said))
+    fields = {"type": type(spec).__name__, **dataclasses.asdict(spec)}
+    return json.loads(json.dumps(fields))
 
 
 def prices(table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -> Prices:
@@ -224,12 +224,12 @@ def _check_model(measured: dict[str, Any], wanted: dict[str, Any]) -> None:
     fields = sorted(set(measured) | set(wanted))
     other = [f for f in fields if f not in FREE and measured.get(f) != wanted.get(f)]
     if other:
-        found, asked = (
+        actual, asked = (
             " ".join(f"{field}={model.get(field)}" for field in other)
             for model in (measured, wanted)
         )
         raise TableError(
-            f"the table of times is of a model with {found}, the run's has {asked}; {_AGAIN}"
+            f"the table of times is of a model with {actual}, the run's has {asked}; {_AGAIN}"
         )
 
 

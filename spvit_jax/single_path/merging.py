@@ -11,8 +11,8 @@ Merges = tuple[int, ...]  # the tokens that each block merges away; (): none
 
 def merged(spec: Any, merges: Sequence[int]) -> tuple[Geometry, ...]:
     """What the blocks of the dense model of ``spec`` work on once tokens are merged."""
-    found, away = [], 0
+    geometries, away = [], 0
     for block, count in zip(spec.blocks, merges or [0] * len(spec.blocks), strict=True):
-        found.append(dataclasses.replace(block, merged=away, merges=count))
+        geometries.append(dataclasses.replace(block, merged=away, merges=count))
         away += count
-    return tuple(found)
+    return tuple(geometries)

@@ -78,8 +78,8 @@ def published_macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) ->
     ops, blocks = ops or tuple(OPS), merged(spec, merges)
     base = _embedding_and_head(spec, blocks) + _published_norms(spec, blocks)
     base += sum(OPS[ops[0]].published_macs(b) + OPS[ops[0]].merging(b) for b in blocks)
-    found = _blocks(blocks, ops, lambda axis, *of: axis.published_macs(*of))
-    return Prices("MACs (as published)", base, found)
+    block_prices = _blocks(blocks, ops, lambda axis, *of: axis.published_macs(*of))
+    return Prices("MACs (as published)", base, block_prices)
 
 
 def parameters(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:

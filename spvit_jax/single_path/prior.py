@@ -28,12 +28,12 @@ def scored_logits(space: Space, scores: Scores, held: tuple[Budget, ...]) -> Gat
 
     worth: list[dict[str, np.ndarray]] = []
     for i, block in enumerate(scores.blocks):
-        found = {
+        rates = {
             "op": _slopes(_op_errors(space, block), _op_prices(share(i, "op"), share(i, "heads"))),
             "heads": _saved(block.heads) / share(i, "heads"),
             "ffn": _grouped(space, i, _saved(block.ffn)) / _grouped(space, i, share(i, "ffn")),
         }
-        worth.append({axis: np.maximum(found[axis], 0) for axis in space.gated})
+        worth.append({axis: np.maximum(rates[axis], 0) for axis in space.gated})
     every = np.concatenate([x for block in worth for x in block.values()])
     least = every[every > 0].min(initial=1.0)
     logs = [{axis: np.log(np.maximum(x, least)) for axis, x in b.items()} for b in worth]
@@ -64,10 +64,10 @@ def _threshold(
     return float(levels[low])
 
 
-def _saved(found: Elimination) -> np.ndarray:
+def _saved(elimination: Elimination) -> np.ndarray:
     """The error that each input saves, given those that go after it."""
-    saved = np.zeros(len(found.order))
-    saved[found.order] = np.diff(found.errors)
+    saved = np.zeros(len(elimination.order))
+    saved[elimination.order] = np.diff(elimination.errors)
     return saved
 
 

@@ -243,16 +243,16 @@ class _Repair:
     def _moments(
         self, i: int, function: Callable[..., Any], static: tuple[Any, ...] = ()
     ) -> tuple[Moments, Moments | None]:
-        """Of a layer's inputs and what it should add to the stream; held-out ones apart."""
+        """Moments of a layer's inputs and what it should add to the stream; held-out ones apart."""
         placed = self.calibration.place(self.model.blocks[i])
-        found: dict[bool, Moments] = {}
+        sums: dict[bool, Moments] = {}
         pairs = zip(self.calibration.batches, self.pruned, self.target, strict=self.judges is None)
         for number, ((_, mask), x, target) in enumerate(pairs):
             new = placed(function, x, target, mask, static=static)
             apart = self.calibration.held_out(number)
-            found[apart] = _joined(found[apart], new) if apart in found else new
-        held = found.get(True)
-        return found[False].on_host(), None if held is None else held.on_host()
+            sums[apart] = _joined(sums[apart], new) if apart in sums else new
+        held = sums.get(True)
+        return sums[False].on_host(), None if held is None else held.on_host()
 
     def _fit(self, layer: Any, rows: np.ndarray, seen: tuple[Moments, Moments | None]) -> None:
         """Fits a layer's kept rows; the others become zero."""
@@ -261,12 +261,12 @@ class _Repair:
         some = np.concatenate([rows, outputs])
         fitted, held = (None if m is None else _part(m, some) for m in seen)
         assert fitted is not None
-        found = _damped(fitted, held, lambda s, damping: ridge(s, kernel[rows], damping))
+        fit = _damped(fitted, held, lambda s, damping: ridge(s, kernel[rows], damping))
         whole = np.zeros_like(kernel)
-        whole[rows] = found.kernel
+        whole[rows] = fit.kernel
         dtype = layer.kernel[...].dtype
         layer.kernel[...] = jnp.asarray(whole, dtype)
-        layer.bias[...] = jnp.asarray(found.bias, dtype)
+        layer.bias[...] = jnp.asarray(fit.bias, dtype)
 
 
 def _damped(
@@ -377,7 +377,7 @@ def _fed(block: Any, middle: Tokens, target: Tokens, mask: Array, read: int) -> 
 
 def _cut(plan: _Plan, model: Any) -> Any:
     """Cuts what was worked on down to what is kept, and gives back what regularises training."""
-    work, found = plan.model, plan.architecture
+    work, architecture = plan.model, plan.architecture
     for i, block in enumerate(work.blocks):
         block.merges = plan.geometries[i].merges
         if isinstance(block.mixer, Attention) and plan.kept is not None:
@@ -387,5 +387,5 @@ def _cut(plan: _Plan, model: Any) -> Any:
         for name in ("dropout", "drop_path"):
             setattr(block, name, getattr(model.blocks[i], name))
         block.ffn.dropout = model.blocks[i].ffn.dropout
-    work.architecture = found
+    work.architecture = architecture
     return work

@@ -85,9 +85,9 @@ def tried(
 
     def better(part: str) -> bool:
         nonlocal best
-        found = {shape: find(shape, PARTS[part]) for shape in SHAPES}
-        shape = next((shape for shape in SHAPES if found[shape]), "")
-        merges = found.get(shape) or ()
+        by_shape = {shape: find(shape, PARTS[part]) for shape in SHAPES}
+        shape = next((shape for shape in SHAPES if by_shape[shape]), "")
+        merges = by_shape.get(shape) or ()
         if merges in errors:
             return False
         least, errors[merges] = min(errors.values()), trial(f"{shape}, {part}", merges)

@@ -93,8 +93,8 @@ class _Saved:
     blocks: tuple[_Row, ...]
 
 
-def _listed(found: Elimination) -> _Listed:
-    return _Listed(tuple(found.order.tolist()), tuple(found.errors.tolist()))
+def _listed(elimination: Elimination) -> _Listed:
+    return _Listed(tuple(elimination.order.tolist()), tuple(elimination.errors.tolist()))
 
 
 def load(path: str | os.PathLike[str]) -> Scores:
@@ -157,12 +157,12 @@ def score(
         )
     model = bare(dense)
     seen = _pass(model, calibration, ops, after_batch)
-    found = []
+    blocks = []
     for i, block in enumerate(model.blocks):
-        found.append(_block(block, jax.device_get(seen[i]), model.spec.blocks[i]))
+        blocks.append(_block(block, jax.device_get(seen[i]), model.spec.blocks[i]))
         seen[i] = None
         after_block()
-    return Scores(tuple(found), sum(int(mask.sum()) for _, mask in calibration.batches))
+    return Scores(tuple(blocks), sum(int(mask.sum()) for _, mask in calibration.batches))
 
 
 def _pass(
@@ -203,7 +203,7 @@ def _look(
     before = min(geometry.prefix, geometry.read)
     passed = branch[:, :before] - y[:, :before]
     apart = mean_square(passed, mask) if geometry.prefix else jnp.zeros(())
-    found = Seen(
+    seen = Seen(
         moments(mixed, mask),
         moments(units, mask),
         moments(output, mask),
@@ -211,7 +211,7 @@ def _look(
         apart,
         mask.sum().astype(jnp.float32),
     )
-    return found, Tokens(output)
+    return seen, Tokens(output)
 
 
 def tap_rows(y: Array, branch: Array, geometry: Geometry, size: int) -> Array:

@@ -72,11 +72,11 @@ class SinglePathAttention(nnx.Module):
 def shares(gates: Array) -> list[Array]:
     """How far each operation is chosen: its own gate is open, and every dearer one is shut."""
     opened = [jnp.ones_like(gates[0]), *gates]
-    found, dearer = [], jnp.ones_like(gates[0])
+    parts, dearer = [], jnp.ones_like(gates[0])
     for gate in reversed(opened):
-        found.append(gate * dearer)
+        parts.append(gate * dearer)
         dearer = dearer * (1 - gate)
-    return found[::-1]
+    return parts[::-1]
 
 
 class SinglePathBlock(Block):
