@@ -256,12 +256,12 @@ def test_views_of_an_image_begin_with_the_one_that_evaluation_sees(augment):
     np.testing.assert_array_equal(names, np.repeat(np.arange(5), 3))
     ((plain,), shown) = [b["image"] for b in evaluate(source, 5)], shown.reshape(5, 3, 8, 8, 3)
     np.testing.assert_array_equal(shown[:, 0], plain)
-    flat = shown.reshape(15, -1)
-    assert len(np.unique(flat, axis=0)) > 10  # two crops may be the same
+    several = len(np.unique(shown.reshape(15, -1), axis=0))
+    assert several > 10 if augment != "flip" else 5 < several <= 10
     assert_same(batches, viewed(source, 4, augment=augment))
     halves = [viewed(source, 4, np.array(rows), augment=augment) for rows in ([0, 1], [2, 3])]
     for batch, one, other in zip(batches, *halves, strict=True):
         both = np.concatenate([one["image"], other["image"]])
         np.testing.assert_array_equal(both, batch["image"])
-    grey = {"flip": False, "plain": False, "recipe": False}[augment]
-    assert (shown == shown[..., :1]).all() != grey  # colours stay as they are
+    if augment == "recipe":  # whose colours are none that a model is scored on
+        assert_same(batches, viewed(source, 4, augment="plain"))
