@@ -603,15 +603,13 @@ def save(model: Network, path: str | os.PathLike) -> None:
       ModelFileError: layers were replaced by others of another shape.
       OSError: the file cannot be written; what was there is untouched.
     """
-    arrays = sorted(_arrays(model), key=lambda one: (-one[1].dtype.itemsize, one[0]))
+    rows = sorted(_arrays(model), key=lambda one: (-one[1].dtype.itemsize, one[0]))
     with _explained(path):
-        _require_same(
-            {name: shape for name, _, shape in arrays}, _empty(model.metadata, len(arrays))
-        )
+        _require_same({name: shape for name, _, shape in rows}, _empty(model.metadata, len(rows)))
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": model.metadata}
     body = bytearray()
-    for name, tensor, shape in arrays:
+    for name, tensor, shape in rows:
         wide = torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
         data = bytearray(tensor.numel() * wide.itemsize)
         if data:
