@@ -132,26 +132,26 @@ class Group:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs everything there is time for, and prints it."""
-    given = _options(arguments)
-    end = time.monotonic() + 60 * given.minutes
+    options = _options(arguments)
+    end = time.monotonic() + 60 * options.minutes
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     host = introduce()
-    unknown = sorted(set(given.models) - set(host["models"]))
+    unknown = sorted(set(options.models) - set(host["models"]))
     if unknown:
         sys.exit(f"--models: {unknown[0]} is none of {', '.join(host['models'])}")
     results: Row = {name: value for name, value in host.items() if name != "models"}
-    results |= {"dtype": "bfloat16", "axes": given.axes, "groups": {}}
+    results |= {"dtype": "bfloat16", "axes": options.axes, "groups": {}}
     print(", ".join(f"{name} {value}" for name, value in results.items() if name != "groups"))
-    if host["platform"] == "cpu" and not given.tiny:
+    if host["platform"] == "cpu" and not options.tiny:
         print("JAX sees no accelerator: this is the CPU's speed, and may not end in time")
-    for group in groups(given, host, end):
+    for group in groups(options, host, end):
         results["groups"][group.title] = group.rows
         show(group)
-    results["curve"] = curve_lines(given, end)
-    results["latency"] = prediction_lines(given, end)
+    results["curve"] = curve_lines(options, end)
+    results["latency"] = prediction_lines(options, end)
     print(json.dumps(results))
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -167,11 +167,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--axes", type=words, default=("op", "heads", "ffn"), help="of the search")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true", help="small and on any machine, for tests")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     usual = ("deit_small_patch16_224", "deit_base_patch16_224")
-    given.models = given.models or ((jax_side.TINY,) if given.tiny else usual)
-    given.batches = given.batches or ((2,) if given.tiny else (64, 256))
-    return given
+    options.models = options.models or ((jax_side.TINY,) if options.tiny else usual)
+    options.batches = options.batches or ((2,) if options.tiny else (64, 256))
+    return options
 
 
 def introduce() -> Row:
@@ -196,22 +196,22 @@ def introduce() -> Row:
         theirs.close()
 
 
-def groups(given: argparse.Namespace, host: Row, end: float) -> Iterator[Group]:
+def groups(options: argparse.Namespace, host: Row, end: float) -> Iterator[Group]:
     """Every model at every batch size, run while there is time; small batches come first."""
-    waiting = [Group(model, batch) for batch in given.batches for model in given.models]
+    waiting = [Group(model, batch) for batch in options.batches for model in options.models]
     together = max((os.cpu_count() or 1) // CORES, 1)
     while waiting:
         wave, waiting = waiting[:together], waiting[together:]
         left = end - time.monotonic()
         try:
             if left > 0:
-                _compile(wave, given, host, left)
+                _compile(wave, options, host, left)
             else:
                 for group in wave:
                     group.fail(jax_side.NAMES + torch_side.NAMES, NO_TIME)
             for i, group in enumerate(wave):
                 now = time.monotonic()
-                group.run(given.turns, now + (end - now) / (len(wave) - i), end)
+                group.run(options.turns, now + (end - now) / (len(wave) - i), end)
                 group.close()
                 yield group
         finally:
@@ -219,23 +219,23 @@ def groups(given: argparse.Namespace, host: Row, end: float) -> Iterator[Group]:
                 group.close()
 
 
-def _compile(wave: list[Group], given: argparse.Namespace, host: Row, left: float) -> None:
+def _compile(wave: list[Group], options: argparse.Namespace, host: Row, left: float) -> None:
     """Compiles groups at the same time, in a part of the seconds ``left``."""
     until = time.monotonic() + COMPILING * left
     for group in wave:
-        start(group, given, host, COMPILING * left / 2)
+        start(group, options, host, COMPILING * left / 2)
     for group in wave:
         group.compiled(until)
 
 
-def start(group: Group, given: argparse.Namespace, host: Row, seconds: float) -> None:
+def start(group: Group, options: argparse.Namespace, host: Row, seconds: float) -> None:
     """Starts a group's processes; after ``seconds`` they begin no other program."""
-    ours = Side(jax_side.prepare, group.model, group.batch, given.axes, seconds)
+    ours = Side(jax_side.prepare, group.model, group.batch, options.axes, seconds)
     group.enter(ours, jax_side.NAMES)
     if "no torch" in host:
         group.fail(torch_side.NAMES, host["no torch"])
         return
-    sizes, backend = host["models"][group.model], "eager" if given.tiny else "inductor"
+    sizes, backend = host["models"][group.model], "eager" if options.tiny else "inductor"
     theirs = Side(torch_side.prepare, sizes, group.batch, backend, seconds)
     group.enter(theirs, torch_side.NAMES)
 
@@ -278,34 +278,34 @@ def _heard(end: float, function: Callable, *arguments: Any) -> Row:
         side.close()
 
 
-def curve_lines(given: argparse.Namespace, end: float) -> Row:
+def curve_lines(options: argparse.Namespace, end: float) -> Row:
     """Prints how long the largest model takes to be scored, and repaired for each budget."""
-    model, images, batch = given.models[-1], *((16, 8) if given.tiny else (256, 64))
-    found = _heard(end, jax_side.curve, model, images, batch)
+    model, images, batch = options.models[-1], *((16, 8) if options.tiny else (256, 64))
+    answer = _heard(end, jax_side.curve, model, images, batch)
     print(f"\nscored and repaired without training, {model}, {images} images, float32")
-    if "failed" in found:
-        print(found["failed"])
-        return found
-    points = (f"{p['budget']:.0%} {p['seconds']:.1f} s" for p in found["points"])
-    print(f"scores {found['score_seconds']:.1f} s; repaired at", ", ".join(points))
-    return found
+    if "failed" in answer:
+        print(answer["failed"])
+        return answer
+    points = (f"{p['budget']:.0%} {p['seconds']:.1f} s" for p in answer["points"])
+    print(f"scores {answer['score_seconds']:.1f} s; repaired at", ", ".join(points))
+    return answer
 
 
-def prediction_lines(given: argparse.Namespace, end: float) -> Row:
+def prediction_lines(options: argparse.Namespace, end: float) -> Row:
     """Prints what a table of times predicts of random architectures, and what they take."""
-    model, batch = given.models[0], given.batches[0]
-    count, seconds = (2, 0.2) if given.tiny else (4, 10.0)
-    found = _heard(end, jax_side.predict, model, batch, count, seconds)
+    model, batch = options.models[0], options.batches[0]
+    count, seconds = (2, 0.2) if options.tiny else (4, 10.0)
+    answer = _heard(end, jax_side.predict, model, batch, count, seconds)
     print(f"\nlatency, {model}, batch {batch}: shares of the dense model's time")
-    if "failed" in found:
-        print(found["failed"])
+    if "failed" in answer:
+        print(answer["failed"])
     else:
         print(f"{'predicted':>10}{'measured':>10}{'error':>8}  random architecture")
-    for row in found.get("shares", ()):
+    for row in answer.get("shares", ()):
         error = row["predicted"] / row["measured"] - 1
         print(f"{row['predicted']:10.3f}{row['measured']:10.3f}{error:+8.1%}", end="")
         print(f"  {row['architecture']}")
-    return found
+    return answer
 
 
 if __name__ == "__main__":

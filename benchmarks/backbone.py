@@ -76,13 +76,13 @@ def features(model: Any, images: np.ndarray) -> np.ndarray:
     """The tokens behind the last norm, unmerged and on the grid of the images given."""
     size, own = images.shape[1], model.spec.image_size
     run = jax.jit(lambda batch: model.norm(model.stream(NORMALISE(batch))[-1].unmerged()))
-    found = []
+    chunks = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         if own != size:
             batch = np.stack([_scaled(image, own) for image in batch])
-        found.append(np.asarray(run(batch)))
-    tokens = np.concatenate(found)
+        chunks.append(np.asarray(run(batch)))
+    tokens = np.concatenate(chunks)
     if own == size:
         return tokens
     grids = [n // model.spec.patch_size for n in (own, size)]
@@ -96,11 +96,11 @@ def _scaled(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def compared(found: np.ndarray, dense: np.ndarray) -> tuple[str, ...]:
+def compared(tokens: np.ndarray, dense: np.ndarray) -> tuple[str, ...]:
     """Cosines of the class token, mean and worst, and of patches; and neighbours that stay."""
-    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(dense, axis=-1)
-    cosines = (found * dense).sum(-1) / norms
-    kept = [len(set(a) & set(b)) for a, b in zip(*map(_nearest, (found, dense)), strict=True)]
+    norms = np.linalg.norm(tokens, axis=-1) * np.linalg.norm(dense, axis=-1)
+    cosines = (tokens * dense).sum(-1) / norms
+    kept = [len(set(a) & set(b)) for a, b in zip(*map(_nearest, (tokens, dense)), strict=True)]
     first = cosines[:, 0]
     values = (first.mean(), first.min(), cosines[:, 1:].mean(), np.mean(kept) / NEIGHBOURS)
     return tuple(f"{value:.4f}" for value in values)
@@ -146,8 +146,8 @@ class Bench:
 
 def weights(bench: Bench, share: float) -> tuple[Any, Architecture]:
     """Keeps all tokens."""
-    found = bench.chosen(share)
-    return repair(bench.dense, bench.dense, bench.calibration(), found), found
+    architecture = bench.chosen(share)
+    return repair(bench.dense, bench.dense, bench.calibration(), architecture), architecture
 
 
 def merging(bench: Bench, share: float) -> tuple[Any, Architecture]:
@@ -155,9 +155,9 @@ def merging(bench: Bench, share: float) -> tuple[Any, Architecture]:
     spec = bench.dense.spec
     schedules = (saving(spec, shape, 1.0, lambda m: bench.budgets(share, m)) for shape in SHAPES)
     whole = tuple(block.hidden for block in spec.blocks)
-    merges = next(found for found in schedules if found is not None)
-    found = Architecture(("msa",) * len(whole), whole, merges=merges)
-    return prune(bench.dense, found), found
+    merges = next(schedule for schedule in schedules if schedule is not None)
+    architecture = Architecture(("msa",) * len(whole), whole, merges=merges)
+    return prune(bench.dense, architecture), architecture
 
 
 def smaller(bench: Bench, share: float) -> tuple[Any, Architecture]:
@@ -185,17 +185,17 @@ def ours(bench: Bench, share: float) -> tuple[Any, Architecture]:
     calibration, judging = bench.calibration(trial[::2]), bench.calibration(judges)
 
     def error(name: str, merges: Merges) -> float:
-        found = bench.chosen(share, merges)
-        off = repaired_error(bench.dense, calibration, judging, found, PATCHES)
-        print(f"  {name}: {off:.4f}  {describe(found, bench.dense.spec)}", flush=True)
+        architecture = bench.chosen(share, merges)
+        off = repaired_error(bench.dense, calibration, judging, architecture, PATCHES)
+        print(f"  {name}: {off:.4f}  {describe(architecture, bench.dense.spec)}", flush=True)
         return off
 
     def find(shape: str, part: float) -> Merges | None:
         return saving(bench.dense.spec, shape, part, lambda m: bench.budgets(share, m))
 
     errors = tried(error, find)
-    found = bench.chosen(share, min(errors, key=errors.__getitem__))
-    return repair(bench.dense, bench.dense, bench.calibration(), found), found
+    architecture = bench.chosen(share, min(errors, key=errors.__getitem__))
+    return repair(bench.dense, bench.dense, bench.calibration(), architecture), architecture
 
 
 CONTESTANTS: dict[str, Callable[[Bench, float], tuple[Any, Architecture]]] = {
@@ -218,23 +218,25 @@ def main() -> None:
     parser.add_argument("--budgets", default="0.7,0.6,0.5,0.35")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    dense = backbone(given.weights, given.heads, given.size)
-    pictures = open_images(given.photos)
-    order = np.random.default_rng(given.seed).permutation(len(pictures))
+    options = parser.parse_args()
+    dense = backbone(options.weights, options.heads, options.size)
+    pictures = open_images(options.photos)
+    order = np.random.default_rng(options.seed).permutation(len(pictures))
     seen, tested = np.split(order, [len(order) // 2])
-    test = photos(Some(pictures, tested), given.size)
+    test = photos(Some(pictures, tested), options.size)
     bench = Bench(dense, Some(pictures, seen), test, features(dense, test))
     rows = [("", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks")]
-    for name in given.contestants.split(","):
-        for share in map(float, given.budgets.split(",")):
+    for name in options.contestants.split(","):
+        for share in map(float, options.budgets.split(",")):
             start = time.perf_counter()
-            model, found = CONTESTANTS[name](bench, share)
+            model, architecture = CONTESTANTS[name](bench, share)
             seconds = f"{time.perf_counter() - start:.0f} s"
-            share = found.published_macs(model.spec) / prices.published_macs(dense.spec).dense
+            share = (
+                architecture.published_macs(model.spec) / prices.published_macs(dense.spec).dense
+            )
             compare = compared(features(model, test), bench.target)
-            said = describe(found, model.spec)
-            rows.append((name, f"{share:.1%}", *compare, seconds, said))
+            blocks = describe(architecture, model.spec)
+            rows.append((name, f"{share:.1%}", *compare, seconds, blocks))
             print(*rows[-1], flush=True)
     print(aligned(rows))
 

@@ -105,8 +105,8 @@ def weights(bench: Bench, cell: Cell) -> Any:
 
 def _scored(bench: Bench, cell: Cell, merges: Merges) -> Any:
     gating = bench.gating(cell.budget, tuple(AXES), merges)
-    found = select(gating.space, bench.scores, gating.budgets)
-    return repaired(bench.context, bench.dense, found, contexts.calibrate(bench.context))
+    architecture = select(gating.space, bench.scores, gating.budgets)
+    return repaired(bench.context, bench.dense, architecture, contexts.calibrate(bench.context))
 
 
 def tried(bench: Bench, cell: Cell) -> Any:
@@ -118,8 +118,8 @@ def tried(bench: Bench, cell: Cell) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     trial = dataclasses.replace(context, config=config, workdir=Workdir(folder))
     proposed = candidates(gating.space, bench.scores, gating.budgets)
-    found = shortlist(trial, bench.dense, proposed)[1]
-    return repaired(context, bench.dense, found, contexts.calibrate(context))
+    architecture = shortlist(trial, bench.dense, proposed)[1]
+    return repaired(context, bench.dense, architecture, contexts.calibrate(context))
 
 
 def merging(bench: Bench, cell: Cell) -> Any:
@@ -130,7 +130,7 @@ def merging(bench: Bench, cell: Cell) -> Any:
         return bench.gating(cell.budget, ("heads",), merges).budgets
 
     schedules = (saving(spec, shape, 1.0, pricing) for shape in SHAPES)
-    merges = next((found for found in schedules if found is not None), None)
+    merges = next((schedule for schedule in schedules if schedule is not None), None)
     if merges is None:
         raise ValueError(f"merging alone does not reach {cell.budget:.0%} of the MACs")
     whole = tuple(block.hidden for block in spec.blocks)
@@ -182,8 +182,8 @@ def search(bench: Bench, cell: Cell) -> Any:
 
 def width(bench: Bench, cell: Cell) -> Any:
     """Keeps all of attention, or as large a share of heads as of units where that is too much."""
-    found = _simple(bench, cell)
-    return prune(bench.dense, found.get("uniform width") or found["uniform shares"])
+    architectures = _simple(bench, cell)
+    return prune(bench.dense, architectures.get("uniform width") or architectures["uniform shares"])
 
 
 def depth(bench: Bench, cell: Cell) -> Any:

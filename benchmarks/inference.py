@@ -35,13 +35,13 @@ def ours(path: str, batch: int, folded: bool, all_tokens: bool) -> tuple[Callabl
         def blocks(self) -> tuple:
             return super().blocks[:1] * self.depth
 
-    found = architecture.load(path)
-    spec = VARIANTS[found.model]
+    choice = architecture.load(path)
+    spec = VARIANTS[choice.model]
     if all_tokens:
         spec = AllTokens(**dataclasses.asdict(spec))
     model = ViT(spec, rngs=nnx.Rngs(0))
     if folded:
-        model = prune.fold(prune.prune(model, found, temperature=0.01), batch_norm=True)
+        model = prune.fold(prune.prune(model, choice, temperature=0.01), batch_norm=True)
     graph, state = nnx.split(model)
     images = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
@@ -77,13 +77,13 @@ if __name__ == "__main__":
     parser.add_argument("--architecture", default=str(PUBLISHED))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=15)
-    given = parser.parse_args()
+    options = parser.parse_args()
     contestants = {
-        "dense": (ours, (given.architecture, given.batch, False, False)),
-        "dense, all tokens": (ours, (given.architecture, given.batch, False, True)),
-        "folded": (ours, (given.architecture, given.batch, True, False)),
-        "folded, all tokens": (ours, (given.architecture, given.batch, True, True)),
-        "dense, PyTorch": (pytorch, (given.architecture, given.batch)),
+        "dense": (ours, (options.architecture, options.batch, False, False)),
+        "dense, all tokens": (ours, (options.architecture, options.batch, False, True)),
+        "folded": (ours, (options.architecture, options.batch, True, False)),
+        "folded, all tokens": (ours, (options.architecture, options.batch, True, True)),
+        "dense, PyTorch": (pytorch, (options.architecture, options.batch)),
     }
-    title = f"inference, {Path(given.architecture).stem}, batch {given.batch}"
-    show(title, compare(contestants, given.turns, given.batch))
+    title = f"inference, {Path(options.architecture).stem}, batch {options.batch}"
+    show(title, compare(contestants, options.turns, options.batch))

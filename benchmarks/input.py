@@ -153,8 +153,8 @@ def compare_transforms(files: list[bytes], turns: int) -> None:
     transforms: dict[str, Transform] = {"decode only": decode}
     for owner in (ours, torchvision, timm, timm_uint8):
         with _optional(owner.__name__):
-            found = owner().items()
-            transforms |= {f"{kind}, {owner.__name__}": transform for kind, transform in found}
+            pairs = owner().items()
+            transforms |= {f"{kind}, {owner.__name__}": transform for kind, transform in pairs}
 
     def all_files(transform: Transform) -> Callable[[], object]:
         return lambda: [transform(data) for data in files]
@@ -274,7 +274,7 @@ def show(
             line += f"{statistics.median(ratios):10.2f}{low:8.2f}–{high:.2f}"
         print(line)
     print(json.dumps({title: results}))
-    return {name: found["images_per_second"] for name, found in results.items()}
+    return {name: row["images_per_second"] for name, row in results.items()}
 
 
 @contextlib.contextmanager
@@ -285,20 +285,20 @@ def _optional(package: str) -> Iterator[None]:
         print(f"left out {package}, which cannot be imported: {error}")
 
 
-def run(given: argparse.Namespace, folder: Path) -> None:
+def run(options: argparse.Namespace, folder: Path) -> None:
     """Prints the parts asked for."""
     from spvit_jax.config import Data
     from spvit_jax.data.sources import open_source
 
     source = open_source(Data(source=f"folder:{folder}"), "train")
-    parts = given.only.split(",")
+    parts = options.only.split(",")
     if "transforms" in parts:
-        files = [source[index]["image"].source for index in range(min(given.images, len(source)))]
-        compare_transforms(files, given.turns)
+        files = [source[index]["image"].source for index in range(min(options.images, len(source)))]
+        compare_transforms(files, options.turns)
     if "loaders" in parts:
-        compare_loaders(folder, given.turns, given.workers)
+        compare_loaders(folder, options.turns, options.workers)
     if "waiting" in parts:
-        print_waiting(our_batches(folder, 8, given.workers), 8, f"{given.workers} workers")
+        print_waiting(our_batches(folder, 8, options.workers), 8, f"{options.workers} workers")
 
 
 if __name__ == "__main__":

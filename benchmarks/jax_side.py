@@ -44,14 +44,14 @@ def architecture(name: str) -> Any:
     from spvit_jax.single_path.architecture import Architecture, from_json
 
     for path in sorted(ARCHITECTURES.glob("*.json")):
-        found = from_json(path.read_text())
-        if found.model == name:
+        choice = from_json(path.read_text())
+        if choice.model == name:
             break
     else:
         spec = specs()[name]
         ops = tuple("msa" if i % 2 else "conv3x3" for i in range(spec.depth))
-        found = Architecture(ops, (spec.hidden // 2,) * spec.depth, name)
-    return Architecture(found.ops, tuple(tuple(range(n)) for n in found.widths), name)
+        choice = Architecture(ops, (spec.hidden // 2,) * spec.depth, name)
+    return Architecture(choice.ops, tuple(tuple(range(n)) for n in choice.widths), name)
 
 
 def prepare(name: str, batch: int, axes: tuple[str, ...], seconds: float) -> Prepared:
@@ -122,17 +122,17 @@ def predict(name: str, batch: int, count: int, seconds: float) -> tuple[dict, di
     drawn = [_drawn(spec, rng) for _ in range(count)]
     table = measured(spec, PAPER, batch, seconds, jnp.bfloat16, Console(silent=True))
     priced = latency.prices(table, spec, PAPER)
-    calls = [model_call(spec, found, batch, jnp.bfloat16) for found in (None, *drawn)]
+    calls = [model_call(spec, draw, batch, jnp.bfloat16) for draw in (None, *drawn)]
     times = alternate(calls, seconds)
     shares = np.median(times / times[:, :1], axis=0)[1:]
     rows = [
         {
-            "architecture": describe(found, spec),
-            "ffn": found.ffn,
-            "predicted": float(cost(priced, found.gates(spec, PAPER)) / priced.dense),
+            "architecture": describe(draw, spec),
+            "ffn": draw.ffn,
+            "predicted": float(cost(priced, draw.gates(spec, PAPER)) / priced.dense),
             "measured": float(share),
         }
-        for found, share in zip(drawn, shares, strict=True)
+        for draw, share in zip(drawn, shares, strict=True)
     ]
     return {}, {"model": name, "batch": batch, "dense_ms": table.dense, "shares": rows}
 

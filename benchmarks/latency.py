@@ -66,10 +66,10 @@ def architecture(spec: Any, table: Table, share: float, seed: int, merging: bool
             return Architecture(ops, widths, heads=heads, merges=merges)
 
 
-def predicted(spec: Any, table: Table, found: Architecture) -> float:
+def predicted(spec: Any, table: Table, choice: Architecture) -> float:
     """The share of the dense model's time that a table gives an architecture."""
-    timed = prices(table, spec, PAPER, found.merges)
-    return float(cost(timed, found.gates(spec, PAPER))) / table.dense
+    timed = prices(table, spec, PAPER, choice.merges)
+    return float(cost(timed, choice.gates(spec, PAPER))) / table.dense
 
 
 def compare(
@@ -85,7 +85,7 @@ def compare(
         architecture(spec, table, float(share), seed, merging and seed % 2 == 1)
         for seed, share in enumerate(np.linspace(*SHARES, count))
     ]
-    calls = [model_call(spec, found, batch, dtype) for found in (None, *chosen)]
+    calls = [model_call(spec, choice, batch, dtype) for choice in (None, *chosen)]
     times = 1e3 * alternate(calls, seconds)
     ratios = np.quantile(times / times[:, :1], [0.25, 0.5, 0.75], axis=0)[:, 1:]
     dense = float(np.median(times[:, 0]))
@@ -93,11 +93,11 @@ def compare(
     print(f"{len(times)} turns (table: {table.dense:.2f} ms, {table.about['turns']} turns)")
     print(f"{'predicted':>10}{'measured':>10}{'quartiles':>14}{'error':>8}  blocks")
     rows = []
-    for found, (low, middle, high) in zip(chosen, ratios.T, strict=True):
-        share = predicted(spec, table, found)
+    for choice, (low, middle, high) in zip(chosen, ratios.T, strict=True):
+        share = predicted(spec, table, choice)
         error = share / middle - 1
         print(f"{share:10.3f}{middle:10.3f}{f'{low:.3f}–{high:.3f}':>14}{error:+8.1%}", end="  ")
-        print(describe(found, spec), *found.widths)
+        print(describe(choice, spec), *choice.widths)
         rows.append({"predicted": share, "measured": float(middle), "error": float(error)})
     errors = np.abs([row["error"] for row in rows])
     print(f"mean error {errors.mean():.1%}, largest {errors.max():.1%}", flush=True)
@@ -120,12 +120,12 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    dtype = None if given.dtype == "float32" else jnp.dtype(given.dtype)
+    options = parser.parse_args()
+    dtype = None if options.dtype == "float32" else jnp.dtype(options.dtype)
     console, results = Console(), {}
-    for name in given.models.split(","):
-        arguments = (given.architectures, given.batch, given.seconds, dtype, console)
+    for name in options.models.split(","):
+        arguments = (options.architectures, options.batch, options.seconds, dtype, console)
         results[name] = compare(name, VARIANTS[name], *arguments)
     print(json.dumps(results))
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")

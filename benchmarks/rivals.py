@@ -64,7 +64,7 @@ def cells(
     names: list[str], budgets: list[float], epochs: list[int], seeds: list[int]
 ) -> list[Cell]:
     """Lists what can be made; without epochs the seed matters to what is drawn by lot alone."""
-    found = []
+    grid = []
     for seed in seeds:
         for count in epochs:
             for budget in budgets:
@@ -73,8 +73,8 @@ def cells(
                     for recipe in recipes if count else [""]:
                         fixed = not count and name != "random" and seed != seeds[0]
                         if count >= LEAST_EPOCHS.get(name, 0) and not fixed:
-                            found.append(Cell(name, budget, count, seed, recipe))
-    return found
+                            grid.append(Cell(name, budget, count, seed, recipe))
+    return grid
 
 
 def run(bench: Bench, cell: Cell) -> dict[str, Any]:
@@ -88,14 +88,14 @@ def run(bench: Bench, cell: Cell) -> dict[str, Any]:
     training.epochs = (training.epochs - taken) * (5 if cell.contestant == "small5" else 1)
     if cell.epochs:
         model, _ = contexts.fit(context, f"runs/{cell.name}", model, training)
-    counted, found = evaluate(context, model), model.architecture
+    counted, architecture = evaluate(context, model), model.architecture
     spec = model.inner.spec if isinstance(model, Smaller) else model.spec
     run, published = prices.macs(spec), prices.published_macs(spec)
     return {
         "top1": counted.top1,
         "images": counted.images,
-        "macs": published.dense if found is None else found.published_macs(spec),
-        "macs_run": run.dense if found is None else found.macs(spec),
+        "macs": published.dense if architecture is None else architecture.published_macs(spec),
+        "macs_run": run.dense if architecture is None else architecture.macs(spec),
         "parameters": prices.count_parameters(model),
         "seconds": time.perf_counter() - start,
     }

@@ -153,11 +153,11 @@ def fit(dense: VisionTransformer, job: Job) -> VisionTransformer:
 
 def stream(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     """The tokens that leave each block and that somebody reads: of the last, the class token."""
-    x, found = model._pos_embed(model.patch_embed(images)), []
+    x, tokens = model._pos_embed(model.patch_embed(images)), []
     for block in model.blocks:
         x = block(x)
-        found.append(x)
-    return [*found[:-1], x[:, :1]]
+        tokens.append(x)
+    return [*tokens[:-1], x[:, :1]]
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 def soft_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``T^2 KL(teacher || student)`` at temperature T, the mean over images."""
-    expected, found = (log_softmax(x / temperature, -1) for x in (teacher, student))
-    return temperature**2 * (expected.exp() * (expected - found)).sum(-1).mean()
+    expected, actual = (log_softmax(x / temperature, -1) for x in (teacher, student))
+    return temperature**2 * (expected.exp() * (expected - actual)).sum(-1).mean()
 
 
 def loss(
@@ -228,8 +228,8 @@ def train(
 def top1(model: VisionTransformer, images: Tensor, labels: Tensor) -> float:
     """The share of images whose highest logit is the label's."""
     with torch.inference_mode():
-        found = torch.cat([model(chunk).argmax(-1) for chunk in images.split(TEST_BATCH)])
-    return (found == labels).float().mean().item()
+        predictions = torch.cat([model(chunk).argmax(-1) for chunk in images.split(TEST_BATCH)])
+    return (predictions == labels).float().mean().item()
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -267,5 +267,5 @@ def run(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = json.loads(Path(sys.argv[1]).read_text())
-    Path(given["output"]).write_text(json.dumps(run(given), indent=1))
+    job = json.loads(Path(sys.argv[1]).read_text())
+    Path(job["output"]).write_text(json.dumps(run(job), indent=1))

@@ -99,12 +99,12 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--axes", default="op,ffn")
-    given = parser.parse_args()
-    arguments = given.model, given.batch
+    options = parser.parse_args()
+    arguments = options.model, options.batch
     contestants = {
         "dense": (ours, (*arguments, ())),
-        "search": (ours, (*arguments, tuple(given.axes.split(",")))),
+        "search": (ours, (*arguments, tuple(options.axes.split(",")))),
         "dense, PyTorch": (pytorch, arguments),
     }
-    title = f"training step, {given.model}, batch {given.batch}"
-    show(title, compare(contestants, given.turns, given.batch))
+    title = f"training step, {options.model}, batch {options.batch}"
+    show(title, compare(contestants, options.turns, options.batch))

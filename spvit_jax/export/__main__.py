@@ -88,12 +88,12 @@ def _export(options: argparse.Namespace) -> None:
     test = open_test(options.test) if options.test else None
     notes: list[str] = []
     where, facts = options.checkpoint, Facts.told(**told(options))
-    found = load(where, image_size=options.image_size, facts=facts, notes=notes)
-    model = pretrained.decided(found, notes)
+    network = load(where, image_size=options.image_size, facts=facts, notes=notes)
+    model = pretrained.decided(network, notes)
     about = about_of(where)
-    given = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
-    given = {name: tuple(v) if type(v) is list else v for name, v in given.items() if v}
-    about = dataclasses.replace(about, **given)
+    overrides = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
+    overrides = {name: tuple(v) if type(v) is list else v for name, v in overrides.items() if v}
+    about = dataclasses.replace(about, **overrides)
     images, written = None, {}
     preprocess = Preprocess.of(exportable(model), about, [])
     if test is not None and model.spec.classes and len(test.class_names) > model.spec.classes:

@@ -23,7 +23,7 @@ class Checked(NamedTuple):
     error: float
     agree: float
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """Says it in words."""
         if self.agree == 1:
             return f"largest error {self.error:.1e}"
@@ -65,12 +65,12 @@ def check(
         some = pixels[done : done + batch]
         done += batch
         wanted = expect(some)
-        found = run(some)
-        if set(found) != set(wanted):
-            raise CheckFailed(f"the file gives {sorted(found)}, the model {sorted(wanted)}")
+        outputs = run(some)
+        if set(outputs) != set(wanted):
+            raise CheckFailed(f"the file gives {sorted(outputs)}, the model {sorted(wanted)}")
         rows = []
         for name, other in wanted.items():
-            off = np.abs(np.asarray(found[name], np.float32) - other).reshape(batch, -1).max(1)
+            off = np.abs(np.asarray(outputs[name], np.float32) - other).reshape(batch, -1).max(1)
             rows.append(off / max(float(np.abs(other).max()), 1e-30))
         errors += np.max(rows, axis=0).tolist()
     merged = model.architecture is not None and any(model.architecture.merges)

@@ -45,7 +45,7 @@ class Job:
     beside: bool
     batch: int
     images: np.ndarray | None
-    said: dict[str, Any]
+    metadata: dict[str, Any]
     notes: list[str]
 
 
@@ -117,9 +117,11 @@ def export(
     about = about or model.about or About()
     preprocess = Preprocess.of(model, about, noted)
     usual = "NCHW" if suffix.endswith(".onnx") else "NHWC"
-    said = {"source": source, "macs": macs(model)}
+    metadata = {"source": source, "macs": macs(model)}
     layout = layout or usual
-    job = Job(model, about, preprocess, pixels, layout, opset, beside, batch, images, said, noted)
+    job = Job(
+        model, about, preprocess, pixels, layout, opset, beside, batch, images, metadata, noted
+    )
     with _draft(path) as draft:
         facts = SUFFIXES[suffix](job, draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir())
@@ -143,12 +145,12 @@ def suffix_of(path: Path) -> str:
     """
     if not is_utf8(path):
         raise ExportError(f"the name of {public(path)} is not UTF-8; choose another")
-    found = [suffix for suffix in SUFFIXES if path.name.endswith(suffix)]
-    if not found or not _stem(path):
+    suffixes = [suffix for suffix in SUFFIXES if path.name.endswith(suffix)]
+    if not suffixes or not _stem(path):
         raise ExportError(
             f"{path}: what to write is said by the suffix, one of {', '.join(SUFFIXES)}"
         )
-    return max(found, key=len)
+    return max(suffixes, key=len)
 
 
 def needs(suffix: str, images: bool) -> None:
@@ -248,7 +250,7 @@ def _emitted(job: Job, dtype: Any = np.float32) -> Any:
         pixels=job.pixels,
         layout=job.layout,
         dtype=dtype,
-        said=job.said,
+        said=job.metadata,
     )
 
 
@@ -259,7 +261,7 @@ def _onnx(job: Job, path: Path, *, half: bool = False) -> tuple[str, ...]:
     save_onnx(made, path)
     run = run_onnx(path, job.preprocess)
     checked = check(job.model, job.preprocess, run, tolerance=3e-2 if half else 1e-4)
-    return f"opset {job.opset}", f"{len(made.graph.node)} nodes", checked.said()
+    return f"opset {job.opset}", f"{len(made.graph.node)} nodes", checked.summary()
 
 
 def _half(job: Job, path: Path) -> tuple[str, ...]:
@@ -304,13 +306,13 @@ def _judge(
     return lambda path: near(batched(load(path, job.preprocess), pixels), wanted)
 
 
-def _enough(found: Near) -> str:
-    if not found.enough:
+def _enough(nearness: Near) -> str:
+    if not nearness.enough:
         raise CheckFailed(
-            f"outputs are not near enough to the model's: {found.said()}; expected cosine"
+            f"outputs are not near enough to the model's: {nearness.summary()}; expected cosine"
             f" {COSINE} and the same class in {SAME:.0%}"
         )
-    return found.said()
+    return nearness.summary()
 
 
 def _stablehlo(job: Job, path: Path) -> tuple[str, ...]:
@@ -327,7 +329,7 @@ def _stablehlo(job: Job, path: Path) -> tuple[str, ...]:
     )
     run = run_stablehlo(path, job.preprocess)
     checked = check(job.model, job.preprocess, run, tolerance=1e-4)
-    return ", ".join(PLATFORMS), checked.said()
+    return ", ".join(PLATFORMS), checked.summary()
 
 
 def _litert(job: Job, path: Path) -> tuple[str, ...]:
@@ -335,7 +337,7 @@ def _litert(job: Job, path: Path) -> tuple[str, ...]:
 
     _save_litert(job, path, int8=False)
     checked = check(job.model, job.preprocess, run_litert(path, job.preprocess), tolerance=1e-4)
-    return f"batch {job.batch}", checked.said()
+    return f"batch {job.batch}", checked.summary()
 
 
 def _litert_int8(job: Job, path: Path) -> tuple[str, ...]:

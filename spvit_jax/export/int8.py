@@ -93,8 +93,10 @@ def static(
             raise CheckFailed("whatever is quantised of this model takes it too far away")
         without(low)
     quantised = _nodes({name: parts[name] for name in order[low:]})
-    said = [f"{name} stays float: quantised alone, {costs[name].said()}" for name in order[:low]]
-    return _amount(quantised, nodes), said
+    notes = [
+        f"{name} stays float: quantised alone, {costs[name].summary()}" for name in order[:low]
+    ]
+    return _amount(quantised, nodes), notes
 
 
 def _nodes(parts: Parts) -> list[str]:
@@ -129,20 +131,20 @@ def _divided(parts: Parts, near: Callable[[Parts], Near], costs: dict[str, Near]
     kinds: dict[str, Parts] = {}
     for name, nodes in parts.items():
         kinds.setdefault(name.split(" of block")[0], {})[name] = nodes
-    found: Parts = {}
+    division: Parts = {}
     for kind, blocks in kinds.items():
         costs[kind] = near(blocks)
         if len(blocks) > 1 and _loss(costs[kind]) > 1 / len(kinds):
             costs |= {name: near({name: nodes}) for name, nodes in blocks.items()}
-            found |= blocks
+            division |= blocks
         else:
-            found[kind] = _nodes(blocks)
-    return found
+            division[kind] = _nodes(blocks)
+    return division
 
 
-def _loss(found: Near) -> float:
+def _loss(nearness: Near) -> float:
     """What is lost, in units of what may be."""
-    lost = max((1 - found.cosine) / (1 - COSINE), (1 - found.same) / (1 - SAME))
+    lost = max((1 - nearness.cosine) / (1 - COSINE), (1 - nearness.same) / (1 - SAME))
     return lost if np.isfinite(lost) else np.inf
 
 
@@ -199,7 +201,7 @@ class _Batch(CalibrationDataReader):
 def _ranges(file: Path, nodes: list[str], inputs: Iterable[np.ndarray]) -> TensorsData:
     """Ranges of activations; memory is that of one batch."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        found = _Calibrater(
+        calibrater = _Calibrater(
             file,
             ["Conv", *PRODUCTS],
             str(Path(folder, "augmented.onnx")),
@@ -207,12 +209,12 @@ def _ranges(file: Path, nodes: list[str], inputs: Iterable[np.ndarray]) -> Tenso
             num_bins=2048,
             percentile=PERCENTILE,
         )
-        found.nodes = frozenset(nodes)
-        found.augment_graph()
-        found.create_inference_session()
+        calibrater.nodes = frozenset(nodes)
+        calibrater.augment_graph()
+        calibrater.create_inference_session()
         for batch in inputs:
-            found.collect_data(_Batch(batch))
-        return found.compute_data()
+            calibrater.collect_data(_Batch(batch))
+        return calibrater.compute_data()
 
 
 def _quantised(file: Path, ranges: TensorsData, nodes: list[str]) -> onnx.ModelProto:
@@ -233,16 +235,16 @@ def _quantised(file: Path, ranges: TensorsData, nodes: list[str]) -> onnx.ModelP
     return quantizer.model.model
 
 
-def _save(found: onnx.ModelProto, made: onnx.ModelProto, path: Path, floats: list[str]) -> None:
+def _save(model: onnx.ModelProto, made: onnx.ModelProto, path: Path, floats: list[str]) -> None:
     """Saves a quantised model with what the float one says of itself, and what stays float."""
-    used = {node.domain for node in found.graph.node}
-    opsets = [opset for opset in found.opset_import if opset.domain in used]
-    del found.opset_import[:], found.metadata_props[:]
-    found.opset_import.extend(opsets)
-    said = {entry.key: entry.value for entry in made.metadata_props}
-    onnx.helper.set_model_props(found, said | ({"float": json.dumps(floats)} if floats else {}))
-    found.producer_name = made.producer_name
-    onnx.save(found, path)
+    used = {node.domain for node in model.graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:], model.metadata_props[:]
+    model.opset_import.extend(opsets)
+    metadata = {entry.key: entry.value for entry in made.metadata_props}
+    onnx.helper.set_model_props(model, metadata | ({"float": json.dumps(floats)} if floats else {}))
+    model.producer_name = made.producer_name
+    onnx.save(model, path)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from spvit_jax.convert import forms
 from spvit_jax.export.near import Run
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged
-from spvit_jax.export.stablehlo import given_images, program
+from spvit_jax.export.stablehlo import input_struct, program
 
 INPUT = "images"
 SIGNATURE = "serving_default"
@@ -42,7 +42,7 @@ def save_litert(
       int8: whether weights are 8 bits; products are then computed so too, the rest in float32.
     """
     weights, run = forms.variables(model), program(model, preprocess, pixels, layout)
-    images = given_images(preprocess, batch, pixels, layout)
+    images = input_struct(preprocess, batch, pixels, layout)
     made = exporting.export(jax.jit(lambda x: run(weights, x)), platforms=("cpu",))(images)
     names = list(jax.tree.unflatten(made.out_tree, range(len(made.out_avals))))
     flat = _converted(str(made.mlir_module()), names)

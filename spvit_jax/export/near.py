@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spvit_jax.export.given import given
+from spvit_jax.export.outputs import named_outputs
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.models import Classifier
 
@@ -33,7 +33,7 @@ class Near(NamedTuple):
         """Whether a file as near as that is taken for the model; NaN is not."""
         return self.cosine >= COSINE and self.same >= SAME
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """Says it in words."""
         return f"cosine {self.cosine:.4f}, the same class in {self.same:.1%}"
 
@@ -45,7 +45,7 @@ def runner(model: Classifier, preprocess: Preprocess) -> Run:
 
     @jax.jit
     def compute(state: nnx.State, images: jax.Array) -> dict[str, jax.Array]:
-        return given(nnx.merge(graph, state, copy=True), images)
+        return named_outputs(nnx.merge(graph, state, copy=True), images)
 
     def run(pixels: np.ndarray) -> Outputs:
         images = (pixels / np.float32(255) - mean) / std
@@ -65,16 +65,16 @@ def batched(run: Run, pixels: np.ndarray) -> Outputs:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def near(found: Outputs, wanted: Outputs) -> Near:
+def near(outputs: Outputs, wanted: Outputs) -> Near:
     """Compares outputs of the same images."""
-    cosines = [_cosine(found[name], value) for name, value in wanted.items()]
+    cosines = [_cosine(outputs[name], value) for name, value in wanted.items()]
     same = 1.0
     if "logits" in wanted:
-        same = float(np.mean(found["logits"].argmax(-1) == wanted["logits"].argmax(-1)))
+        same = float(np.mean(outputs["logits"].argmax(-1) == wanted["logits"].argmax(-1)))
     return Near(float(np.min(cosines)), same)
 
 
-def _cosine(found: np.ndarray, wanted: np.ndarray) -> float:
-    one, other = (x.reshape(len(x), -1).astype(np.float64) for x in (found, wanted))
+def _cosine(values: np.ndarray, wanted: np.ndarray) -> float:
+    one, other = (x.reshape(len(x), -1).astype(np.float64) for x in (values, wanted))
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.mean((one * other).sum(1) / np.maximum(lengths, 1e-30)))

@@ -41,8 +41,10 @@ class Preprocess:
         if missing:
             usual = {name: getattr(USUAL, name) for name in missing}
             about = dataclasses.replace(about, **usual)
-            said = ", ".join(f"{name} {value}" for name, value in usual.items())
-            notes.append(f"the model's file does not say its {said}: ImageNet's usual, taken here")
+            defaults = ", ".join(f"{name} {value}" for name, value in usual.items())
+            notes.append(
+                f"the model's file does not say its {defaults}: ImageNet's usual, taken here"
+            )
         channels = getattr(model.spec, "channels", 3)
         if len(about.mean) != channels:
             raise ExportError(
@@ -79,19 +81,21 @@ class Preprocess:
         known: dict[str, Any] = {name: values[name] for name in wanted}
         for name, value in known.items():
             known[name] = tuple(value) if type(value) is list else value
-        found = cls(**known)
-        pairs = [p if type(p) is tuple else () for p in (found.resize, found.crop)]
-        numbers = [found.channels, *pairs[0], *pairs[1]]
+        preprocess = cls(**known)
+        pairs = [p if type(p) is tuple else () for p in (preprocess.resize, preprocess.crop)]
+        numbers = [preprocess.channels, *pairs[0], *pairs[1]]
         if list(map(len, pairs)) != [2, 2] or not all(type(n) is int and n > 0 for n in numbers):
             raise ValueError(
                 "resize and crop must be two whole numbers above 0 each, channels one; got"
-                f" {found.resize!r}, {found.crop!r} and {found.channels!r}"
+                f" {preprocess.resize!r}, {preprocess.crop!r} and {preprocess.channels!r}"
             )
         if any(crop > whole for whole, crop in zip(*pairs, strict=True)):
             raise ValueError(
-                f"a crop of {shown(found.crop)} pixels is more than {shown(found.resize)}"
+                f"a crop of {shown(preprocess.crop)} pixels is more than {shown(preprocess.resize)}"
             )
-        About(found.class_names, found.mean, found.std)
-        if len(found.mean) != found.channels:
-            raise ValueError(f"{found.channels} channels, but {len(found.mean)} numbers of mean")
-        return found
+        About(preprocess.class_names, preprocess.mean, preprocess.std)
+        if len(preprocess.mean) != preprocess.channels:
+            raise ValueError(
+                f"{preprocess.channels} channels, but {len(preprocess.mean)} numbers of mean"
+            )
+        return preprocess

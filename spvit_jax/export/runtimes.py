@@ -36,8 +36,8 @@ def run_onnx(path: Path, preprocess: Preprocess, *, threads: int = 0) -> Run:
     raw = images.type == "tensor(uint8)"
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        given = arranged(pixels, preprocess, raw, layout)
-        return dict(zip(names, session.run(names, {images.name: given}), strict=True))
+        batch = arranged(pixels, preprocess, raw, layout)
+        return dict(zip(names, session.run(names, {images.name: batch}), strict=True))
 
     return run
 
@@ -83,9 +83,9 @@ def run_stablehlo(path: Path, preprocess: Preprocess) -> Run:
     program = read_stablehlo(path)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        given = stablehlo_input(program.images, pixels, preprocess)
-        found = program.run(jax.numpy.asarray(given))
-        return {name: np.asarray(value) for name, value in found.items()}
+        batch = stablehlo_input(program.images, pixels, preprocess)
+        outputs = program.run(jax.numpy.asarray(batch))
+        return {name: np.asarray(value) for name, value in outputs.items()}
 
     return run
 

@@ -603,13 +603,13 @@ def save(model: Network, path: str | os.PathLike) -> None:
       ModelFileError: layers were replaced by others of another shape.
       OSError: the file cannot be written; what was there is untouched.
     """
-    found = sorted(_arrays(model), key=lambda one: (-one[1].dtype.itemsize, one[0]))
+    rows = sorted(_arrays(model), key=lambda one: (-one[1].dtype.itemsize, one[0]))
     with _explained(path):
-        _require_same({name: shape for name, _, shape in found}, _empty(model.metadata, len(found)))
+        _require_same({name: shape for name, _, shape in rows}, _empty(model.metadata, len(rows)))
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": model.metadata}
     body = bytearray()
-    for name, tensor, shape in found:
+    for name, tensor, shape in rows:
         wide = torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
         data = bytearray(tensor.numel() * wide.itemsize)
         if data:
@@ -648,11 +648,13 @@ def _require(fits: bool, problem: str) -> None:
         raise ModelFileError(problem)
 
 
-def _require_same(found: dict[str, tuple[int, ...]], model: Network) -> None:
+def _require_same(shapes: dict[str, tuple[int, ...]], model: Network) -> None:
     expected = {name: shape for name, _, shape in _arrays(model)}
-    wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-    said = [f"{n} is {found.get(n, 'missing')}, not {expected.get(n, 'expected')}" for n in wrong]
-    _require(not wrong, f"{len(wrong)} arrays do not fit the header: {'; '.join(said[:5])}")
+    wrong = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
+    problems = [
+        f"{n} is {shapes.get(n, 'missing')}, not {expected.get(n, 'expected')}" for n in wrong
+    ]
+    _require(not wrong, f"{len(wrong)} arrays do not fit the header: {'; '.join(problems[:5])}")
 
 
 def _arrays(model: Network) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
@@ -708,14 +710,14 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
     )
     _require(form != "supernet", "a supernet is no network yet; prune it first: spvit_jax.prune")
     _require(form in FORMS, f"form must be one of {', '.join(FORMS)}; it is {form!r}")
-    said: dict[str, Any] = dict(values["spec"])
-    kind = said.pop("type")
+    entries: dict[str, Any] = dict(values["spec"])
+    kind = entries.pop("type")
     known = SPECS[kind]
-    temperature = said.pop("temperature", values.get("temperature", TEMPERATURES.get(kind)))
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+    temperature = entries.pop("temperature", values.get("temperature", TEMPERATURES.get(kind)))
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entries.items()}
     kinds = {name: type(v) | int for name, v in known.items()} | {"image_size": int | tuple}
     wrong = [n for n, v in fields.items() if n not in known or not isinstance(v, kinds[n])]
-    _require(not wrong, f"no {kind} of this file's has such {', '.join(wrong)}: {said}")
+    _require(not wrong, f"no {kind} of this file's has such {', '.join(wrong)}: {entries}")
     spec = SimpleNamespace(**known | fields)
     depth = sum(getattr(spec, "depths", ())) + getattr(spec, "depth", 0)
     _require(depth <= most, f"it cannot have {depth} blocks, of {most} arrays")
@@ -745,10 +747,10 @@ def _vit(spec: SimpleNamespace) -> list[Geometry]:
     fits &= not spec.rotary or (spec.rotary in ROTARY and head_dim % 4 == 0)
     _require(fits, f"there is no such ViT: {vars(spec)}")
     class_tokens = spec.class_token + spec.distilled
-    said = {name: getattr(spec, name) for name in ("qk_norm", "gated", "activation", "epsilon")}
+    fields = {name: getattr(spec, name) for name in ("qk_norm", "gated", "activation", "epsilon")}
     block = Geometry(
         width=spec.width, head_dim=head_dim, heads=spec.heads, hidden=spec.hidden,
-        grid=(sides[0] // patch, sides[1] // patch), prefix=class_tokens + spec.registers, **said,
+        grid=(sides[0] // patch, sides[1] // patch), prefix=class_tokens + spec.registers, **fields,
     )  # fmt: skip
     alone = token and not spec.patches
     return [block] * (spec.depth - 1) + [block._replace(read=class_tokens if alone else None)]
@@ -756,7 +758,7 @@ def _vit(spec: SimpleNamespace) -> list[Geometry]:
 
 def _swin(spec: SimpleNamespace) -> list[Geometry]:
     """The blocks of a dense Swin; every second shifts its windows, if there are several."""
-    found = []
+    blocks = []
     for stage, (depth, heads, hidden) in enumerate(
         zip(spec.depths, spec.heads, spec.hidden, strict=True)
     ):
@@ -771,8 +773,8 @@ def _swin(spec: SimpleNamespace) -> list[Geometry]:
             width, width // heads, heads, hidden, grid, spec.epsilon, window=(high, wide)
         )
         shift = high // 2 if high < rows else 0, wide // 2 if wide < columns else 0
-        found += [block._replace(shift=shift if i % 2 else (0, 0)) for i in range(depth)]
-    return found
+        blocks += [block._replace(shift=shift if i % 2 else (0, 0)) for i in range(depth)]
+    return blocks
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -780,12 +782,12 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _pruned(blocks: list[Geometry], said: dict[str, Any]) -> list[Geometry]:
+def _pruned(blocks: list[Geometry], architecture: dict[str, Any]) -> list[Geometry]:
     """What an architecture leaves of a dense model's blocks."""
-    found, away = [], 0
-    heads = said.get("heads") or [block.heads for block in blocks]
-    merges = said.get("merges") or [0] * len(blocks)
-    rows = zip(blocks, said["ops"], heads, said["ffn"], merges, strict=True)
+    geometries, away = [], 0
+    heads = architecture.get("heads") or [block.heads for block in blocks]
+    merges = architecture.get("merges") or [0] * len(blocks)
+    rows = zip(blocks, architecture["ops"], heads, architecture["ffn"], merges, strict=True)
     for i, (block, op, *kept, merged) in enumerate(rows):
         count, hidden = (n if type(n) is int else len(n) for n in kept)
         count = count if op == "msa" else block.heads
@@ -793,6 +795,6 @@ def _pruned(blocks: list[Geometry], said: dict[str, Any]) -> list[Geometry]:
         fits = op in OPS and 0 <= merged <= most and not (op == "conv3x3" and away)
         fits &= 0 < count <= block.heads and 0 <= hidden <= block.hidden
         _require(fits, f"block {i} cannot be {op!r} with {kept} and merge {merged} behind {away}")
-        found.append(block._replace(op=op, heads=count, hidden=hidden, merges=merged))
+        geometries.append(block._replace(op=op, heads=count, hidden=hidden, merges=merged))
         away += merged
-    return found
+    return geometries

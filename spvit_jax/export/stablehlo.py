@@ -11,7 +11,7 @@ from flax import nnx
 from jax import export as exporting
 
 from spvit_jax.convert import forms
-from spvit_jax.export.given import given
+from spvit_jax.export.outputs import named_outputs
 from spvit_jax.export.preprocess import Preprocess
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,7 +41,7 @@ def save_stablehlo(
       beside: whether the weights lie beside the program.
     """
     (batch,) = exporting.symbolic_shape("batch")
-    images = given_images(preprocess, batch, pixels, layout)
+    images = input_struct(preprocess, batch, pixels, layout)
     weights = forms.variables(model)
     run = program(model, preprocess, pixels, layout)
     if beside:
@@ -55,7 +55,7 @@ def save_stablehlo(
     path.write_bytes(made.serialize())
 
 
-def given_images(
+def input_struct(
     preprocess: Preprocess, batch: Any, pixels: str, layout: str
 ) -> jax.ShapeDtypeStruct:
     """The shape and dtype of what goes in; ``batch`` is a number, or a symbol for any."""
@@ -71,7 +71,7 @@ def weights_beside(path: Path) -> Path:
 
 
 def program(model: Any, preprocess: Preprocess, pixels: str, layout: str) -> Callable:
-    """A model as a function of weights by name and images, see ``given_images``."""
+    """A model as a function of weights by name and images, see ``input_struct``."""
     graph, state = nnx.split(model)
     paths = [path for path, _ in nnx.to_flat_state(state)]
     mean, std = jnp.asarray(preprocess.mean), jnp.asarray(preprocess.std)
@@ -84,6 +84,6 @@ def program(model: Any, preprocess: Preprocess, pixels: str, layout: str) -> Cal
         x = images if layout == "NHWC" else images.transpose(0, 2, 3, 1)
         if pixels == "uint8":
             x = (x.astype(jnp.float32) / 255 - mean) / std
-        return given(nnx.merge(graph, nnx.from_flat_state(filled)), x)
+        return named_outputs(nnx.merge(graph, nnx.from_flat_state(filled)), x)
 
     return run

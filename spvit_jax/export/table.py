@@ -66,12 +66,12 @@ def _scores(
     for start in range(0, len(test), CHUNK):
         some = range(start, min(start + CHUNK, len(test)))
         images = pixels(test, preprocess, some)
-        found: list[Outputs] = [batched(run, images) for run in runs.values()]
+        outputs: list[Outputs] = [batched(run, images) for run in runs.values()]
         if labelled:
             labels = np.array([test[i]["label"] for i in some])
-            sums += [np.sum(one["logits"].argmax(-1) == labels) for one in found]
+            sums += [np.sum(one["logits"].argmax(-1) == labels) for one in outputs]
         else:
-            sums += [len(some) * near(one, found[0]).cosine for one in found]
+            sums += [len(some) * near(one, outputs[0]).cosine for one in outputs]
     return (sums / len(test)).tolist()
 
 

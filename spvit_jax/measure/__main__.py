@@ -102,19 +102,19 @@ def _measure(options: argparse.Namespace) -> None:
     if source is not None:
         with Console().bar(len(source), 0, "test") as bar:
             quality = tested.judge(contestants, source, options.batch, bar.update)
-    found = comparison.compare(
+    result = comparison.compare(
         contestants,
         batch_size=options.batch,
         seconds=options.seconds,
         threads=threads,
         tested=quality,
     )
-    print(shown.table(found))
+    print(shown.table(result))
     if options.json is not None:
-        text = json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(result.as_json(), indent=1, ensure_ascii=False) + "\n"
         Path(options.json).write_text(text, encoding="utf-8")
     if options.figure is not None:
-        shown.figure(found, options.figure)
+        shown.figure(result, options.figure)
 
 
 def _contestants(options: argparse.Namespace, threads: int) -> list["Contestant"]:
@@ -129,12 +129,12 @@ def _contestants(options: argparse.Namespace, threads: int) -> list["Contestant"
     for runtime in options.runtime:
         if not any(runtime in some for _, some in ways):
             raise MeasureError(f"--runtime {runtime}: none of these files runs in it; see --help")
-    found: list[Contestant] = []
+    entrants: list[Contestant] = []
     for name, some in ways:
-        found += contestants.open_contestants(name, some, threads, facts, notes, about)
+        entrants += contestants.open_contestants(name, some, threads, facts, notes, about)
     for note in dict.fromkeys(notes):
         print(f"note: {note}", file=sys.stderr)
-    return found
+    return entrants
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -54,9 +54,9 @@ class Comparison:
                 "image_size": list(one.preprocess.crop),
             }
             models.append({**about, **dataclasses.asdict(timing), **quality})
-        said = {name: getattr(self, name) for name in ("batch_size", "device", "threads")}
+        settings = {name: getattr(self, name) for name in ("batch_size", "device", "threads")}
         images = None if tested is None else tested.images
-        return {**said, "versions": self.versions, "test_images": images, "models": models}
+        return {**settings, "versions": self.versions, "test_images": images, "models": models}
 
 
 def compare(

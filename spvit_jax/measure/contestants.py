@@ -18,7 +18,7 @@ from spvit_jax import pretrained
 from spvit_jax.convert import USUAL, About, Facts, about_of, load, save
 from spvit_jax.convert.fetch import fetch
 from spvit_jax.export.export import exportable, macs, preprocess_beside
-from spvit_jax.export.given import given
+from spvit_jax.export.outputs import named_outputs
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import (
     arranged,
@@ -79,9 +79,9 @@ class Contestant:
 def runtimes(name: str, asked: Sequence[str]) -> tuple[str, ...]:
     """What a file runs in: those asked for that can, else JAX, or what is installed for ONNX."""
     able = FILES.get(Path(name).suffix, CHECKPOINT)
-    found = tuple(runtime for runtime in able if runtime in asked)
-    if found:
-        return found
+    choice = tuple(runtime for runtime in able if runtime in asked)
+    if choice:
+        return choice
     return able[:1] + tuple(r for r in able[1:] if able is not CHECKPOINT and _installed(r))
 
 
@@ -138,11 +138,11 @@ def _checkpoint(
     notes: list[str],
     about: About,
 ) -> Iterator[Contestant]:
-    found = load(name, facts=facts, notes=notes)
-    model = exportable(pretrained.decided(found, notes))
+    network = load(name, facts=facts, notes=notes)
+    model = exportable(pretrained.decided(network, notes))
     known, fields = about_of(name), ("mean", "std", "crop_ratio")
-    told = {field: getattr(known, field) or getattr(about, field) for field in fields}
-    preprocess = Preprocess.of(model, dataclasses.replace(known, **told), notes)
+    preprocessing = {field: getattr(known, field) or getattr(about, field) for field in fields}
+    preprocess = Preprocess.of(model, dataclasses.replace(known, **preprocessing), notes)
     size = os.path.getsize(fetch(name))
     for runtime in in_runtimes:
         bind = _jax(model, preprocess) if runtime == "jax" else _torch(model, preprocess, threads)
@@ -153,7 +153,7 @@ def _jax(model: Any, preprocess: Preprocess) -> Bind:
     graph, state = nnx.split(model)
 
     def run(images: jax.Array) -> Outputs:
-        return given(nnx.merge(graph, state, copy=True), images)
+        return named_outputs(nnx.merge(graph, state, copy=True), images)
 
     return _compiling(run, lambda pixels: arranged(pixels, preprocess, False, "NHWC"))
 
@@ -225,9 +225,9 @@ def _onnx(path: Path, runtime: str, threads: int, notes: list[str]) -> Contestan
 
     with _reading(path, "ONNX"):
         made = onnx.load(path, load_external_data=False)
-        said = {entry.key: entry.value for entry in made.metadata_props}
-        given_ones = {weight.name for weight in made.graph.initializer}
-        (images,) = (i for i in made.graph.input if i.name not in given_ones)
+        metadata = {entry.key: entry.value for entry in made.metadata_props}
+        weights = {weight.name for weight in made.graph.initializer}
+        (images,) = (i for i in made.graph.input if i.name not in weights)
         shape = [d.dim_value for d in images.type.tensor_type.shape.dim]  # 0: any
         raw = images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     if len(shape) != 4 or shape[0]:
@@ -235,13 +235,13 @@ def _onnx(path: Path, runtime: str, threads: int, notes: list[str]) -> Contestan
             f"{path} takes input {shape}, 0 being any number; expected a batch of any number of"
             " images, as python -m spvit_jax.export writes it"
         )
-    preprocess = _preprocess(path, shape, said, notes)
+    preprocess = _preprocess(path, shape, metadata, notes)
     layout = "NHWC" if shape[3] == preprocess.channels != shape[1] else "NCHW"
     with _reading(path, RUNTIMES[runtime].title):
         run = (_onnxruntime if runtime == "onnxruntime" else _openvino)(path, threads)
     data = path.with_name(f"{path.name}.data")
     size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
-    count = said.get("macs", "")
+    count = metadata.get("macs", "")
     return Contestant(
         public(path),
         runtime,
@@ -279,8 +279,8 @@ def _openvino(path: Path, threads: int) -> Callable[[np.ndarray], Callable[[], O
         names = [output.get_any_name() for output in program.outputs]
 
         def call() -> Outputs:
-            found = request.infer([x], share_inputs=True)
-            return dict(zip(names, found.values(), strict=True))
+            results = request.infer([x], share_inputs=True)
+            return dict(zip(names, results.values(), strict=True))
 
         return call
 
@@ -289,14 +289,14 @@ def _openvino(path: Path, threads: int) -> Callable[[np.ndarray], Callable[[], O
 
 
 def _preprocess(
-    path: Path, shape: Sequence[Any], said: dict[str, str], notes: list[str]
+    path: Path, shape: Sequence[Any], metadata: dict[str, str], notes: list[str]
 ) -> Preprocess:
     """What lies beside a file, or it says, of how images become its input; else ImageNet's usual.
 
     Args:
       path: of the file.
       shape: of its input, NCHW or NHWC.
-      said: its metadata, values that are no text in JSON.
+      metadata: of the file, values that are no text in JSON.
       notes: gets a sentence where nothing says it.
     """
     first = shape[1] in (1, 3)
@@ -304,18 +304,20 @@ def _preprocess(
     beside = preprocess_beside(path)
     try:
         if beside.is_file():
-            found = Preprocess.from_json(beside.read_text(encoding="utf-8"))
-        elif {"mean", "std", "resize", "crop"} <= set(said):
-            numbers = {name: json.loads(said[name]) for name in ("mean", "std", "resize", "crop")}
-            names = json.loads(said.get("class_names", "[]"))
-            text = {"interpolation": said.get("interpolation", ""), "class_names": names}
-            found = Preprocess.from_json(json.dumps({"channels": channels, **numbers, **text}))
+            preprocess = Preprocess.from_json(beside.read_text(encoding="utf-8"))
+        elif {"mean", "std", "resize", "crop"} <= set(metadata):
+            numbers = {
+                name: json.loads(metadata[name]) for name in ("mean", "std", "resize", "crop")
+            }
+            names = json.loads(metadata.get("class_names", "[]"))
+            text = {"interpolation": metadata.get("interpolation", ""), "class_names": names}
+            preprocess = Preprocess.from_json(json.dumps({"channels": channels, **numbers, **text}))
         else:
             size = int(sides[0]), int(sides[1])
             usual = USUAL.mean[:channels], USUAL.std[:channels]
             ratio = USUAL.crop_ratio or 1
             resize = round(size[0] / ratio), round(size[1] / ratio)
-            found = Preprocess(resize, size, "bicubic", int(channels), *usual, ())
+            preprocess = Preprocess(resize, size, "bicubic", int(channels), *usual, ())
             notes.append(
                 f"{path}: neither its metadata nor a {beside.name} beside it says mean, std and"
                 f" resizing: ImageNet's usual, taken here"
@@ -324,12 +326,12 @@ def _preprocess(
         raise MeasureError(
             f"{path}: its preprocessing cannot be read: {error}; export the model again"
         ) from error
-    if found.crop != tuple(sides) or found.channels != channels:
+    if preprocess.crop != tuple(sides) or preprocess.channels != channels:
         raise MeasureError(
             f"{path} takes images of {sides} pixels and {channels} channels, its preprocessing"
-            f" gives {found.crop} and {found.channels}; export the model again"
+            f" gives {preprocess.crop} and {preprocess.channels}; export the model again"
         )
-    return found
+    return preprocess
 
 
 @contextlib.contextmanager

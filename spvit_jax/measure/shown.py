@@ -21,18 +21,18 @@ _COLOURS = {
 }
 
 
-def table(found: Comparison) -> str:
+def table(comparison: Comparison) -> str:
     """The comparison as aligned text, and what it was measured on."""
-    tested = found.tested
+    tested = comparison.tested
     head = ["model", "runtime", "MB", "GMACs", "latency, ms (IQR)", "× first"]
-    head += [f"images/s at {found.batch_size}", "× first"]
+    head += [f"images/s at {comparison.batch_size}", "× first"]
     if tested is not None:
         head.append("top-1 (%)" if tested.measure == "top-1" else "cosine")
     rows = [head]
-    for i, (one, timing) in enumerate(zip(found.contestants, found.timings, strict=True)):
+    for i, (one, timing) in enumerate(zip(comparison.contestants, comparison.timings, strict=True)):
         rows.append(
             [
-                names(found.contestants)[i],
+                names(comparison.contestants)[i],
                 RUNTIMES[one.runtime].title,
                 _number(one.size / 1e6),
                 _number(one.macs / 1e9),
@@ -45,7 +45,7 @@ def table(found: Comparison) -> str:
         if tested is not None:
             value = tested.values[i]
             rows[-1].append(f"{100 * value:.2f}" if tested.measure == "top-1" else f"{value:.4f}")
-    return "\n".join([aligned(rows, left=(0, 1)), "", *_said(found)])
+    return "\n".join([aligned(rows, left=(0, 1)), "", *_footer(comparison)])
 
 
 def _number(value: float) -> str:
@@ -54,41 +54,47 @@ def _number(value: float) -> str:
 
 def names(contestants: Sequence[Contestant]) -> list[str]:
     """Names of files without their folders, where these are not needed to tell them apart."""
-    given = {one.name for one in contestants}
-    short = {name: Path(name).name for name in given}
-    return [short[one.name] if len(set(short.values())) == len(given) else one.name
+    paths = {one.name for one in contestants}
+    short = {name: Path(name).name for name in paths}
+    return [short[one.name] if len(set(short.values())) == len(paths) else one.name
             for one in contestants]  # fmt: skip
 
 
-def _said(found: Comparison) -> list[str]:
-    one, batch = found.turns
+def _footer(comparison: Comparison) -> list[str]:
+    one, batch = comparison.turns
     lines = [
-        f"The models took turns, call by call: {one} at batch 1, {batch} at {found.batch_size}."
-        " Times are medians, ratios medians within a turn."
+        f"The models took turns, call by call: {one} at batch 1, {batch} at"
+        f" {comparison.batch_size}. Times are medians, ratios medians within a turn."
     ]
-    sizes = {one.preprocess.crop for one in found.contestants}
+    sizes = {one.preprocess.crop for one in comparison.contestants}
     if len(sizes) > 1:
-        shown = zip(names(found.contestants), found.contestants, strict=True)
+        shown = zip(names(comparison.contestants), comparison.contestants, strict=True)
         each = dict.fromkeys(f"{n} {'×'.join(map(str, c.preprocess.crop))}" for n, c in shown)
         lines.append(f"Each model gets images of its own size: {', '.join(each)}.")
-    if found.tested is not None:
-        lines.append(f"Tested on {found.tested.images:,} images.")
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
-    return [*lines, f"Measured on {found.device}, {threads}; {versions}."]
+    if comparison.tested is not None:
+        lines.append(f"Tested on {comparison.tested.images:,} images.")
+    versions = ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
+    threads = "1 thread" if comparison.threads == 1 else f"{comparison.threads} threads"
+    return [*lines, f"Measured on {comparison.device}, {threads}; {versions}."]
 
 
-def figure(found: Comparison, path: str | os.PathLike[str]) -> None:
+def figure(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     """Writes accuracy over latency as a PNG, all at once or not at all; needs ``tested``."""
-    assert found.tested is not None
-    right = found.tested.measure == "top-1"
-    values = [100 * value if right else value for value in found.tested.values]
+    assert comparison.tested is not None
+    right = comparison.tested.measure == "top-1"
+    values = [100 * value if right else value for value in comparison.tested.values]
     page = Figure(figsize=(8, 5), dpi=130, layout="constrained")
     axes = page.subplots()
     title = "top-1 (%)" if right else "cosine to the first model"
-    style(axes, f"{found.tested.images:,} test images: {title} over latency")
-    widest = max(timing.latency_ms for timing in found.timings)
-    rows = zip(names(found.contestants), found.contestants, found.timings, values, strict=True)
+    style(axes, f"{comparison.tested.images:,} test images: {title} over latency")
+    widest = max(timing.latency_ms for timing in comparison.timings)
+    rows = zip(
+        names(comparison.contestants),
+        comparison.contestants,
+        comparison.timings,
+        values,
+        strict=True,
+    )
     seen: set[str] = set()
     for number, (name, one, timing, value) in enumerate(sorted(rows, key=_latency)):
         label = None if one.runtime in seen else RUNTIMES[one.runtime].title

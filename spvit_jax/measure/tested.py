@@ -55,13 +55,13 @@ def judge(
     for start in range(0, len(source), batch_size):
         items = [source[i] for i in range(start, min(start + batch_size, len(source)))]
         labels = np.array([item["label"] for item in items])
-        found = _outputs(contestants, [item["image"] for item in items], batch_size)
+        outputs = _outputs(contestants, [item["image"] for item in items], batch_size)
         if labelled:
-            for one, (name, values) in zip(contestants, found, strict=True):
+            for one, (name, values) in zip(contestants, outputs, strict=True):
                 _check_classes(one, name, values, len(source.class_names))
-            sums += [(values.argmax(1) == labels).sum() for _, values in found]
+            sums += [(values.argmax(1) == labels).sum() for _, values in outputs]
         else:
-            sums += [_cosines(contestants, found, i).sum() for i in range(len(contestants))]
+            sums += [_cosines(contestants, outputs, i).sum() for i in range(len(contestants))]
         done(len(items))
     return Tested(
         "top-1" if labelled else "cosine", len(source), tuple((sums / len(source)).tolist())
@@ -73,7 +73,7 @@ def _outputs(
 ) -> list[tuple[str, np.ndarray]]:
     """The output of each, and its name; the last batch is filled with black for it."""
     pixels: dict[tuple, np.ndarray] = {}
-    found: list[tuple[str, np.ndarray]] = []
+    pairs: list[tuple[str, np.ndarray]] = []
     for one in contestants:
         size = one.preprocess.resize, one.preprocess.crop, one.preprocess.channels
         if size not in pixels:
@@ -81,20 +81,20 @@ def _outputs(
         outputs = one.bind(pixels[size])()
         name = next((n for n in ("logits", "features") if n in outputs), next(iter(outputs)))
         values = np.asarray(outputs[name], np.float32)[: len(images)]
-        found.append((name, values.reshape(len(images), -1)))
-    return found
+        pairs.append((name, values.reshape(len(images), -1)))
+    return pairs
 
 
 def _decoded(images: Sequence[Any], preprocess: Preprocess, batch_size: int) -> np.ndarray:
     """Pixels as a model sees them, uint8 ``[batch_size, height, width, channels]``."""
-    found = np.zeros((batch_size, *preprocess.crop, 3), np.uint8)
+    pixels = np.zeros((batch_size, *preprocess.crop, 3), np.uint8)
 
     def read(row: int) -> None:
-        found[row] = images[row].centre(preprocess.resize, preprocess.crop)
+        pixels[row] = images[row].centre(preprocess.resize, preprocess.crop)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(read, range(len(images))))
-    return as_seen(found, preprocess)
+    return as_seen(pixels, preprocess)
 
 
 def _check_names(one: Contestant, wanted: tuple[str, ...]) -> None:
@@ -126,10 +126,10 @@ def _check_classes(one: Contestant, name: str, values: np.ndarray, classes: int)
 
 
 def _cosines(
-    contestants: Sequence[Contestant], found: list[tuple[str, np.ndarray]], i: int
+    contestants: Sequence[Contestant], outputs: list[tuple[str, np.ndarray]], i: int
 ) -> np.ndarray:
     """Of each image's output to the first one's, ``[images]``."""
-    (name, first), (other, values) = found[0], found[i]
+    (name, first), (other, values) = outputs[0], outputs[i]
     if values.shape != first.shape:
         raise MeasureError(
             f"{contestants[i].name} gives {values.shape[1]} {other} an image,"

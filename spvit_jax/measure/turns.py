@@ -114,8 +114,8 @@ def compiled(model: Model, images: Array) -> Model:
     closed, outputs = jax.make_jaxpr(model, return_shape=True)(shape)
 
     def run(weights: list[Array], x: Array) -> Any:
-        found = jax.core.eval_jaxpr(closed.jaxpr, weights, x)
-        return jax.tree.unflatten(jax.tree.structure(outputs), found)
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, weights, x)
+        return jax.tree.unflatten(jax.tree.structure(outputs), leaves)
 
     weights = [jax.device_put(w, images.sharding) for w in closed.consts]
     program = jax.jit(run).lower(weights, images).compile()

@@ -125,5 +125,5 @@ def _tpus(chip: Chip, shape: str) -> list[jax.Device]:
         "chip_config_name": "megacore" if chip.topology == "v4" else "default",
         "chips_per_host_bounds": (1, 1, 1) if count == 1 else (2, 2, 1),
     }
-    found = topologies.get_topology_desc(f"{chip.topology}:{shape}", "tpu", **options)
-    return list(found.devices)
+    topology = topologies.get_topology_desc(f"{chip.topology}:{shape}", "tpu", **options)
+    return list(topology.devices)

@@ -46,7 +46,7 @@ def sent(hlo: str, devices: int, loops: int = 1) -> dict[str, int]:
 
 def _computations(hlo: str) -> dict[str, list[tuple[str, str, str, str]]]:
     """The instructions of each computation: name, shape, operation, and what follows it."""
-    found: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
+    computations: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
     current = ""
     for line in hlo.splitlines():
         header = _HEADER.match(line)
@@ -54,8 +54,8 @@ def _computations(hlo: str) -> dict[str, list[tuple[str, str, str, str]]]:
             current = header[1]
         elif instruction := _INSTRUCTION.match(line):
             name, shape, operation, rest = instruction.groups()
-            found[current].append((name, shape, operation, rest))
-    return found
+            computations[current].append((name, shape, operation, rest))
+    return computations
 
 
 def _called(body: list[tuple[str, str, str, str]]) -> Iterator[tuple[str, str]]:
@@ -74,13 +74,13 @@ def _bodies(lines: dict[str, list[tuple[str, str, str, str]]]) -> set[str]:
 
 def _reached(lines: dict[str, list[tuple[str, str, str, str]]], start: set[str]) -> set[str]:
     """``start`` and all computations that they run."""
-    found, todo = set(start), list(start)
+    names, todo = set(start), list(start)
     while todo:
         for _, name in _called(lines.get(todo.pop(), [])):
-            if name not in found:
-                found.add(name)
+            if name not in names:
+                names.add(name)
                 todo.append(name)
-    return found
+    return names
 
 
 def _bytes(shape: str) -> int:

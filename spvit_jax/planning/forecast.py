@@ -105,13 +105,13 @@ def _bytes(tree: Any) -> int:
 
 def _memory(compiled: Any, batch: int) -> Memory:
     """What a compiled step, which is given a batch of so many bytes, takes of a device."""
-    found = compiled.memory_analysis()
-    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    stats = compiled.memory_analysis()
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return Memory(
         state=held - batch,
         batches=batch * (1 + PREFETCHED),
-        temporary=found.temp_size_in_bytes,
-        program=found.generated_code_size_in_bytes,
+        temporary=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
     )
 
 

@@ -27,13 +27,13 @@ def macs(jaxpr: Any) -> int:
 
 def _inside(equation: Any) -> list[Any]:
     """The jaxprs that an equation runs."""
-    found = []
+    parts = []
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             part = getattr(item, "jaxpr", item)
             if hasattr(part, "eqns"):
-                found.append(part)
-    return found
+                parts.append(part)
+    return parts
 
 
 def _own(equation: Any) -> int:

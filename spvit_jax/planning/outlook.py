@@ -110,26 +110,26 @@ class Outlook:
 
     def _warnings(self) -> list[str]:
         """What stands against the run."""
-        found = []
+        lines = []
         for one in self.forecasts:
             if not self._fits(one):
                 reason = f" ({one.refusal})" if one.refusal else ""
-                found.append(
+                lines.append(
                     f"{one.name} DOES NOT FIT{reason}: try --config.{one.name}.accumulation="
                     f"{2 * getattr(self.config, one.name).accumulation}, --config.model.remat=true,"
                     " --config.sharding.fsdp=0 or more devices."
                 )
         if not self.target.exact:
-            found.append(
+            lines.append(
                 f"The memory is that of a program for CPUs, not for a {self.target.chip.title}"
                 + ("; pip install 'jax[tpu]' for its own." if self.target.chip.topology else ".")
             )
         if self.config.model.dtype != "bfloat16":
-            found.append(
+            lines.append(
                 f"model.dtype={self.config.model.dtype} is slower than bfloat16's peak suggests:"
                 " --config.model.dtype=bfloat16."
             )
-        return found
+        return lines
 
 
 def _digits(value: float) -> str:

@@ -75,17 +75,17 @@ class Parts(NamedTuple):
         for fewer in self.shorter.values():
             yield from fewer.every()
 
-    def times(self, found: dict[Part, float], scale: float) -> Times:
+    def times(self, durations: dict[Part, float], scale: float) -> Times:
         """The milliseconds of each."""
 
         def of_kind(parts: dict[Any, Part]) -> dict[Any, float]:
-            return {key: _digits(scale * found[part]) for key, part in parts.items()}
+            return {key: _digits(scale * durations[part]) for key, part in parts.items()}
 
         merge = {}
         for op, merging in self.merge.items():
-            adds = found[merging] - found[merging._replace(tokens=0)]
+            adds = durations[merging] - durations[merging._replace(tokens=0)]
             merge[op] = _digits(max(scale * adds, NOTHING))
-        shorter = {n: fewer.times(found, scale) for n, fewer in self.shorter.items()}
+        shorter = {n: fewer.times(durations, scale) for n, fewer in self.shorter.items()}
         ops, heads, ffn = of_kind(self.ops), of_kind(self.heads), of_kind(self.ffn)
         return Times(ops, heads, ffn, merge, shorter)
 
@@ -164,19 +164,19 @@ def measured(
     Raises:
       TableError: as ``table``.
     """
-    found = distinct(spec, ops, merging)
-    calls = _calls(spec, found, batch, dtype, console)
+    parts = distinct(spec, ops, merging)
+    calls = _calls(spec, parts, batch, dtype, console)
     times = 1e3 * alternate(calls, seconds, lambda turns: console.bar(turns, 0, "measure"))
     return table(spec, ops, times, _about(batch, dtype), merging)
 
 
 def distinct(spec: Any, ops: tuple[str, ...], merging: bool = False) -> dict[Part, int]:
     """Lists the parts of all blocks, each with the first block that has it."""
-    found: dict[Part, int] = {}
+    parts: dict[Part, int] = {}
     for i, geometry in enumerate(spec.blocks):
         for one in parts_of(geometry, ops, merging).every():
-            found.setdefault(one, i)
-    return found
+            parts.setdefault(one, i)
+    return parts
 
 
 def table(
@@ -202,9 +202,9 @@ def table(
     dense = float(np.median(times[:, 0]))
     empty, *each = (dense * np.median(times / times[:, :1], axis=0)[1:]).tolist()
     parts = distinct(spec, ops, merging)
-    found = {one: ms / COPIES for one, ms in zip(parts, each, strict=True)}
+    durations = {one: ms / COPIES for one, ms in zip(parts, each, strict=True)}
     blocks = [parts_of(geometry, ops, merging) for geometry in spec.blocks]
-    together = sum(block.times(found, 1.0).whole for block in blocks)
+    together = sum(block.times(durations, 1.0).whole for block in blocks)
     if min(dense - empty, together) <= 0:
         raise TableError(
             f"a call takes {dense:.3g} ms, without any block {empty:.3g}: the machine is busy with"
@@ -212,19 +212,19 @@ def table(
         )
     scale = (dense - empty) / together
     about = {**about, "turns": len(times), "scale": _digits(scale)}
-    scaled = tuple(block.times(found, scale) for block in blocks)
+    scaled = tuple(block.times(durations, scale) for block in blocks)
     return Table(described(spec), about, _digits(dense), scaled)
 
 
 def _about(batch: int, dtype: Any) -> dict[str, Any]:
     """What times depend on besides the model, in JSON's types."""
-    found = versions()
+    libraries = versions()
     return {
         "device": jax.local_devices()[0].device_kind,
-        "backend": found.pop("backend"),
+        "backend": libraries.pop("backend"),
         "dtype": "float32" if dtype is None else jnp.dtype(dtype).name,
         "batch": batch,
-        "versions": found,
+        "versions": libraries,
     }
 
 

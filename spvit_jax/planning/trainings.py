@@ -46,8 +46,8 @@ class Images:
             train, test = (_count(split, sizes) for split in (data.train_split, data.test_split))
             if train and test:
                 return cls(train, test, classes)
-        found = [open_source(data, split) for split in (data.train_split, data.test_split)]
-        return cls(len(found[0]), len(found[1]), len(found[1].class_names))
+        sources = [open_source(data, split) for split in (data.train_split, data.test_split)]
+        return cls(len(sources[0]), len(sources[1]), len(sources[1].class_names))
 
 
 def _count(split: str, sizes: dict[str, int]) -> int:
@@ -93,14 +93,14 @@ def trainings(config: Config, images: Images) -> Iterator[Planned]:
             gating.project(gating.initial())  # an impossible budget is an error before it
             model = forms.build(spec, "supernet", ops=gating.space.ops, **options)
         elif name == "finetune":
-            found, remark = _architecture(config, spec)
-            model = forms.build(spec, "shared", found, **options)
+            architecture, remark = _architecture(config, spec)
+            model = forms.build(spec, "shared", architecture, **options)
         else:
             model = forms.build(spec, "dense", **options)
         teacher = None
         if training.distillation != "none":
-            teacher, said = _teacher(config, spec, name)
-            remark = "; ".join(filter(None, (remark, said)))
+            teacher, origin = _teacher(config, spec, name)
+            remark = "; ".join(filter(None, (remark, origin)))
         recipe = Recipe.of(config, training, images.train, spec.classes, gating=gating)
         yield Planned(name, recipe, model, teacher, remark)
 

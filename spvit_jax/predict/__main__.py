@@ -108,12 +108,12 @@ def _predict(options: argparse.Namespace) -> int:
     classify = classifier(model, normalise, min(options.top, model.spec.classes), bool(where))
     show = _as_json if options.json else _as_text
     bad = 0
-    for found, images, errors in _batches(files, batch, size, around):
+    for paths, images, errors in _batches(files, batch, size, around):
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
         bad += len(errors)
-        if found:
-            results = zip(found, images, *classify(images), strict=False)
+        if paths:
+            results = zip(paths, images, *classify(images), strict=False)
             for file, pixels, labels, shares, *sources in results:
                 top = [(int(i), names[i], float(p)) for i, p in zip(labels, shares, strict=True)]
                 if where:
@@ -157,8 +157,8 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
 
     notes: list[str] = []
     where, facts = options.checkpoint, Facts.told(**told(options))
-    found = load(where, image_size=options.image_size, facts=facts, notes=notes)
-    model = pretrained.decided(found, notes)
+    network = load(where, image_size=options.image_size, facts=facts, notes=notes)
+    model = pretrained.decided(network, notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return model, about_of(where)
@@ -220,10 +220,10 @@ def image_files(paths: Sequence[str]) -> list[str]:
         if not os.path.isdir(path):
             files.append(path)
             continue
-        found = sorted(os.path.join(path, file) for file in images_below(Path(path)))
-        if not found:
+        images = sorted(os.path.join(path, file) for file in images_below(Path(path)))
+        if not images:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {path}")
-        files += found
+        files += images
     return files
 
 

@@ -11,8 +11,8 @@ from flax import nnx
 import spvit_jax as spvit
 from spvit_jax.convert import About, load, save
 from spvit_jax.export import CheckFailed, ExportError, __main__, export
-from spvit_jax.export.given import given
 from spvit_jax.export.onnx import layers
+from spvit_jax.export.outputs import named_outputs
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.sizes import sides
 
@@ -46,7 +46,7 @@ def test_stablehlo_runs_in_a_process_with_jax_alone(name, beside, made, tmp_path
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.save(tmp_path / "images.npy", x)
     subprocess.run([sys.executable, "-I", "-c", LOADER], check=True, cwd=tmp_path)
-    found, expected = np.load(tmp_path / "outputs.npz"), nnx.jit(given)(model, x)
+    found, expected = np.load(tmp_path / "outputs.npz"), nnx.jit(named_outputs)(model, x)
     assert sorted(found) == sorted(expected)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, atol=1e-6)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from spvit_jax.convert import About, save
 from spvit_jax.export import export
-from spvit_jax.export.given import given
+from spvit_jax.export.outputs import named_outputs
 from spvit_jax.measure import __main__ as measuring
 from spvit_jax.sizes import sides
 
@@ -32,7 +32,7 @@ def test_litert_computes_what_the_model_does(name, made, tmp_path):
         .astype(np.float32)
     )
     found = interpreter.Interpreter(str(path)).get_signature_runner()(images=x)
-    expected = nnx.jit(given)(model, x)
+    expected = nnx.jit(named_outputs)(model, x)
     assert sorted(found) == sorted(expected)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, atol=1e-5)

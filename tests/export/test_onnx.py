@@ -12,8 +12,8 @@ from flax import nnx
 from spvit_jax.convert import About
 from spvit_jax.export import export
 from spvit_jax.export import onnx as onnx_files
-from spvit_jax.export.given import given
 from spvit_jax.export.onnx import onnx_model
+from spvit_jax.export.outputs import named_outputs
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.models import VARIANTS, Swin, ViT
 from spvit_jax.single_path import architecture
@@ -52,7 +52,7 @@ def compare(made, model, batches=(1, 3, 16)):
     session = onnxruntime.InferenceSession(made.SerializeToString())
     names = [output.name for output in session.get_outputs()]
     x = normalised(model, pixels(model, max(batches)))
-    expected = nnx.jit(given)(model, x)
+    expected = nnx.jit(named_outputs)(model, x)
     assert sorted(expected) == sorted(names)
     for batch in batches:
         found = session.run(names, {"images": x[:batch].transpose(0, 3, 1, 2)})

@@ -44,18 +44,18 @@ def onnx_model(
       said: more to say in the file, by name.
     """
     graph = Graph(opset, dtype)
-    found = outputs(graph, model, _images(graph, preprocess, pixels, layout))
+    values = outputs(graph, model, _images(graph, preprocess, pixels, layout))
     height, width = preprocess.crop
     shape = (preprocess.channels, height, width)
     shape = shape if layout == "NCHW" else (*shape[1:], shape[0])
     kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
-    given = helper.make_tensor_value_info("images", kind, [BATCH, *shape])
+    images = helper.make_tensor_value_info("images", kind, [BATCH, *shape])
     shown = {}
-    for name, value in found.items():
+    for name, value in values.items():
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *_shape(model, name)])
         shown[name] = (value if graph.dtype == np.float32 else graph.cast(value, np.float32), info)
     made = helper.make_model(
-        graph.built([given], shown),
+        graph.built([images], shown),
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=OPSETS[opset],
         producer_name="spvit_jax",
@@ -88,11 +88,11 @@ def _shape(model: Any, name: str) -> tuple[int, ...]:
     return (last.width,) if name == "features" else (math.prod(last.grid), last.width)
 
 
-def _metadata(model: Any, preprocess: Preprocess, said: dict[str, Any]) -> dict[str, str]:
+def _metadata(model: Any, preprocess: Preprocess, extra: dict[str, Any]) -> dict[str, str]:
     """What a file says of itself; values that are no text are JSON."""
     architecture = None if isinstance(model, RegNet) else model.architecture
     known = {
-        **said,
+        **extra,
         "class_names": preprocess.class_names,
         "mean": preprocess.mean,
         "std": preprocess.std,

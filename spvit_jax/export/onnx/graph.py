@@ -59,9 +59,9 @@ class Graph:
         Returns:
           Its value, or a tuple of them.
         """
-        given = [i if isinstance(i, str) else self.constant(np.asarray(i)) for i in inputs]
+        values = [i if isinstance(i, str) else self.constant(np.asarray(i)) for i in inputs]
         named = [self._named(kind) for _ in range(outputs)]
-        self._nodes.append(helper.make_node(kind, given, named, name=named[0], **attributes))
+        self._nodes.append(helper.make_node(kind, values, named, name=named[0], **attributes))
         return named[0] if outputs == 1 else tuple(named)
 
     def call(self, kind: str, x: str, value: float) -> str:

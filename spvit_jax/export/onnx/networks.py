@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from spvit_jax.export.given import patches_read
 from spvit_jax.export.onnx import attention, layers
 from spvit_jax.export.onnx.graph import Graph
 from spvit_jax.export.onnx.layers import array
 from spvit_jax.export.onnx.tokens import Stream, merge
+from spvit_jax.export.outputs import patches_read
 from spvit_jax.models import RegNet, Swin, ViT
 from spvit_jax.models.layers import Attention, Block, Geometry
 from spvit_jax.models.swin import PatchMerging
@@ -23,12 +23,12 @@ def outputs(graph: Graph, model: Any, images: str) -> Outputs:
         return {"logits": regnet(graph, model, images)}
     stream = _blocks(graph, model, _embedded(graph, model, images))
     seen = _seen(graph, model, stream)
-    found = {"logits": _logits(graph, model, seen)} if model.spec.classes else {}
+    values = {"logits": _logits(graph, model, seen)} if model.spec.classes else {}
     if not model.spec.classes:
-        found["features"] = graph.op("Gather", seen, np.int64(0), axis=1)
+        values["features"] = graph.op("Gather", seen, np.int64(0), axis=1)
     if patches_read(model):
-        found["patches"] = _patches(graph, model, stream)
-    return found
+        values["patches"] = _patches(graph, model, stream)
+    return values
 
 
 def _embedded(graph: Graph, model: Any, images: str) -> str:
@@ -57,8 +57,8 @@ def _embedded(graph: Graph, model: Any, images: str) -> str:
 
 def _blocks(graph: Graph, model: Any, x: str) -> Stream:
     spec, stream = model.spec, Stream(x)
-    found, places = model.architecture, _places(model)
-    geometries = spec.blocks if found is None else found.geometries(spec)
+    architecture, places = model.architecture, _places(model)
+    geometries = spec.blocks if architecture is None else architecture.geometries(spec)
     ends = np.cumsum(spec.depths)[:-1].tolist() if isinstance(model, Swin) else []
     for i, (block, geometry) in enumerate(zip(model.blocks, geometries, strict=True)):
         if i in ends:
@@ -148,14 +148,14 @@ def _average(graph: Graph, x: str, stream: Stream, prefix: int) -> str:
 
 
 def _logits(graph: Graph, model: Any, seen: str) -> str:
-    heads, found = [model.head], []
+    heads, logits = [model.head], []
     if getattr(model.spec, "distilled", False):
         heads.append(model.head_dist)
     for i, head in enumerate(heads):
-        found.append(layers.head(graph, head, graph.op("Gather", seen, np.int64(i), axis=1)))
-    if len(found) == 1:
-        return found[0]
-    return graph.call("Mul", graph.op("Add", *found), 0.5)
+        logits.append(layers.head(graph, head, graph.op("Gather", seen, np.int64(i), axis=1)))
+    if len(logits) == 1:
+        return logits[0]
+    return graph.call("Mul", graph.op("Add", *logits), 0.5)
 
 
 def _patches(graph: Graph, model: Any, stream: Stream) -> str:

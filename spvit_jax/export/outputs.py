@@ -8,16 +8,16 @@ from spvit_jax.models import RegNet
 from spvit_jax.models.transformer import mean_logits, wide
 
 
-def given(model: Any, images: jax.Array) -> dict[str, jax.Array]:
+def named_outputs(model: Any, images: jax.Array) -> dict[str, jax.Array]:
     """Computes the outputs that files have, of normalised NHWC images."""
     if isinstance(model, RegNet):
         return {"logits": model(images)}
     tokens = model.stream(images)[-1]
     name = "logits" if model.spec.classes else "features"
-    found = {name: mean_logits(model.classify(tokens))}
+    values = {name: mean_logits(model.classify(tokens))}
     if patches_read(model):
-        found["patches"] = wide(model.patch_features(tokens))
-    return found
+        values["patches"] = wide(model.patch_features(tokens))
+    return values
 
 
 def patches_read(model: Any) -> bool:
