@@ -139,7 +139,7 @@ def _point(
         description,
     )
     context.workdir.write_json(f"{folder}/point.json", point)
-    context.console.stage("evaluate", quality.said())
+    context.console.stage("evaluate", quality.summary())
     return point
 
 

@@ -61,5 +61,5 @@ def quality(context: Context, name: str, model: Classifier, dense: Classifier) -
     result = judge(context, model, dense) if known is None else known
     if known is None:
         context.workdir.write_json(f"{name}.json", result)
-    context.console.stage("evaluate", f"{name}: {result.said()}")
+    context.console.stage("evaluate", f"{name}: {result.summary()}")
     return result

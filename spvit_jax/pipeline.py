@@ -170,8 +170,8 @@ def _compare(context: Context, network: Classifier) -> None:
         other = pretrained.load_reference(context.config, network.spec)
     hosts.agree_on("teacher.checkpoint", nnx.state(other))
     result = judge(context, network, other)
-    context.console.stage("evaluate", result.said())
-    context.workdir.write("evaluation.txt", lambda path: path.write_text(result.said() + "\n"))
+    context.console.stage("evaluate", result.summary())
+    context.workdir.write("evaluation.txt", lambda path: path.write_text(result.summary() + "\n"))
     context.workdir.write_json("evaluation.json", result)
 
 
@@ -208,7 +208,7 @@ class Stage:
 
 
 def _evaluated(result: Quality | evaluation.Report) -> str:
-    return result.said() if isinstance(result, Quality) else evaluation.summary(result)
+    return result.summary() if isinstance(result, Quality) else evaluation.summary(result)
 
 
 _EVALUATION = Quality | evaluation.Report

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from spvit_jax.checkpoint_options import facts_in
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.convert import About, CheckpointError, Facts, about_of, load, read_spec
 from spvit_jax.convert.load import resized
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form, prune
 from spvit_jax.sizes import shown
-from spvit_jax.told import told
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
 
@@ -34,7 +34,7 @@ def dense_spec(config: Config, data_classes: int) -> Spec:
     if model.variant:
         spec = VARIANTS[model.variant]
     else:
-        spec = read_spec(address(model.checkpoint), Facts.told(**told(model)))
+        spec = read_spec(address(model.checkpoint), Facts.of(**facts_in(model)))
     if isinstance(spec, RegNetSpec) and config.stage not in TRAINED_ONLY:
         raise ConfigError(
             f"model.variant={model.variant}: a RegNetY has no attention to prune; choose a ViT or"
@@ -104,7 +104,7 @@ def options(config: Config, spec: Spec) -> dict[str, Any]:
 def load_dense(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """The dense model with its pretrained weights; ``notes`` gets what had to be changed."""
     where = address(config.model.checkpoint)
-    facts = Facts.told(**told(config.model))
+    facts = Facts.of(**facts_in(config.model))
     dense = load(where, spec, facts=facts, notes=notes, **options(config, spec))
     notes += _seen_otherwise(about_of(where), config)
     return dense
@@ -123,9 +123,9 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     """
     model, where = config.model, address(config.model.checkpoint)
     dtype = _dtype(model.dtype)
-    facts = Facts.told(**told(model))
+    facts = Facts.of(**facts_in(model))
     if model.variant:
-        facts = facts.over(Facts.told(_heads(VARIANTS[model.variant])))
+        facts = facts.over(Facts.of(_heads(VARIANTS[model.variant])))
     network = load(where, facts=facts, notes=notes, dtype=dtype)
     _check_trained(config, network.spec, spec.classes)
     if form(network) == "dense":
@@ -251,10 +251,10 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
     dtype, size = _dtype(teacher.dtype), student.image_size
     if not teacher.checkpoint:
         where = address(config.model.checkpoint)
-        facts = Facts.told(**told(config.model))
+        facts = Facts.of(**facts_in(config.model))
         return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
     where = address(teacher.checkpoint)
-    facts = Facts.told(teacher.heads)
+    facts = Facts.of(teacher.heads)
     model = load(where, image_size=size, facts=facts, dtype=dtype)
     if features and form(model) == "dense":
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
@@ -283,7 +283,7 @@ def load_reference(config: Config, spec: Spec) -> Classifier:
             " features are to another's; set teacher.checkpoint to the dense model it came from"
         )
     where = address(config.teacher.checkpoint)
-    return load(where, spec, facts=Facts.told(**told(config.model)), dtype=_dtype("float32"))
+    return load(where, spec, facts=Facts.of(**facts_in(config.model)), dtype=_dtype("float32"))
 
 
 def check_teachers(config: Config, student: Spec) -> None:
@@ -297,7 +297,7 @@ def check_teachers(config: Config, student: Spec) -> None:
     kinds = {name: getattr(config, name).distillation for name in config.trainings}
     if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
         return
-    facts = Facts.told(teacher.heads, asked=student.image_size)
+    facts = Facts.of(teacher.heads, asked=student.image_size)
     spec = read_spec(address(teacher.checkpoint), facts)
     for name, kind in kinds.items():
         if kind in ("hard", "soft"):

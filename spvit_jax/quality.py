@@ -40,7 +40,7 @@ class Quality:
         """``value`` as a cell of a table."""
         return f"{self.value:.4f}" if self.top1 is None else f"{100 * self.value:.2f}"
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """All that was measured, in words."""
         parts = [
             text.format(value)

@@ -5,9 +5,9 @@ import importlib.util
 import math
 from typing import Any
 
+from spvit_jax.checkpoint_options import NAMES
 from spvit_jax.remote import public
 from spvit_jax.sizes import wanted_size
-from spvit_jax.told import NAMES
 
 POSITIVE = {  # numbers that may not be 0; none may be negative
     "accumulation",

@@ -153,7 +153,7 @@ def test_a_pruned_backbone_is_evaluated_by_its_dense_model(photos, backbone, tmp
     run(settings, tmp_path / "with")
     found = Quality(**json.loads((tmp_path / "with" / "evaluation.json").read_text()))
     assert found.images == 16 and 0.1 < found.cosine < 0.999 and found.patch_cosine < 0.999
-    assert found.said() in (tmp_path / "with" / "evaluation.txt").read_text()
+    assert found.summary() in (tmp_path / "with" / "evaluation.txt").read_text()
 
 
 def test_features_of_a_model_with_a_head_are_evaluated(tmp_path):

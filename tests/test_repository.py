@@ -21,7 +21,7 @@ COMMANDS = (  # what a shell starts, and what reads its flags
     "measure/__main__.py",
     "predict/__main__.py",
     "data/package.py",
-    "told.py",
+    "checkpoint_options.py",
 )
 ALONE = "export/spvit_torch.py"  # it is copied next to weights and has but torch: all in one file
 MAY_PRINT = (*COMMANDS, "progress.py")
@@ -30,7 +30,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models/transformer.py": {"models", "sizes", "single_path"},  # a model's words, see __repr__
     "single_path": {"models", "remote", "sizes", "state"},
     "data": {"config", "remote", "sizes"},
-    "convert": {"models", "single_path", "remote", "shell", "sizes", "told"},
+    "convert": {"models", "single_path", "remote", "shell", "sizes", "checkpoint_options"},
     "training": {
         "checksums",
         "config",
@@ -54,7 +54,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "single_path",
         "sizes",
         "text",
-        "told",
+        "checkpoint_options",
     },
     "measure": {
         "config",
@@ -69,7 +69,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "shell",
         "sizes",
         "text",
-        "told",
+        "checkpoint_options",
     },
     "planning": {
         "config",
@@ -110,7 +110,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "page.py": {"chart", "examples", "report", "single_path", "stylesheet", "trials"},
     "portions.py": {"config"},
     "config.py": {"sizes", "validate"},
-    "validate.py": {"remote", "sizes", "told"},
+    "validate.py": {"remote", "sizes", "checkpoint_options"},
     "hosts.py": {"remote", "signals"},
     "signals.py": set(),
     "lock.py": {"remote"},
@@ -137,15 +137,23 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "shell",
         "single_path",
         "sizes",
-        "told",
+        "checkpoint_options",
         "training",
     },
     "prepare.py": {"data", "progress", "remote", "shell"},
-    "pretrained.py": {"config", "models", "single_path", "convert", "sizes", "told", "training"},
+    "pretrained.py": {
+        "config",
+        "models",
+        "single_path",
+        "convert",
+        "sizes",
+        "checkpoint_options",
+        "training",
+    },
     "progress.py": set(),
     "quality.py": set(),
     "sizes.py": set(),
-    "told.py": {"sizes"},
+    "checkpoint_options.py": {"sizes"},
     "shell.py": set(),
     "remote.py": set(),
     "report.py": {

@@ -26,7 +26,7 @@ def bf16_stablehlo(job, path):
     save_stablehlo(halved(job.model), job.preprocess, path, **options)
     run = run_stablehlo(path, job.preprocess)
     checked = check(job.model, job.preprocess, run, tolerance=5e-2)
-    return "bfloat16", checked.said()
+    return "bfloat16", checked.summary()
 
 
 def halved(model):

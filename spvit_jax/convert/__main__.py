@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+from spvit_jax.checkpoint_options import add_arguments, add_image_size, facts_in
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.load import about_of, load
@@ -16,7 +17,6 @@ from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import fold, form
-from spvit_jax.told import add_arguments, add_image_size, told
 
 DESCRIPTION = """\
 Converts a checkpoint into a model file of this package, or with --to-torch into one for PyTorch.
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     try:
-        facts, size = Facts.told(**told(options)), options.image_size
+        facts, size = Facts.of(**facts_in(options)), options.image_size
         notes: list[str] = []
         model = load(options.source, image_size=size, facts=facts, notes=notes)
         for note in notes:

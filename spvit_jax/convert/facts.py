@@ -115,7 +115,7 @@ class Facts:
     positions: str | None = None
 
     @classmethod
-    def told(
+    def of(
         cls,
         heads: int = 0,
         activation: str = "",

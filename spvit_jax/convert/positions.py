@@ -39,7 +39,7 @@ def map_of(
         f"{counted} {patches} patches, which is no square{other}: say what images"
         " it is for, in a config.json beside it (image_size, or timm's img_size), by --image-size"
         " HEIGHT WIDTH in the shell, model.image_size=HEIGHT,WIDTH in a config, or"
-        " facts=Facts.told(image_size=(HEIGHT, WIDTH)) in Python"
+        " facts=Facts.of(image_size=(HEIGHT, WIDTH)) in Python"
     )
 
 

@@ -198,7 +198,7 @@ def _window(state: State, name: str, patch: int, facts: Facts) -> tuple[int, int
     raise CheckpointError(
         f"{name} has {rows} rows, expected the square of an odd number: one for each relative"
         " position in a square window; or say what images it is for, where they are no squares and"
-        " clip windows: in a config.json beside it, or facts=Facts.told(image_size=(HEIGHT, WIDTH))"
+        " clip windows: in a config.json beside it, or facts=Facts.of(image_size=(HEIGHT, WIDTH))"
         " in Python"
     )
 

@@ -186,7 +186,7 @@ def _unseen(state: State, facts: Facts) -> dict[str, Any]:
 def _ask(option: str, what: str, values: str) -> CheckpointError:
     return CheckpointError(
         f"neither the arrays nor a config.json beside them say {what}: give it, --{option} in the"
-        f" shell, model.{option} in a config, facts=Facts.told({option}=…) in Python; one of"
+        f" shell, model.{option} in a config, facts=Facts.of({option}=…) in Python; one of"
         f" {values}"
     )
 
@@ -217,7 +217,7 @@ def _heads(state: State, names: list[str], width: int) -> int:
     if heads is None and width not in HEADS:
         raise CheckpointError(
             f"the checkpoint does not say how many heads share its width of {width}; give it:"
-            " --heads N in the shell, model.heads in a config, facts=Facts.told(heads=N) in Python"
+            " --heads N in the shell, model.heads in a config, facts=Facts.of(heads=N) in Python"
         )
     return HEADS[width] if heads is None else heads
 

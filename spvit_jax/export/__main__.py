@@ -5,16 +5,16 @@ import logging
 import sys
 from pathlib import Path
 
-from spvit_jax.remote import public
-from spvit_jax.shell import run
-from spvit_jax.told import (
+from spvit_jax.checkpoint_options import (
     add_arguments,
     add_image_size,
     add_preprocessing,
     check_preprocessing,
     count,
-    told,
+    facts_in,
 )
+from spvit_jax.remote import public
+from spvit_jax.shell import run
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -87,7 +87,7 @@ def _export(options: argparse.Namespace) -> None:
     photographs = open_images(options.images) if options.images else None
     test = open_test(options.test) if options.test else None
     notes: list[str] = []
-    where, facts = options.checkpoint, Facts.told(**told(options))
+    where, facts = options.checkpoint, Facts.of(**facts_in(options))
     network = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(network, notes)
     about = about_of(where)

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spvit_jax.shell import run
-from spvit_jax.told import (
+from spvit_jax.checkpoint_options import (
     above_0,
     add_arguments,
     add_preprocessing,
     check_preprocessing,
     count,
-    told,
+    facts_in,
 )
+from spvit_jax.shell import run
 
 if TYPE_CHECKING:
     from spvit_jax.measure.contestants import Contestant
@@ -123,7 +123,7 @@ def _contestants(options: argparse.Namespace, threads: int) -> list["Contestant"
     from spvit_jax.measure.errors import MeasureError
 
     notes: list[str] = []
-    facts = Facts.told(**told(options))
+    facts = Facts.of(**facts_in(options))
     about = About((), tuple(options.mean), tuple(options.std), options.crop_ratio)
     ways = [(name, contestants.runtimes(name, options.runtime)) for name in options.models]
     for runtime in options.runtime:

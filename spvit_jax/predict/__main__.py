@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spvit_jax.shell import run
-from spvit_jax.sizes import Size, sides
-from spvit_jax.told import (
+from spvit_jax.checkpoint_options import (
     add_arguments,
     add_image_size,
     add_preprocessing,
     check_preprocessing,
     count,
-    told,
+    facts_in,
 )
+from spvit_jax.shell import run
+from spvit_jax.sizes import Size, sides
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,7 +156,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     from spvit_jax.convert import Facts, about_of, load
 
     notes: list[str] = []
-    where, facts = options.checkpoint, Facts.told(**told(options))
+    where, facts = options.checkpoint, Facts.of(**facts_in(options))
     network = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(network, notes)
     for note in notes:

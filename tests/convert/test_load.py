@@ -293,7 +293,7 @@ def test_a_released_checkpoint_is_loaded_and_folded(
 def test_only_pruned_models_fold(released, tmp_path, stem, said):
     path = str(tmp_path / "m.safetensors")
     safetensors.numpy.save_file(released(stem), path)
-    model = load(path, facts=Facts.told(3 if stem == "vit_dense_a" else 0))
+    model = load(path, facts=Facts.of(3 if stem == "vit_dense_a" else 0))
     with pytest.raises(ArchitectureError, match=f"only a pruned model folds; this one.*{said}"):
         fold(model)
 
@@ -302,7 +302,7 @@ def test_only_pruned_models_fold(released, tmp_path, stem, said):
     "stem", ["vit_dense_a", "deit_a_search", "swin_timm_a", "swin_a_finetune", "regnety_a"]
 )
 def test_specs_are_read_without_building_the_model(released, tmp_path, stem, monkeypatch):
-    facts = Facts.told(3 if stem == "vit_dense_a" else 0)
+    facts = Facts.of(3 if stem == "vit_dense_a" else 0)
     found, _ = released_from_state(released(stem), facts)
     path, own = str(tmp_path / "m.safetensors"), str(tmp_path / "own.safetensors")
     safetensors.numpy.save_file(released(stem), path)
@@ -352,7 +352,7 @@ def both(released, tmp_path):
     def write(stem):
         theirs, ours = (str(tmp_path / f"{name}.safetensors") for name in ("theirs", "ours"))
         safetensors.numpy.save_file(released(stem), theirs)
-        facts = Facts.told(3 if stem.startswith("vit") else 0)
+        facts = Facts.of(3 if stem.startswith("vit") else 0)
         save(load(theirs, facts=facts), ours)
         return theirs, ours, facts
 
@@ -416,7 +416,7 @@ def oblong(tmp_path):
     ],
 )
 def test_a_map_that_is_no_square_is_told_by_the_config_beside_it(oblong, tmp_path, config):
-    path, facts = oblong(), Facts.told(heads=2)
+    path, facts = oblong(), Facts.of(heads=2)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_spec(path, facts) == OBLONG
     notes = []
@@ -426,12 +426,12 @@ def test_a_map_that_is_no_square_is_told_by_the_config_beside_it(oblong, tmp_pat
 
 
 def test_a_map_that_is_no_square_is_asked_for(oblong, tmp_path):
-    path, heads = oblong(), Facts.told(heads=2)
-    with pytest.raises(CheckpointError, match=r"has 10 patches, which is no square: say .*told\("):
+    path, heads = oblong(), Facts.of(heads=2)
+    with pytest.raises(CheckpointError, match=r"has 10 patches, which is no square: say .*of\("):
         load(path, facts=heads)
     with pytest.raises(CheckpointError, match=r"no square; images of 8 pixels have 4: say"):
         load(path, facts=heads, image_size=8)
-    told = Facts.told(heads=2, image_size=(8, 20))
+    told = Facts.of(heads=2, image_size=(8, 20))
     assert load(path, facts=told).spec == load(path, facts=heads, image_size=(8, 20)).spec == OBLONG
     assert load(path, OBLONG).spec == OBLONG
     notes = []
@@ -445,8 +445,8 @@ def test_a_map_that_is_no_square_is_asked_for(oblong, tmp_path):
 
 def test_zeros_are_put_before_the_positions_of_such_a_map_alone(oblong):
     path, wanted = oblong("vit_oblong_no_embed_class"), (20, 12)
-    for told in ({"facts": Facts.told(2, image_size=wanted)}, {"image_size": wanted}):
-        model = load(path, **({"facts": Facts.told(2)} | told))
+    for told in ({"facts": Facts.of(2, image_size=wanted)}, {"image_size": wanted}):
+        model = load(path, **({"facts": Facts.of(2)} | told))
         positions = np.asarray(model.pos_embed[...])
         assert positions.shape == (3 + 15, 16) and not positions[:3].any()
         assert np.abs(positions[3:]).min(1).max() > 0

@@ -159,7 +159,7 @@ def test_timm_models_are_recognised_by_their_shapes(name):
     spec = SPECS[name]
     heads = spec.heads if isinstance(spec, ViTSpec) else 0
     size = spec.image_size if isinstance(spec.image_size, tuple) else 0
-    found, _ = released_from_state(state, Facts.told(heads, image_size=size))
+    found, _ = released_from_state(state, Facts.of(heads, image_size=size))
     assert form(found) == "dense"
     assert found.spec == NOT_IN_NAMES.get(name, spec)
     arrays = forms.variables(found)  # with the spec, they make the logits

@@ -78,7 +78,7 @@ def test_round_trips_are_exact(random_model, assert_same, spec, form):
     model = random_model(spec, form, architecture)
     state = state_for_torch(model)
     heads, size = 3 if isinstance(spec, ViTSpec) else 0, spec.image_size
-    facts = Facts.told(heads, image_size=0 if isinstance(size, int) else size)
+    facts = Facts.of(heads, image_size=0 if isinstance(size, int) else size)
     found, logits = released_from_state(state, facts)
     assert (form_of(found), found.spec, logits) == (form, spec, None)
     assert found.architecture == model.architecture == architecture
@@ -100,7 +100,7 @@ def test_round_trips_are_exact(random_model, assert_same, spec, form):
 )
 def test_released_checkpoints_come_back_bit_for_bit(released, assert_same, stem):
     state = released(stem)
-    found, _ = released_from_state(state, Facts.told(3 if "vit_" in stem else 0))
+    found, _ = released_from_state(state, Facts.of(3 if "vit_" in stem else 0))
     written = state_for_torch(found)
     added = written.keys() - state.keys()
     assert not state.keys() - written.keys()

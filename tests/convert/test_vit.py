@@ -35,7 +35,7 @@ def test_forms_and_specs_are_recognised(released, stem, form):
     assert vit.form_of(state) == form
     depth = 3 if form == "dense" else 6
     expected = dataclasses.replace(TINY, depth=depth, distilled="distilled" in stem)
-    assert vit.spec_from_state(state, Facts.told(3 if form == "dense" else 0)) == expected
+    assert vit.spec_from_state(state, Facts.of(3 if form == "dense" else 0)) == expected
 
 
 @pytest.mark.parametrize("stem", ["deit_a_finetune", "deit_a_folded"])

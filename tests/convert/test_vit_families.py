@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spvit_jax.checkpoint_options import NAMES
 from spvit_jax.convert import CheckpointError, dense_from_state, save, state_for_torch, vit
 from spvit_jax.convert.facts import Facts, Rotary
 from spvit_jax.convert.families import recognise
@@ -38,7 +39,6 @@ from spvit_jax.convert.native import load_model
 from spvit_jax.models import ViTSpec
 from spvit_jax.models.activations import ACTIVATIONS
 from spvit_jax.models.rotary import KINDS
-from spvit_jax.told import NAMES
 
 from . import recordings
 

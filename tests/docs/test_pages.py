@@ -89,7 +89,7 @@ def source(module):
     assert spec, f"there is no module {module}"
     origin = Path(spec.origin)
     file = origin.with_name("__main__.py") if origin.name == "__init__.py" else origin
-    return file.read_text() + (ROOT / "spvit_jax/told.py").read_text()
+    return file.read_text() + (ROOT / "spvit_jax/checkpoint_options.py").read_text()
 
 
 def flags(arguments):

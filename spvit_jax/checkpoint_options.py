@@ -125,7 +125,7 @@ def share(text: str) -> float:
     return value
 
 
-def told(options: Any) -> dict[str, Any]:
-    """Reads those facts of parsed options, or of ``config.Model``: arguments of ``Facts.told``."""
+def facts_in(options: Any) -> dict[str, Any]:
+    """Reads those facts of parsed options, or of ``config.Model``: arguments of ``Facts.of``."""
     facts = {name: getattr(options, name) for name in FACTS}
     return facts | {"asked": wanted_size(getattr(options, "image_size", 0))}
