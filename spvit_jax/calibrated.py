@@ -48,14 +48,19 @@ def calibrate(context: Context, indices: np.ndarray | None = None) -> Calibratio
     )
     placed = (to_device(batch, batch_sharded(mesh)) for batch in batches)
     pairs = tuple((batch["image"], batch["mask"]) for batch in placed)
-    _check(pairs, mesh, len(indices), scored)
+    whole = np.arange(len(pairs) * size).reshape(-1, size) % count == 0  # no crops
+    _check(pairs, whole, mesh, len(indices), scored)
     return Calibration(pairs, Normalise(config.data.mean, config.data.std), mesh)
 
 
-def _check(pairs: Pairs, mesh: Mesh, images: int, scored: bool) -> None:
-    """Raises DataError where the images say nothing: what varies between them is what is scored."""
+def _check(pairs: Pairs, whole: np.ndarray, mesh: Mesh, images: int, scored: bool) -> None:
+    """Raises DataError where the images say nothing: what varies between them is what is scored.
+
+    ``whole [batches, n]`` are those of them that are looked at.
+    """
     extremes = jax.jit(_extremes, out_shardings=replicated(mesh))
-    known = [jax.device_get(extremes(*pair)) for pair in pairs]
+    seen = zip(pairs, whole, strict=True)
+    known = [jax.device_get(extremes(shown, mask, some)) for (shown, mask), some in seen]
     if not any(count for count, _, _ in known):
         raise DataError(
             f"none of the {images:,} calibration images can be decoded; the warnings above say why"
@@ -68,8 +73,11 @@ def _check(pairs: Pairs, mesh: Mesh, images: int, scored: bool) -> None:
         )
 
 
-def _extremes(images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _extremes(
+    images: jax.Array, mask: jax.Array, whole: np.ndarray
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How many images count, and the least and the greatest value of each of their pixels."""
+    mask = mask & whole
     counted = mask[:, None, None, None]
     return mask.sum(), jnp.where(counted, images, 255).min(0), jnp.where(counted, images, 0).max(0)
 
