@@ -87,9 +87,9 @@ def ridge(seen: Moments, centre: np.ndarray, damping: float) -> Fit:
       damping: relative to the mean variance of the inputs.
     """
     inputs = len(centre)
-    if inputs == 0 or np.isinf(damping):
-        return with_mean(centre, seen)
     gram = seen.covariance[:inputs, :inputs]
+    if np.isinf(damping) or not gram.any():  # nothing varies, so nothing is known
+        return with_mean(centre, seen)
     missing = seen.covariance[:inputs, inputs:] - gram @ centre
     return with_mean(centre + solve(gram, missing, damping), seen)
 
