@@ -256,8 +256,8 @@ def test_the_name_of_a_file_is_no_model(call, tmp_path):
 
 
 def test_what_export_assumes_is_a_warning(tmp_path):
-    spec = spvit.ViTSpec(width=8, depth=1, heads=2, hidden=8, patch_size=14, image_size=28)
-    model = spvit.ViT(dataclasses.replace(spec, classes=2), rngs=nnx.Rngs(0))
+    sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 8, "patch_size": 14, "image_size": 28}
+    model = spvit.ViT(spvit.ViTSpec(**sizes, classes=2), rngs=nnx.Rngs(0))
     with pytest.warns(UserWarning, match="the model's file does not say its mean .* ImageNet's us"):
         spvit.export(model, tmp_path / "x.safetensors")
 

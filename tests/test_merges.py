@@ -95,6 +95,18 @@ def test_the_error_is_of_images_that_were_neither_scored_nor_repaired_on(
     assert error == pytest.approx(min(t["repaired"] for t in trials(whole).values()), rel=1e-3)
 
 
+def test_few_images_are_scored_in_several_views_and_tried_in_one(checkpoint, tmp_path):
+    run_of = opened(config(checkpoint, score__images=900), tmp_path)
+    scored = portions.calibration_indices(run_of.config, 320)
+    assert len(scored) == 288 and portions.views(run_of.config, 320) == 3
+    several = calibrated.calibrate(run_of).batches
+    assert sum(int(mask.sum()) for _, mask in several) == 3 * 288
+    first = np.asarray(several[0][0][:3]).reshape(3, -1)  # of one image
+    assert len(np.unique(first, axis=0)) > 1
+    tried = calibrated.calibrate(run_of, portions.trial_indices(run_of.config, 320)).batches
+    assert sum(int(mask.sum()) for _, mask in tried) == 288
+
+
 def test_trials_that_ended_are_only_read(whole, checkpoint, tmp_path):
     with pytest.raises(Interrupted):
         run(config(checkpoint), tmp_path, lambda: len(list(tmp_path.glob("merges/*.json"))) == 2)

@@ -10,8 +10,8 @@ the patches says ``--config.model.patches=false``, where it is nothing.
 
 Half of the MACs; tokens are merged, heads, units and whole attentions taken out and the rest
 repaired by least squares; then the blocks are matched to the dense model's for ten epochs. On 200
-photos and a ViT-S/14 the first took 12 minutes of 2 CPU cores, and 500 steps of the second
-brought nothing: with as few images, leave it out (``--config.stage=frontier``).
+photos and a ViT-S/14 500 steps of that brought nothing: with as few images, leave it out
+(``--config.stage=frontier``).
 That gives the whole curve, without training. ``:stage=evaluate``
 measures ``--config.model.checkpoint`` on ``--config.data.source=folder:PATH`` against the dense
 model in ``--config.teacher.checkpoint``. ``:tiny`` takes about a minute on packaged images.

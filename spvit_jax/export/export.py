@@ -250,7 +250,7 @@ def _emitted(job: Job, dtype: Any = np.float32) -> Any:
         pixels=job.pixels,
         layout=job.layout,
         dtype=dtype,
-        said=job.metadata,
+        metadata=job.metadata,
     )
 
 

@@ -27,7 +27,7 @@ def onnx_model(
     pixels: str = "float32",
     layout: str = "NCHW",
     dtype: Any = np.float32,
-    said: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Makes the ONNX model of a dense or folded one.
 
@@ -41,7 +41,7 @@ def onnx_model(
       pixels: "float32", normalised, or "uint8", as they are decoded.
       layout: of the images, "NCHW" or "NHWC".
       dtype: of weights and computation, float32 or float16; input and output stay as they are.
-      said: more to say in the file, by name.
+      metadata: more to say in the file, by name.
     """
     graph = Graph(opset, dtype)
     values = outputs(graph, model, _images(graph, preprocess, pixels, layout))
@@ -60,7 +60,7 @@ def onnx_model(
         ir_version=OPSETS[opset],
         producer_name="spvit_jax",
     )
-    helper.set_model_props(made, _metadata(model, preprocess, said or {}))
+    helper.set_model_props(made, _metadata(model, preprocess, metadata or {}))
     return made
 
 
