@@ -60,7 +60,8 @@ NORMALISE = Normalise(Data().mean, Data().std)
 def backbone(file: Path, heads: int, size: int) -> Any:
     """Loads the model without its head; its class token and patches are read."""
     facts = Facts.of(heads)
-    spec = dataclasses.replace(read_spec(str(file), facts), classes=0, patches=True)
+    own: Any = read_spec(str(file), facts)
+    spec = dataclasses.replace(own, classes=0, patches=True)
     return load(file, dataclasses.replace(spec, image_size=size), facts=facts)
 
 

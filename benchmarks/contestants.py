@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spvit_jax import context as contexts
-from spvit_jax.calibrated import repaired, score
+from spvit_jax.calibrated import calibrate, repaired, score
 from spvit_jax.config import Budget, Finetune, from_config_dict
 from spvit_jax.context import Context
 from spvit_jax.convert.fit import resize_grid
@@ -21,7 +20,7 @@ from spvit_jax.models import Classifier, ViT
 from spvit_jax.shortlist import shortlist
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.axes import AXES
+from spvit_jax.single_path.axes import AXES, FfnAxis, HeadsAxis
 from spvit_jax.single_path.budget import select
 from spvit_jax.single_path.candidates import candidates
 from spvit_jax.single_path.eliminate import Elimination
@@ -31,6 +30,7 @@ from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.schedules import SHAPES, saving
 from spvit_jax.single_path.score import BlockScores, Scores
 from spvit_jax.single_path.supernet import supernet
+from spvit_jax.trained import fit
 from spvit_jax.workdir import Workdir
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -69,7 +69,7 @@ class Bench:
     @property
     def scores(self) -> Scores:
         """Those of the dense model, made once."""
-        return score(self.context, self.dense, contexts.calibrate(self.context))
+        return score(self.context, self.dense, calibrate(self.context))
 
     def merges(self, budget: float) -> Merges:
         """The schedule of merges that suits a budget best."""
@@ -106,7 +106,7 @@ def weights(bench: Bench, cell: Cell) -> Any:
 def _scored(bench: Bench, cell: Cell, merges: Merges) -> Any:
     gating = bench.gating(cell.budget, tuple(AXES), merges)
     architecture = select(gating.space, bench.scores, gating.budgets)
-    return repaired(bench.context, bench.dense, architecture, contexts.calibrate(bench.context))
+    return repaired(bench.context, bench.dense, architecture, calibrate(bench.context))
 
 
 def tried(bench: Bench, cell: Cell) -> Any:
@@ -119,7 +119,7 @@ def tried(bench: Bench, cell: Cell) -> Any:
     trial = dataclasses.replace(context, config=config, workdir=Workdir(folder))
     proposed = candidates(gating.space, bench.scores, gating.budgets)
     architecture = shortlist(trial, bench.dense, proposed)[1]
-    return repaired(context, bench.dense, architecture, contexts.calibrate(context))
+    return repaired(context, bench.dense, architecture, calibrate(context))
 
 
 def merging(bench: Bench, cell: Cell) -> Any:
@@ -174,9 +174,7 @@ def search(bench: Bench, cell: Cell) -> Any:
     context = dataclasses.replace(bench.context, config=config)
     gating = bench.gating(cell.budget, config.search.axes)
     name = f"search-{cell.budget}-{cell.seed}"
-    network, logits = contexts.fit(
-        context, name, supernet(bench.dense), config.search, gating=gating
-    )
+    network, logits = fit(context, name, supernet(bench.dense), config.search, gating=gating)
     return prune(network, gating.project(logits))
 
 
@@ -200,8 +198,8 @@ def _simple(bench: Bench, cell: Cell) -> dict[str, Architecture]:
     rows = (
         BlockScores(
             dict.fromkeys(bench.context.config.search.ops, 1.0),
-            smallest_first(AXES["heads"].strength(block)),
-            smallest_first(AXES["ffn"].strength(block)),
+            smallest_first(HeadsAxis().strength(block)),
+            smallest_first(FfnAxis().strength(block)),
         )
         for block in bench.dense.blocks
     )
@@ -213,7 +211,7 @@ def magnitude(bench: Bench, cell: Cell) -> Any:
     """Keeps the heads and units of the largest weights, compared over all blocks."""
     gating = bench.gating(cell.budget, ("heads", "ffn"))
     rows = [
-        {axis: np.log(AXES[axis].strength(block)) for axis in ("heads", "ffn")}
+        {axis.name: np.log(axis.strength(block)) for axis in (HeadsAxis(), FfnAxis())}
         for block in bench.dense.blocks
     ]
     means = {axis: np.concatenate([row[axis] for row in rows]).mean() for axis in rows[0]}

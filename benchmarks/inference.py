@@ -12,8 +12,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from alternate import compare, show
+from alternate import Make, compare, show
 
 PUBLISHED = Path(__file__).parent.parent / "configs" / "architectures" / "spvit_deit_base.json"
 
@@ -36,7 +37,7 @@ def ours(path: str, batch: int, folded: bool, all_tokens: bool) -> tuple[Callabl
             return super().blocks[:1] * self.depth
 
     choice = architecture.load(path)
-    spec = VARIANTS[choice.model]
+    spec: Any = VARIANTS[choice.model]
     if all_tokens:
         spec = AllTokens(**dataclasses.asdict(spec))
     model = ViT(spec, rngs=nnx.Rngs(0))
@@ -59,7 +60,7 @@ def pytorch(path: str, batch: int) -> tuple[Callable[[], None], dict]:
     from spvit_jax.models import VARIANTS
     from spvit_jax.single_path import architecture
 
-    spec = VARIANTS[architecture.load(path).model]
+    spec: Any = VARIANTS[architecture.load(path).model]
     model = ViT(spec.width, spec.depth, spec.heads, spec.hidden).eval()
     images = torch.randn(batch, 3, 224, 224)
 
@@ -78,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
-    contestants = {
+    contestants: dict[str, tuple[Make, tuple]] = {
         "dense": (ours, (options.architecture, options.batch, False, False)),
         "dense, all tokens": (ours, (options.architecture, options.batch, False, True)),
         "folded": (ours, (options.architecture, options.batch, True, False)),

@@ -268,7 +268,8 @@ def _training(name: str, form: str, batch: int, axes: tuple[str, ...]) -> tuple[
     spec, model = specs()[name], _model(name, form, axes, batch_norm=False)
     gating = _gating(spec, axes) if form == "search" else None
     adamw = optimizer(Training(), lambda step: 1e-4, 1e-3)
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, *others = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = others
     normalise = Normalise((0.5,) * 3, (0.5,) * 3)
     prepare = partial(prepare_images, normalise=normalise, classes=spec.classes)
     step = Step(classification, adamw, prepare, gating)

@@ -38,14 +38,15 @@ from typing import Any
 import numpy as np
 from contestants import CONTESTANTS, QUICKSTART, SEARCH_EPOCHS, Bench, Cell, Smaller
 
-from spvit_jax import context as contexts
 from spvit_jax.config import Config, from_config_dict
+from spvit_jax.context import Inputs, open_context
 from spvit_jax.convert import save_torch
 from spvit_jax.data.sources import open_source
 from spvit_jax.judged import evaluate, quality
 from spvit_jax.progress import Console
 from spvit_jax.single_path import prices
 from spvit_jax.text import aligned
+from spvit_jax.trained import fit, load_dense
 from spvit_jax.workdir import Workdir
 
 TORCH = [
@@ -87,7 +88,7 @@ def run(bench: Bench, cell: Cell) -> dict[str, Any]:
     taken = SEARCH_EPOCHS if cell.contestant == "search" else 0
     training.epochs = (training.epochs - taken) * (5 if cell.contestant == "small5" else 1)
     if cell.epochs:
-        model, _ = contexts.fit(context, f"runs/{cell.name}", model, training)
+        model, _ = fit(context, f"runs/{cell.name}", model, training)
     counted, architecture = evaluate(context, model), model.architecture
     spec = model.inner.spec if isinstance(model, Smaller) else model.spec
     run, published = prices.macs(spec), prices.published_macs(spec)
@@ -114,7 +115,7 @@ def _in_torch(bench: Bench, cell: Cell) -> dict[str, Any]:
             rows = [source[n] for n in range(len(source))]
             arrays[f"{split}_images"] = np.stack([np.asarray(row["image"].full()) for row in rows])
             arrays[f"{split}_labels"] = np.array([row["label"] for row in rows])
-        np.savez(folder / "images.npz", **arrays)
+        np.savez(folder / "images.npz", allow_pickle=False, **arrays)
     fields = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "classes")
     names = ("batch_size", "learning_rate", "final_learning_rate", "weight_decay")
     recipe = {name: getattr(training, name) for name in (*names, "label_smoothing", "distillation")}
@@ -123,7 +124,7 @@ def _in_torch(bench: Bench, cell: Cell) -> dict[str, Any]:
         "weight": training.distillation_weight,
         "temperature": training.distillation_temperature,
     }
-    job = {
+    job: dict[str, Any] = {
         "weights": str(folder / "dense.safetensors"),
         "data": str(folder / "images.npz"),
         "spec": {name: getattr(spec, name) for name in fields},
@@ -186,11 +187,10 @@ def opened(arguments: argparse.Namespace) -> Bench:
     if note.exists() and note.read_text() != images:
         sys.exit(f"{folder} holds cells of {note.read_text().strip()}; take another --workdir")
     note.write_text(images)
-    context = contexts.open_context(config, Workdir(folder), Console(), lambda: False)
-    if arguments.test:
-        test = dataclasses.replace(config.data, source=arguments.test)
-        context = dataclasses.replace(context, test=open_source(test, "test"))
-    dense = contexts.load_dense(context)
+    others = dataclasses.replace(config.data, source=arguments.test or arguments.data)
+    inputs = Inputs(open_source(config.data, "train"), open_source(others, "test"))
+    context = open_context(config, Workdir(folder), Console(), lambda: False, inputs=inputs)
+    dense = load_dense(context)
     quality(context, "dense", dense, dense)
     return Bench(context, dense, arguments.count)
 
@@ -213,12 +213,12 @@ def main() -> None:
     bench, end = opened(arguments), time.monotonic() + 60 * arguments.minutes
     folder = Path(arguments.workdir) / f"cells-{arguments.count}"
     folder.mkdir(exist_ok=True)
-    numbers = [
-        [kind(part) for part in getattr(arguments, name).split(",")]
-        for name, kind in (("budgets", float), ("epochs", int), ("seeds", int))
-    ]
+    budgets = [float(share) for share in arguments.budgets.split(",")]
+    epochs, seeds = (
+        [int(number) for number in text.split(",")] for text in (arguments.epochs, arguments.seeds)
+    )
     made = {}
-    for cell in cells(arguments.contestants.split(","), *numbers):
+    for cell in cells(arguments.contestants.split(","), budgets, epochs, seeds):
         file = folder / f"{cell.name}.json"
         if not file.exists() and time.monotonic() < end:
             print(f"\n{cell.name}", flush=True)

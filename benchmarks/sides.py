@@ -106,7 +106,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: tuple) -> N
             pipe.send((False, reason(error)))
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException | None) -> str:
     """Says in a line what went wrong."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if "RESOURCE_EXHAUSTED" in text or "OutOfMemory" in text:

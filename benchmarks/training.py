@@ -12,8 +12,9 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from alternate import compare, show
+from alternate import Make, compare, show
 
 
 def ours(model_name: str, batch: int, axes: tuple[str, ...]) -> tuple[Callable[[], None], dict]:
@@ -37,7 +38,7 @@ def ours(model_name: str, batch: int, axes: tuple[str, ...]) -> tuple[Callable[[
     from spvit_jax.training.sharding import make_mesh
     from spvit_jax.training.step import Step
 
-    spec = VARIANTS[model_name]
+    spec: Any = VARIANTS[model_name]
     model = ViT(spec, rngs=nnx.Rngs(0))
     normalise, gating = Normalise((0.5,) * 3, (0.5,) * 3), None
     if axes:
@@ -57,10 +58,11 @@ def ours(model_name: str, batch: int, axes: tuple[str, ...]) -> tuple[Callable[[
     lowered = step.program(nnx.graphdef(model), make_mesh(), state).lower(None, state, data)
     traced = time.perf_counter()
     compiled = lowered.compile()
+    memory: Any = compiled.memory_analysis()
     facts = {
         "trace_seconds": traced - begin,
         "compile_seconds": time.perf_counter() - traced,
-        "temporaries_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "temporaries_mb": memory.temp_size_in_bytes / 2**20,
     }
 
     def run() -> None:
@@ -78,7 +80,7 @@ def pytorch(model_name: str, batch: int) -> tuple[Callable[[], None], dict]:
 
     from spvit_jax.models import VARIANTS
 
-    spec = VARIANTS[model_name]
+    spec: Any = VARIANTS[model_name]
     model = ViT(spec.width, spec.depth, spec.heads, spec.hidden)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     images, labels = torch.randn(batch, 3, 224, 224), torch.arange(batch)
@@ -101,7 +103,7 @@ if __name__ == "__main__":
     parser.add_argument("--axes", default="op,ffn")
     options = parser.parse_args()
     arguments = options.model, options.batch
-    contestants = {
+    contestants: dict[str, tuple[Make, tuple]] = {
         "dense": (ours, (*arguments, ())),
         "search": (ours, (*arguments, tuple(options.axes.split(",")))),
         "dense, PyTorch": (pytorch, arguments),
