@@ -97,6 +97,12 @@ def check_preprocessing(parser: argparse.ArgumentParser, options: argparse.Names
         parser.error("--mean and --std go together, of one number of grey or three of R G B")
 
 
+def preprocessing_in(options: argparse.Namespace) -> dict[str, Any]:
+    """Reads what those options say: fields of ``About``."""
+    given = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
+    return {name: tuple(v) if type(v) is list else v for name, v in given.items() if v}
+
+
 def count(text: str) -> int:
     """Reads a whole number of 1 or more."""
     if (value := int(text)) < 1:

@@ -64,6 +64,21 @@ class About:
         if ratio is not None and not (_is_number(ratio) and 0 < ratio <= 1):
             raise ValueError(f"crop_ratio must be in (0, 1], got {ratio!r}")
 
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        """Which of mean, std and crop_ratio are not known."""
+        return tuple(name for name in ("mean", "std", "crop_ratio") if not getattr(self, name))
+
+    def or_usual(self, notes: list[str]) -> "About":
+        """What is known, and ImageNet's usual values for the rest; ``notes`` gets which."""
+        usual = {name: getattr(USUAL, name) for name in self.unsaid}
+        if usual:
+            defaults = ", ".join(f"{name} {value}" for name, value in usual.items())
+            notes.append(
+                f"the model's file does not say its {defaults}: ImageNet's usual, taken here"
+            )
+        return dataclasses.replace(self, **usual)
+
 
 USUAL = About(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_ratio=0.875)  # ImageNet's
 
