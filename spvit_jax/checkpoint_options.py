@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each of the facts that a user may have to give."""
     parser.add_argument(
         "--heads",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="attention heads of a ViT, where nothing says it and no published model is as wide",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--epsilon",
-        type=float,
+        type=above_0,
         default=0.0,
         metavar="X",
         help="of its norms, likewise (default: 1e-6, a CLIP's 1e-5)",

@@ -261,7 +261,7 @@ def rewrite(path, change_header=None, change_arrays=None):
         (lambda h: h.pop("spec"), "KeyError: 'spec'"),
         (lambda h: h["spec"].update(type="Swin"), "KeyError: 'Swin'"),
         (lambda h: h["spec"].update(colour="red"), "colour"),
-        (lambda h: h["spec"].update(width="wide"), "TypeError"),
+        (lambda h: h["spec"].update(width="wide"), "width must be whole .* got 'wide'"),
         (lambda h: h["spec"].update(image_size=[16, 0]), "image_size 0"),
         (lambda h: h["spec"].update(image_size=[16] * 3), r"expected pixels, .* got \(16, 16, 16"),
         (lambda h: h.update(architecture=None), "needs its architecture"),
