@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from spvit_jax.convert.contents import EXPECTED, TORCH, describe
@@ -49,7 +50,7 @@ def _read_file(path: Path, notes: list[str]) -> State:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; {EXPECTED}")
     if path.suffix == ".safetensors":
-        return {name: _wide(value) for name, value in _read_safetensors(path).items()}
+        return {name: _wide(value) for name, value in read_safetensors(path).items()}
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix in TORCH:
@@ -57,8 +58,18 @@ def _read_file(path: Path, notes: list[str]) -> State:
     raise CheckpointError(f"{path} is {describe(path)}; {EXPECTED}")
 
 
-def _read_safetensors(path: Path) -> State:
+def read_safetensors(path: Path) -> State:
+    """The arrays of a safetensors file, as they are.
+
+    Raises:
+      CheckpointError: it is none of floating-point numbers that NumPy has, or not whole.
+    """
     try:
+        with safetensors.safe_open(path, "np") as file:
+            for name in sorted(file.keys()):
+                kind = file.get_slice(name).get_dtype()
+                if re.fullmatch(r"F[468](_\w+)?", kind):
+                    raise _too_short(path, name, kind)
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, AttributeError, TypeError, KeyError) as error:
         raise CheckpointError(
@@ -89,13 +100,17 @@ def _read_shards(index: Path, notes: list[str]) -> State:
 def _read_npz(path: Path) -> State:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: _wide(file[name]) for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path} is not a whole .npz file of nothing but arrays; it looks like"
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed. NumPy"
             f" says: {error}"
         ) from error
+    for name, value in arrays.items():
+        if value.dtype == np.dtype("V1"):  # how an .npz keeps 8 bits
+            raise _too_short(path, name, "of 8 bits")
+    return {name: _wide(value) for name, value in arrays.items()}
 
 
 def _read_torch(path: Path, notes: list[str]) -> State:
@@ -154,10 +169,20 @@ def _from_torch(name: Any, value: Any, path: Path) -> np.ndarray:
         )
     try:
         value = value.detach()
+        if value.is_floating_point() and value.element_size() < 2:
+            raise _too_short(path, name, str(value.dtype).removeprefix("torch."))
         half = value.is_floating_point() and value.element_size() < 4
         return (value.float() if half else value).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {name} is no dense tensor: {error}") from error
+
+
+def _too_short(path: Path, name: str, kind: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {name} is {kind}, and floating-point numbers of 8 bits and less are not"
+        " supported: their scales are elsewhere; take the file of float32, float16 or bfloat16 that"
+        " it was made from"
+    )
 
 
 def _wide(value: np.ndarray) -> np.ndarray:

@@ -242,6 +242,7 @@ def _released(
     arrays = apply(family.table(form, spec, ops, state), state, shapes, ignored)
     if form != "supernet":
         return forms.fill(model, arrays), None
+    forms.check_numbers({n: v for n, v in arrays.items() if n.startswith("gates.")})
     space = Space(spec.blocks)
     logits = tuple(
         {axis: jnp.asarray(arrays.pop(f"gates.{i}.{axis}"), float) for axis in space.axes}

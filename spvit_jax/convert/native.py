@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from spvit_jax.convert import forms
+from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.files import write_whole
 from spvit_jax.models import MODELS, Spec, check_model
@@ -136,7 +137,7 @@ def load_model(path: str | os.PathLike, **options: Any) -> Any:
     with _readable(path):
         arguments = _described(path)
         model = forms.build(arguments.pop("spec"), arguments.pop("form"), **arguments, **options)
-        arrays = safetensors.numpy.load_file(path)
+        arrays = read_safetensors(Path(path))
         return forms.fill(model, {_renamed(name): value for name, value in arrays.items()})
 
 

@@ -73,6 +73,16 @@ def test_half_precision_becomes_float32(tmp_path, dtype):
         assert value.tolist() == [1.5, -2.25]
 
 
+def test_eight_bits_are_named_and_refused(tmp_path):
+    state = {"a": torch.zeros(2).to(torch.float8_e4m3fn), "b": torch.zeros(2)}
+    torch.save(state, tmp_path / "m.pth")
+    safetensors_torch.save_file(state, tmp_path / "m.safetensors")
+    np.savez(tmp_path / "m.npz", a=np.zeros(2, jnp.float8_e4m3fn), b=np.zeros(2, np.float32))
+    for name, kind in (("pth", "float8_e4m3fn"), ("safetensors", "F8_E4M3"), ("npz", "of 8 bits")):
+        with pytest.raises(CheckpointError, match=f"m.{name}: a is {kind}, and .* not supported"):
+            read_state(str(tmp_path / f"m.{name}"))
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: argparse.Namespace(x=x)])
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])

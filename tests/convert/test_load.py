@@ -186,6 +186,14 @@ def test_released_search_checkpoint_holds_gate_logits_and_their_decision(release
     assert prune(found, found.architecture)(images(found.spec)).shape == (2, 7)
 
 
+def test_released_gate_logits_that_are_none_decide_nothing(released):
+    state = released("deit_a_search")
+    name = "blocks.1.mlp.ffn_thresholds"
+    state[name] = np.where(np.arange(len(state[name])) == 3, np.nan, state[name])
+    with pytest.raises(CheckpointError, match=r"1 arrays hold .* NaN, .*: gates\.1\.ffn"):
+        released_from_state(state)
+
+
 def test_released_heads_come_from_the_checkpoint_or_must_fit_it(released):
     for stem in ("deit_a_search", "deit_a_finetune", "deit_a_folded"):
         assert released_from_state(released(stem))[0].spec.heads == 3
