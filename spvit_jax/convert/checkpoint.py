@@ -3,6 +3,7 @@
 import argparse
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,24 @@ def _read_torch(path: Path, notes: list[str]) -> State:
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed."
             f" torch says: {reason}"
         ) from error
+    _check_sums(path)
     tensors = _unwrap(content, path, notes)
     return {name: _from_torch(name, value, path) for name, value in tensors.items()}
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ``CheckpointError`` where a zip archive is not as it was written; torch does not."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC:  # torch can be told to leave them out
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; download or save it again") from error
 
 
 def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:

@@ -111,6 +111,23 @@ def test_truncated_files(tmp_path):
             read_state(str(path))
 
 
+@pytest.mark.parametrize("sums", [True, False])
+def test_a_byte_that_changed_is_seen_where_there_are_checksums(tmp_path, sums):
+    config = pytest.importorskip("torch.utils.serialization").config
+    path = tmp_path / "m.pth"
+    with config.patch("save.compute_crc32", sums):
+        torch.save({"a": torch.arange(1000.0)}, path)
+    assert read_state(str(path))["a"][500] == 500
+    whole = path.read_bytes()
+    place = whole.index(np.float32(500).tobytes())
+    path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+    if not sums:
+        assert read_state(str(path))["a"][500] != 500
+        return
+    with pytest.raises(CheckpointError, match=r"m.pth is damaged: Bad CRC-32 for .*; download"):
+        read_state(str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
