@@ -273,3 +273,7 @@ def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
     assert about_of(str(path)) == about
     save_torch(build(VIT), path)
     assert about_of(str(path)) == About()
+    beside = {"architecture": "vit", "mean": [0.5] * 3, "std": [0.5, 0.5, 0]}
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    with pytest.raises(CheckpointError, match=r"the files beside .*m.safetensors: .*std above 0"):
+        about_of(str(path))

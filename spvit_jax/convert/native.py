@@ -34,6 +34,7 @@ POSITIVE = (  # fields of specs
     *("width", "widths", "depth", "depths", "heads", "hidden", "patch_size", "image_size"),
     *("window", "group", "channels"),
 )
+FLOAT32 = np.finfo(np.float32)
 SPECS = {spec.__name__: spec for spec in MODELS}
 
 
@@ -213,7 +214,7 @@ def _described(path: str | os.PathLike) -> dict[str, Any]:
     if "temperature" in fields:  # version 1 had it in the spec
         arguments["temperature"] = fields.pop("temperature")
     temperature = arguments.get("temperature", 1.0)
-    if not (_is_number(temperature) and temperature > 0):
+    if not (_is_number(temperature) and FLOAT32.tiny <= temperature <= FLOAT32.max):
         raise ValueError(f"temperature {temperature!r}")
     arguments["spec"] = SPECS[str(fields.pop("type"))](**fields)
     # Of a dense model it was a remark, once.

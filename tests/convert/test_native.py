@@ -274,6 +274,11 @@ def rewrite(path, change_header=None, change_arrays=None):
         (lambda h: h["spec"].update(classes=-1), "classes -1"),
         (lambda h: h.update(temperature=0), "temperature 0"),
         (lambda h: h.update(temperature=float("nan")), "temperature nan"),
+        (lambda h: h.update(temperature=1e-300), "temperature 1e-300"),
+        (lambda h: h["spec"].update(epsilon=float("nan")), "epsilon must be .* got nan"),
+        (lambda h: h["spec"].update(epsilon=-1.0), "epsilon must be .* got -1.0"),
+        (lambda h: h["spec"].update(rotary_base=0), "rotary_base must be .* got 0"),
+        (lambda h: h["spec"].update(heads=True), "heads must be whole .* got True"),
         (lambda h: h["spec"].update(classes=9), r"wrong shape head\.kernel.*\[24, 7\].*\[24, 9\]"),
     ],
 )
@@ -375,4 +380,5 @@ def test_what_no_model_was_trained_on(models, tmp_path, field, value, said):
     with pytest.raises(CheckpointError, match=said) as error:
         native.read_about(path)
     assert str(error.value).count(str(path)) == 1
-    assert form(load(str(path))) == "dense"  # which does not need it
+    with pytest.warns(UserWarning, match=said):
+        assert form(load(str(path))) == "dense"  # which does not need it
