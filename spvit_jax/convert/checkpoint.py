@@ -26,6 +26,8 @@ WRAPPERS = (  # the first that is there
     "module",
     "teacher",
     "student",
+    "ema",
+    "ema_state_dict",
 )
 
 
@@ -163,11 +165,14 @@ def _check_sums(path: Path) -> None:
 def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:
     """The names and tensors inside a training script's checkpoint."""
     if isinstance(content, dict):
-        keys = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
-        if len(keys) > 1:
-            others = ", ".join(repr(key) for key in keys[1:])
-            notes.append(f"took the weights under {keys[0]!r}; the file also holds {others}")
-        content = content[keys[0]] if keys else content
+        inner = {key: value for key, value in content.items() if isinstance(value, dict)}
+        taken = next((key for key in WRAPPERS if key in inner), None)
+        if taken is not None:
+            content = inner.pop(taken)
+            again = [k for k, v in inner.items() if k in WRAPPERS or v.keys() & content.keys()]
+            if again:
+                others = ", ".join(map(repr, again))
+                notes.append(f"took the weights under {taken!r}; the file also holds {others}")
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, expected named tensors, bare or under"

@@ -186,12 +186,23 @@ def test_damaged_npz_files_execute_nothing(tmp_path, damage):
         read_state(str(path))
 
 
-def test_of_two_averages_one_is_taken_and_said(tmp_path):
+@pytest.mark.parametrize(
+    ("taken", "more"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("state_dict", "ema_state_dict"),
+        ("model", "ema"),
+        ("model", "net_average"),  # by its names
+    ],
+)
+def test_of_two_averages_one_is_taken_and_said(tmp_path, taken, more):
     other = {name: value * 2 for name, value in WEIGHTS.items()}
-    torch.save({"state_dict": WEIGHTS, "state_dict_ema": other}, tmp_path / "m.pth")
+    torch.save({taken: WEIGHTS, "optimizer": {"state": {}}, more: other}, tmp_path / "m.pth")
     notes = []
     check(read_state(str(tmp_path / "m.pth"), notes))
-    assert notes == ["took the weights under 'state_dict'; the file also holds 'state_dict_ema'"]
+    assert notes == [f"took the weights under {taken!r}; the file also holds {more!r}"]
+    torch.save({more: WEIGHTS} if "ema" in more else WEIGHTS, tmp_path / "m.pth")
+    check(read_state(str(tmp_path / "m.pth"), []))
     torch.save({"state_dict": WEIGHTS}, tmp_path / "m.pth")
     check(read_state(str(tmp_path / "m.pth"), notes))
     assert len(notes) == 1
