@@ -132,9 +132,9 @@ def _read_torch(path: Path, notes: list[str]) -> State:
         unsafe = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if unsafe:
             raise CheckpointError(
-                f"{path} holds a {unsafe[1]} beside its weights, which is not read, since it could"
-                ' execute anything. Save the weights alone: torch.save(checkpoint["model"],'
-                " FILE), or as .safetensors"
+                f"{path} holds a {unsafe[1]}, which is not read, since it could execute anything."
+                ' Save the weights alone: torch.save(checkpoint["model"], FILE), of a whole model'
+                " torch.save(model.state_dict(), FILE), or as .safetensors"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -208,6 +208,14 @@ def test_of_two_averages_one_is_taken_and_said(tmp_path, taken, more):
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"model": torch.nn.Linear(2, 2)}])
+def test_a_whole_model_is_named_with_the_way_out(tmp_path, content):
+    torch.save(content, tmp_path / "m.pth")
+    said = r"holds a torch\S+Linear, which .*torch.save\(model.state_dict\(\), FILE\)"
+    with pytest.raises(CheckpointError, match=said):
+        read_state(str(tmp_path / "m.pth"))
+
+
 @pytest.mark.parametrize("kept", [pathlib.PurePosixPath("x"), np.float64(1.0)])
 def test_an_unsafe_type_is_named_with_the_way_out(tmp_path, kept):
     torch.save({"model": WEIGHTS, "more": kept}, tmp_path / "m.pth")

@@ -211,6 +211,22 @@ def test_released_checkpoint_with_names_missing(released):
         assert f"missing {name} [" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("stem", "head"),
+    [
+        ("vit_dense_a", "head"),
+        ("swin_dense_a", "head"),
+        ("swin_timm_a", "head.fc"),
+        ("regnety_a", "head.fc"),
+    ],
+)
+def test_a_head_of_which_only_the_bias_is_there_is_of_so_many_classes(released, stem, head):
+    state = released(stem)
+    del state[f"{head}.weight"]
+    with pytest.raises(CheckpointError, match=rf"in 1 places:\s+missing {head}.weight \[7, \d+\]$"):
+        released_from_state(state, Facts(heads=3 if stem == "vit_dense_a" else None))
+
+
 @pytest.mark.parametrize("stem", ["swin_dense_a", "swin_timm_a"])
 def test_a_swin_of_another_window_is_interpolated_and_said(released, images, run, stem):
     torch = pytest.importorskip("torch")
