@@ -15,6 +15,7 @@ import safetensors.numpy
 from spvit_jax.convert.contents import EXPECTED, TORCH, describe
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.fetch import INDEX, fetch, shards_of
+from spvit_jax.remote import is_transient
 
 State = dict[str, np.ndarray]
 
@@ -41,6 +42,7 @@ def read_state(address: str, notes: list[str] | None = None) -> State:
 
     Raises:
       CheckpointError: not a readable file of weights, or shards are missing.
+      OSError: a fault of the disk that may pass.
     """
     path = fetch(address)
     notes = [] if notes is None else notes
@@ -68,7 +70,8 @@ def read_safetensors(path: Path) -> State:
       CheckpointError: it is none of floating-point numbers that NumPy has, or not whole.
     """
     try:
-        with safetensors.safe_open(path, "np") as file:
+        # Opened here too: safetensors says of any file that does not open that there is none.
+        with path.open("rb"), safetensors.safe_open(path, "np") as file:
             for name in sorted(file.keys()):
                 kind = file.get_slice(name).get_dtype()
                 if re.fullmatch(r"F[468](_\w+)?", kind):
@@ -105,6 +108,8 @@ def _read_npz(path: Path) -> State:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if is_transient(error):
+            raise
         raise CheckpointError(
             f"{path} is not a whole .npz file of nothing but arrays; it looks like"
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed. NumPy"
@@ -129,6 +134,8 @@ def _read_torch(path: Path, notes: list[str]) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or hostile file makes it fail in any way whatever
+        if is_transient(error):
+            raise
         unsafe = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if unsafe:
             raise CheckpointError(

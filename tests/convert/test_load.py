@@ -1,4 +1,7 @@
+import builtins
 import dataclasses
+import errno
+import io
 import json
 from pathlib import Path
 
@@ -15,10 +18,12 @@ from spvit_jax.convert import (
     read_spec,
     released_from_state,
     save,
+    save_torch,
 )
 from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.models import SwinSpec, ViTSpec
+from spvit_jax.remote import is_transient
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.sizes import sides
@@ -225,6 +230,38 @@ def test_a_head_of_which_only_the_bias_is_there_is_of_so_many_classes(released, 
     del state[f"{head}.weight"]
     with pytest.raises(CheckpointError, match=rf"in 1 places:\s+missing {head}.weight \[7, \d+\]$"):
         released_from_state(state, Facts(heads=3 if stem == "vit_dense_a" else None))
+
+
+@pytest.mark.parametrize("bad", ["safetensors", "own", "pth", "npz", "config.json", "index.json"])
+def test_a_disk_that_fails_is_said_to_be_one(released, tmp_path, monkeypatch, bad):
+    state = released("vit_dense_a")
+    path = tmp_path / ("m.safetensors" if bad in ("own", "config.json") else f"m.{bad}")
+    if bad == "pth":
+        pytest.importorskip("torch")
+        save_torch(released_from_state(state, Facts(heads=3))[0], path)
+    elif bad == "own":
+        save(released_from_state(state, Facts(heads=3))[0], path)
+    elif bad == "npz":
+        np.savez(path, **state)
+    elif bad == "index.json":
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": dict.fromkeys(state, "m.safetensors")}))
+        safetensors.numpy.save_file(state, tmp_path / "m.safetensors")
+    else:
+        safetensors.numpy.save_file(state, path)
+    (tmp_path / "config.json").write_text("{}")
+    assert load(str(path), facts=Facts(heads=3)).spec.heads == 3
+
+    def fail(file, *arguments, opened=open, **options):
+        if str(file).endswith(bad) or (bad == "own" and str(file) == str(path)):
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", fail)
+    monkeypatch.setattr(builtins, "open", fail)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        load(str(path), facts=Facts(heads=3))
+    assert is_transient(error.value)
 
 
 @pytest.mark.parametrize("stem", ["swin_dense_a", "swin_timm_a"])
