@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each of the facts that a user may have to give."""
     parser.add_argument(
         "--heads",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="attention heads of a ViT, where nothing says it and no published model is as wide",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--epsilon",
-        type=float,
+        type=above_0,
         default=0.0,
         metavar="X",
         help="of its norms, likewise (default: 1e-6, a CLIP's 1e-5)",
@@ -95,6 +95,12 @@ def check_preprocessing(parser: argparse.ArgumentParser, options: argparse.Names
     """Ends with a message unless mean and std are given together, of grey or of R G B."""
     if len(options.mean) != len(options.std) or len(options.mean) not in (0, 1, 3):
         parser.error("--mean and --std go together, of one number of grey or three of R G B")
+
+
+def preprocessing_in(options: argparse.Namespace) -> dict[str, Any]:
+    """Reads what those options say: fields of ``About``."""
+    given = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
+    return {name: tuple(v) if type(v) is list else v for name, v in given.items() if v}
 
 
 def count(text: str) -> int:

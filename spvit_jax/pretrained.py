@@ -224,8 +224,17 @@ def check_about(about: About, config: Config, class_names: tuple[str, ...]) -> l
 
 
 def _seen_otherwise(about: About, config: Config) -> list[str]:
-    """A sentence on each way in which images are prepared otherwise than the model knows them."""
+    """A sentence on each way in which images are prepared otherwise than the model knows them.
+
+    And one on those of which nobody knows whether they are.
+    """
     notes = []
+    if about.unsaid:
+        taken = ", ".join(f"data.{name}={getattr(config.data, name)}" for name in about.unsaid)
+        notes.append(
+            f"model.checkpoint does not say with which {', '.join(about.unsaid)} it was trained:"
+            f" {taken} are taken"
+        )
     for name in ("mean", "std", "crop_ratio"):
         trained, now = getattr(about, name), getattr(config.data, name)
         if trained and trained != now:

@@ -124,11 +124,14 @@ def test_a_checkpoint_that_says_nothing(model, folder, tmp_path, capsys):
     save_torch(model, path)
     numbers = ("class 0", "class 1", "class 2")
     size = ("--image-size", *SPEC.image_size)  # the square root of 6 patches is no number
-    _, (line,), _ = run(capsys, path, folder / "b.png", "--heads", 2, *size)
+    _, (line,), err = run(capsys, path, folder / "b.png", "--heads", 2, *size)
+    assert err.startswith("note: the model's file does not say its mean (0.485, ")
+    assert "crop_ratio 0.875: ImageNet's usual, taken here" in err
     imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     check(line, expected(model, folder / "b.png", imagenet, 0.875), numbers)
     given = ("--mean", 0.4, 0.5, 0.6, "--std", 0.1, 0.2, 0.3, "--crop-ratio", 0.5, "--heads", 2)
-    _, (line,), _ = run(capsys, path, folder / "b.png", *given, *size)
+    _, (line,), err = run(capsys, path, folder / "b.png", *given, *size)
+    assert err == ""
     check(line, expected(model, folder / "b.png"), numbers)
     code, _, err = run(capsys, path, folder / "b.png", *given)
     assert (
@@ -145,7 +148,7 @@ def test_a_regnet_at_the_size_it_is_told(folder, tmp_path, capsys, size):
     imagenet = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     shares = expected(model, folder / "b.png", imagenet, 0.875, as_size(size))
     check(line, shares, [f"class {i}" for i in range(3)])
-    assert err == ""
+    assert "ImageNet's usual, taken here" in err and err.count("\n") == 1
 
 
 def test_more_images_than_a_batch(model, folder, tmp_path, capsys, monkeypatch):
@@ -238,6 +241,9 @@ def test_what_cannot_work_is_said_and_nothing_is_printed(model, folder, tmp_path
         ["--crop-ratio", "1.5"],
         ["--mean", "0", "0", "0"],
         ["--mean", "0", "0", "0", "--std", "1", "1", "0"],
+        ["--heads", "-4"],
+        ["--epsilon", "nan"],
+        ["--epsilon", "-1"],
         ["--image-size", "big"],
         ["--image-size", "0"],
         ["--image-size", "224", "384", "3"],

@@ -55,7 +55,8 @@ def test_an_empty_variant_reads_the_checkpoint(tmp_path):
         made, notes = config(variant="", checkpoint=str(path), heads=heads), []
         assert pretrained.dense_spec(made, 3) == spec
         model = pretrained.load_dense(made, spec, notes)
-        assert type(model) is MODELS[type(spec)] and notes == []
+        assert type(model) is MODELS[type(spec)] and len(notes) == 1
+        assert "with which mean, std, crop_ratio it was trained: data.mean=(0.485, " in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -249,10 +250,12 @@ def test_what_a_model_was_trained_on_is_compared():
     made = Config()
     names, data = ("a", "b", "c"), made.data
     check = pretrained.check_about
-    assert check(About(), made, names) == []
-    assert check(About(names, data.mean, data.std, data.crop_ratio), made, names) == []
-    assert check(About((*names, "d")), made, names) == []
-    (note,) = check(About(("x", "b", "c")), made, names)
+    seen = data.mean, data.std, data.crop_ratio
+    assert check(About(names, *seen), made, names) == []
+    assert check(About((*names, "d"), *seen), made, names) == []
+    (note,) = check(About(names, crop_ratio=data.crop_ratio), made, names)
+    assert f"mean, std it was trained: data.mean={data.mean}, data.std={data.std} are" in note
+    (note,) = check(About(("x", "b", "c"), *seen), made, names)
     assert "'x', …, not 'a', …" in note
     notes = check(About((), (0.5,) * 3, (0.5,) * 3, 1.0), made, names)
     assert [note.partition("=")[0].rpartition(".")[2] for note in notes] == [
@@ -270,3 +273,7 @@ def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
     assert about_of(str(path)) == about
     save_torch(build(VIT), path)
     assert about_of(str(path)) == About()
+    beside = {"architecture": "vit", "mean": [0.5] * 3, "std": [0.5, 0.5, 0]}
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    with pytest.raises(CheckpointError, match=r"the files beside .*m.safetensors: .*std above 0"):
+        about_of(str(path))

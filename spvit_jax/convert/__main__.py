@@ -67,6 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
             about = about_of(options.source)
             if not model.spec.classes:
                 about = dataclasses.replace(about, class_names=())
+            if about.unsaid:
+                unknown = ", ".join(about.unsaid)
+                print(
+                    f"note: nothing says the model's {unknown}, nor will {options.target}: where"
+                    " they are not ImageNet's usual, give them to what reads it",
+                    file=sys.stderr,
+                )
             save(model, options.target, about=about)
     except (ArchitectureError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

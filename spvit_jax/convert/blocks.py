@@ -219,3 +219,9 @@ def shape(
         was = "missing" if dimensions is None else f"of shape {list(dimensions)}"
         raise CheckpointError(f"{name} is {was}; expected an array of {axes} axes")
     return dimensions
+
+
+def classes_of(state: State, head: str, width: int, default: int) -> int:
+    """How many classes a head knows: by its kernel, else its bias; ``default``: without both."""
+    known = shape(state, f"{head}.bias", 1, (default,))
+    return shape(state, f"{head}.weight", 2, (*known, width))[0]

@@ -3,16 +3,19 @@
 import argparse
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from spvit_jax.convert.contents import EXPECTED, TORCH, describe
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.fetch import INDEX, fetch, shards_of
+from spvit_jax.remote import is_transient
 
 State = dict[str, np.ndarray]
 
@@ -24,6 +27,8 @@ WRAPPERS = (  # the first that is there
     "module",
     "teacher",
     "student",
+    "ema",
+    "ema_state_dict",
 )
 
 
@@ -37,6 +42,7 @@ def read_state(address: str, notes: list[str] | None = None) -> State:
 
     Raises:
       CheckpointError: not a readable file of weights, or shards are missing.
+      OSError: a fault of the disk that may pass.
     """
     path = fetch(address)
     notes = [] if notes is None else notes
@@ -49,7 +55,7 @@ def _read_file(path: Path, notes: list[str]) -> State:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; {EXPECTED}")
     if path.suffix == ".safetensors":
-        return {name: _wide(value) for name, value in _read_safetensors(path).items()}
+        return {name: _wide(value) for name, value in read_safetensors(path).items()}
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix in TORCH:
@@ -57,8 +63,19 @@ def _read_file(path: Path, notes: list[str]) -> State:
     raise CheckpointError(f"{path} is {describe(path)}; {EXPECTED}")
 
 
-def _read_safetensors(path: Path) -> State:
+def read_safetensors(path: Path) -> State:
+    """The arrays of a safetensors file, as they are.
+
+    Raises:
+      CheckpointError: it is none of floating-point numbers that NumPy has, or not whole.
+    """
     try:
+        # Opened here too: safetensors says of any file that does not open that there is none.
+        with path.open("rb"), safetensors.safe_open(path, "np") as file:
+            for name in sorted(file.keys()):
+                kind = file.get_slice(name).get_dtype()
+                if re.fullmatch(r"F[468](_\w+)?", kind):
+                    raise _too_short(path, name, kind)
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, AttributeError, TypeError, KeyError) as error:
         raise CheckpointError(
@@ -89,13 +106,19 @@ def _read_shards(index: Path, notes: list[str]) -> State:
 def _read_npz(path: Path) -> State:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: _wide(file[name]) for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if is_transient(error):
+            raise
         raise CheckpointError(
             f"{path} is not a whole .npz file of nothing but arrays; it looks like"
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed. NumPy"
             f" says: {error}"
         ) from error
+    for name, value in arrays.items():
+        if value.dtype == np.dtype("V1"):  # how an .npz keeps 8 bits
+            raise _too_short(path, name, "of 8 bits")
+    return {name: _wide(value) for name, value in arrays.items()}
 
 
 def _read_torch(path: Path, notes: list[str]) -> State:
@@ -111,12 +134,14 @@ def _read_torch(path: Path, notes: list[str]) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or hostile file makes it fail in any way whatever
+        if is_transient(error):
+            raise
         unsafe = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if unsafe:
             raise CheckpointError(
-                f"{path} holds a {unsafe[1]} beside its weights, which is not read, since it could"
-                ' execute anything. Save the weights alone: torch.save(checkpoint["model"],'
-                " FILE), or as .safetensors"
+                f"{path} holds a {unsafe[1]}, which is not read, since it could execute anything."
+                ' Save the weights alone: torch.save(checkpoint["model"], FILE), of a whole model'
+                " torch.save(model.state_dict(), FILE), or as .safetensors"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -124,18 +149,37 @@ def _read_torch(path: Path, notes: list[str]) -> State:
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed."
             f" torch says: {reason}"
         ) from error
+    _check_sums(path)
     tensors = _unwrap(content, path, notes)
     return {name: _from_torch(name, value, path) for name, value in tensors.items()}
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ``CheckpointError`` where a zip archive is not as it was written; torch does not."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC:  # torch can be told to leave them out
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; download or save it again") from error
 
 
 def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:
     """The names and tensors inside a training script's checkpoint."""
     if isinstance(content, dict):
-        keys = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
-        if len(keys) > 1:
-            others = ", ".join(repr(key) for key in keys[1:])
-            notes.append(f"took the weights under {keys[0]!r}; the file also holds {others}")
-        content = content[keys[0]] if keys else content
+        inner = {key: value for key, value in content.items() if isinstance(value, dict)}
+        taken = next((key for key in WRAPPERS if key in inner), None)
+        if taken is not None:
+            content = inner.pop(taken)
+            again = [k for k, v in inner.items() if k in WRAPPERS or v.keys() & content.keys()]
+            if again:
+                others = ", ".join(map(repr, again))
+                notes.append(f"took the weights under {taken!r}; the file also holds {others}")
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, expected named tensors, bare or under"
@@ -154,10 +198,20 @@ def _from_torch(name: Any, value: Any, path: Path) -> np.ndarray:
         )
     try:
         value = value.detach()
+        if value.is_floating_point() and value.element_size() < 2:
+            raise _too_short(path, name, str(value.dtype).removeprefix("torch."))
         half = value.is_floating_point() and value.element_size() < 4
         return (value.float() if half else value).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {name} is no dense tensor: {error}") from error
+
+
+def _too_short(path: Path, name: str, kind: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {name} is {kind}, and floating-point numbers of 8 bits and less are not"
+        " supported: their scales are elsewhere; take the file of float32, float16 or bfloat16 that"
+        " it was made from"
+    )
 
 
 def _wide(value: np.ndarray) -> np.ndarray:

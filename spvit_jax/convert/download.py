@@ -192,9 +192,10 @@ def _copy(answer: Answer, part: Partial, url: str) -> None:
             tenths = received * 10 // answer.size
             log.info("%3d %% of %.1f MB", 10 * tenths, answer.size / 1e6)
     if received < answer.size:
+        kept = "which are kept" if part.version and received else "and none are kept"
         raise Unreachable(
             f"could not download {public(url)}: the connection closed after {received:,} of"
-            f" {answer.size:,} bytes, which are kept; {ADVICE}"
+            f" {answer.size:,} bytes, {kept}; {ADVICE}"
         )
 
 

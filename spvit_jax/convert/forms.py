@@ -88,7 +88,7 @@ def fill(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
       CheckpointError: the arrays are not those of the model, or are no weights; names all.
     """
     require({name: value.shape for name, value in arrays.items()}, shapes(model))
-    _check_numbers(arrays)
+    check_numbers(arrays)
     graph, state = nnx.split(model)
     leaves = [
         (path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))], leaf.dtype)))
@@ -97,8 +97,11 @@ def fill(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises ``CheckpointError`` where arrays hold whole numbers, or some that are not finite."""
+def check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ``CheckpointError`` where arrays hold whole numbers, or some that are not finite here.
+
+    Here: as float32, unless JAX has float64.
+    """
     floats = {n: v for n, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.floating)}
     whole = [f"{n} ({v.dtype})" for n, v in arrays.items() if n not in floats]
     if whole:
@@ -107,10 +110,12 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
             f"{' …' if len(whole) > 5 else ''} are not: quantised files do not convert, take the"
             " ones they were made from"
         )
-    bad = [name for name, value in floats.items() if not np.isfinite(value).all()]
+    kind = jnp.result_type(float)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        bad = [n for n, v in floats.items() if not np.isfinite(v.astype(kind, copy=False)).all()]
     if bad:
         raise CheckpointError(
-            f"{len(bad)} arrays hold NaN or infinite numbers: {', '.join(bad[:5])}"
-            f"{' …' if len(bad) > 5 else ''}; the training that made them diverged, or the file is"
-            " damaged"
+            f"{len(bad)} arrays hold numbers that are NaN, infinite or too large for {kind}:"
+            f" {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}; the training that made them"
+            " diverged, or the file is damaged"
         )

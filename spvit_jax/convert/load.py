@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,22 @@ def load(
       spec: the dense model that is wanted, and no other; None: the one that is found.
       image_size: pixels: a side of a square, or height and width; 0: as found.
       facts: what the checkpoint does not say of itself.
-      notes: gets a sentence for each change, for the user to see.
+      notes: gets a sentence for each change, for the user to see. None: where the file says what
+        no model was trained on, there is a warning.
       options: of the model: dropout, drop_path, dtype, remat; a RegNet has dtype alone.
 
     Raises:
       CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
     """
-    path, notes = fetch(address), [] if notes is None else notes
+    path, said = fetch(address), [] if notes is None else notes
     with _naming(path):
-        model = _loaded(path, spec, _size(image_size), facts, notes, options)
+        model = _loaded(path, spec, _size(image_size), facts, said, options)
     try:
         about = about_of(path)
     except CheckpointError as error:  # the model does not need it
-        notes.append(str(error))
+        said.append(str(error))
+        if notes is None:
+            warnings.warn(str(error), stacklevel=2)
         return model
     if len(about.class_names) > model.spec.classes:  # another head
         about = dataclasses.replace(about, class_names=())
@@ -181,7 +185,13 @@ def about_of(address: str | os.PathLike[str]) -> About:
         return native.read_about(path)
     with _naming(path):
         facts = facts_beside(path)
-        return About(facts.class_names or (), facts.mean or (), facts.std or (), facts.crop_ratio)
+        names, mean, std = facts.class_names or (), facts.mean or (), facts.std or ()
+        try:
+            return About(names, mean, std, facts.crop_ratio)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the files beside {path}: {error}; correct them, or move them away"
+            ) from error
 
 
 def dense_from_state(
@@ -242,6 +252,7 @@ def _released(
     arrays = apply(family.table(form, spec, ops, state), state, shapes, ignored)
     if form != "supernet":
         return forms.fill(model, arrays), None
+    forms.check_numbers({n: v for n, v in arrays.items() if n.startswith("gates.")})
     space = Space(spec.blocks)
     logits = tuple(
         {axis: jnp.asarray(arrays.pop(f"gates.{i}.{axis}"), float) for axis in space.axes}

@@ -19,9 +19,11 @@ import safetensors
 import safetensors.numpy
 
 from spvit_jax.convert import forms
+from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.files import write_whole
 from spvit_jax.models import MODELS, Spec, check_model
+from spvit_jax.remote import is_transient
 from spvit_jax.single_path.architecture import from_json
 from spvit_jax.single_path.prune import form
 from spvit_jax.single_path.sharing import SharedConv
@@ -33,6 +35,7 @@ POSITIVE = (  # fields of specs
     *("width", "widths", "depth", "depths", "heads", "hidden", "patch_size", "image_size"),
     *("window", "group", "channels"),
 )
+FLOAT32 = np.finfo(np.float32)
 SPECS = {spec.__name__: spec for spec in MODELS}
 
 
@@ -63,6 +66,21 @@ class About:
         ratio = self.crop_ratio
         if ratio is not None and not (_is_number(ratio) and 0 < ratio <= 1):
             raise ValueError(f"crop_ratio must be in (0, 1], got {ratio!r}")
+
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        """Which of mean, std and crop_ratio are not known."""
+        return tuple(name for name in ("mean", "std", "crop_ratio") if not getattr(self, name))
+
+    def or_usual(self, notes: list[str]) -> "About":
+        """What is known, and ImageNet's usual values for the rest; ``notes`` gets which."""
+        usual = {name: getattr(USUAL, name) for name in self.unsaid}
+        if usual:
+            defaults = ", ".join(f"{name} {value}" for name, value in usual.items())
+            notes.append(
+                f"the model's file does not say its {defaults}: ImageNet's usual, taken here"
+            )
+        return dataclasses.replace(self, **usual)
 
 
 USUAL = About(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_ratio=0.875)  # ImageNet's
@@ -121,7 +139,7 @@ def load_model(path: str | os.PathLike, **options: Any) -> Any:
     with _readable(path):
         arguments = _described(path)
         model = forms.build(arguments.pop("spec"), arguments.pop("form"), **arguments, **options)
-        arrays = safetensors.numpy.load_file(path)
+        arrays = read_safetensors(Path(path))
         return forms.fill(model, {_renamed(name): value for name, value in arrays.items()})
 
 
@@ -197,7 +215,7 @@ def _described(path: str | os.PathLike) -> dict[str, Any]:
     if "temperature" in fields:  # version 1 had it in the spec
         arguments["temperature"] = fields.pop("temperature")
     temperature = arguments.get("temperature", 1.0)
-    if not (_is_number(temperature) and temperature > 0):
+    if not (_is_number(temperature) and FLOAT32.tiny <= temperature <= FLOAT32.max):
         raise ValueError(f"temperature {temperature!r}")
     arguments["spec"] = SPECS[str(fields.pop("type"))](**fields)
     # Of a dense model it was a remark, once.
@@ -247,9 +265,11 @@ def is_native(path: str | os.PathLike) -> bool:
 def _header(path: str | os.PathLike) -> str | None:
     """The metadata of ours in a safetensors file, if there is any."""
     try:
-        with safetensors.safe_open(path, "np") as file:
+        with open(path, "rb"), safetensors.safe_open(path, "np") as file:
             return (file.metadata() or {}).get(HEADER)
     except (OSError, safetensors.SafetensorError) as error:
+        if is_transient(error):
+            raise
         raise CheckpointError(
             f"{path} cannot be read as a model file: {error}; it is missing, damaged or of another"
             " kind; write it again, or convert it: python -m spvit_jax.convert"

@@ -2,7 +2,7 @@
 
 import re
 
-from spvit_jax.convert.blocks import shape
+from spvit_jax.convert.blocks import classes_of, shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
@@ -76,7 +76,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> RegNetSpec:
             widths=tuple(widths),
             depths=tuple(sum(stage == s for stage, _ in indices) for s in stages),
             group=shape(state, "s1.b1.conv2.conv.weight", 4)[1],
-            classes=shape(state, "head.fc.weight", 2, (1000, widths[-1]))[0],
+            classes=classes_of(state, "head.fc", widths[-1], 1000),
             **({"image_size": size} if size else {}),
         )
     except CheckpointError:

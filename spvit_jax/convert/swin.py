@@ -12,7 +12,7 @@ from collections.abc import Container
 import numpy as np
 
 from spvit_jax.convert import blocks
-from spvit_jax.convert.blocks import form_of, shape
+from spvit_jax.convert.blocks import classes_of, form_of, shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
@@ -120,7 +120,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
     stages = _stages(_depths(state))
     windows = _windows(state, stages, patch, facts)
     window = max(map(max, windows.values()), default=WINDOW)
-    head = HEADS["head.fc.weight" in state]
+    head = HEADS[not _microsoft(state)]
     features = width << max(len(stages) - 1, 0)
     pruned = form_of(state) not in ("dense", "supernet")
     try:
@@ -133,7 +133,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> SwinSpec:
             window=window,
             patch_size=patch,
             image_size=_image_size(state, windows, window, len(stages), patch, facts),
-            classes=shape(state, f"{head}.weight", 2, (1000 if pruned else 0, features))[0],
+            classes=classes_of(state, head, features, 1000 if pruned else 0),
             channels=channels,
         )
         _require_windows(spec, windows)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spvit_jax.convert import blocks
-from spvit_jax.convert.blocks import form_of, shape
+from spvit_jax.convert.blocks import classes_of, form_of, shape
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts
@@ -126,7 +126,6 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
     names = [f"blocks.{i}" for i in range(len(indices))]
     widths = blocks.ffn_widths(state, names, width)
     pruned = form_of(state) not in ("dense", "supernet")
-    lost = pruned or "head.bias" in state  # a head that is not whole
     try:
         return ViTSpec(
             width=width,
@@ -135,7 +134,7 @@ def spec_from_state(state: State, facts: Facts = UNKNOWN) -> ViTSpec:
             hidden=max(4 * width, *widths) if pruned else widths[0],
             patch_size=patch,
             image_size=_image_size(state, patch, facts),
-            classes=shape(state, "head.weight", 2, (1000 if lost else 0, width))[0],
+            classes=classes_of(state, "head", width, 1000 if pruned else 0),
             class_token="cls_token" in state,
             distilled="dist_token" in state,
             registers=_registers(state),

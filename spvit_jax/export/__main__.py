@@ -12,6 +12,7 @@ from spvit_jax.checkpoint_options import (
     check_preprocessing,
     count,
     facts_in,
+    preprocessing_in,
 )
 from spvit_jax.remote import public
 from spvit_jax.shell import run
@@ -91,9 +92,7 @@ def _export(options: argparse.Namespace) -> None:
     network = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(network, notes)
     about = about_of(where)
-    overrides = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
-    overrides = {name: tuple(v) if type(v) is list else v for name, v in overrides.items() if v}
-    about = dataclasses.replace(about, **overrides)
+    about = dataclasses.replace(about, **preprocessing_in(options))
     images, written = None, {}
     preprocess = Preprocess.of(exportable(model), about, [])
     if test is not None and model.spec.classes and len(test.class_names) > model.spec.classes:

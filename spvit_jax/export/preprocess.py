@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from spvit_jax.convert import USUAL, About
+from spvit_jax.convert import About
 from spvit_jax.export.errors import ExportError
 from spvit_jax.sizes import shown, sides
 
@@ -37,14 +37,7 @@ class Preprocess:
         Raises:
           ExportError: mean and std are of other channels than the model sees.
         """
-        missing = [name for name in ("mean", "std", "crop_ratio") if not getattr(about, name)]
-        if missing:
-            usual = {name: getattr(USUAL, name) for name in missing}
-            about = dataclasses.replace(about, **usual)
-            defaults = ", ".join(f"{name} {value}" for name, value in usual.items())
-            notes.append(
-                f"the model's file does not say its {defaults}: ImageNet's usual, taken here"
-            )
+        about = about.or_usual(notes)
         channels = getattr(model.spec, "channels", 3)
         if len(about.mean) != channels:
             raise ExportError(

@@ -8,6 +8,7 @@ original ViT: Xavier's uniform distribution, zero biases.
 import dataclasses
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -84,6 +85,29 @@ class Geometry:
     def windows(self) -> int:
         """How many windows attention runs in."""
         return math.prod(self.grid) // math.prod(self.window) if self.window else 1
+
+
+def check_numbers(spec: Any) -> None:
+    """Raises ``ValueError`` unless a spec's numbers are above 0, or 0 classes or registers."""
+    for field in dataclasses.fields(spec):
+        name, value = field.name, getattr(spec, field.name)
+        if field.type is float:
+            good, wanted = _is_above(0, value, Real) and value < math.inf, "a number above 0"
+        elif field.type in (int, tuple[int, ...]):
+            least = int(name not in ("classes", "registers"))
+            counts = (value,) if field.type is int else tuple(value)
+            good = all(_is_above(least - 1, count, Integral) for count in counts)
+            wanted = f"whole and {least} or more"
+        elif field.type is bool:
+            good, wanted = isinstance(value, bool), "true or false"
+        else:
+            continue
+        if not good:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _is_above(least: int, value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(value > least)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

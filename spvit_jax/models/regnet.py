@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Array, BatchNorm, Dense
+from spvit_jax.models.layers import Array, BatchNorm, Dense, check_numbers
 from spvit_jax.models.transformer import Classifier, wide
 from spvit_jax.sizes import Size, as_size
 
@@ -19,7 +19,8 @@ class RegNetSpec:
     """The shape of a RegNetY; tuples have one entry per stage.
 
     Raises:
-      ValueError: groups that do not divide the widths, or not as many depths as widths.
+      ValueError: numbers that are none or not above 0, groups that do not divide the widths, or
+        not as many depths as widths.
     """
 
     widths: tuple[int, ...] = (224, 448, 1232, 3024)
@@ -30,6 +31,7 @@ class RegNetSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(self.image_size))
+        check_numbers(self)
         if len(self.widths) != len(self.depths) or any(w % self.group for w in self.widths):
             raise ValueError(
                 f"widths need a depth each, and to be multiples of the group width; got {self}"

@@ -21,6 +21,7 @@ from spvit_jax.models.layers import (
     Geometry,
     attention,
     cast,
+    check_numbers,
     dense,
 )
 from spvit_jax.models.tokens import Tokens
@@ -36,7 +37,7 @@ class SwinSpec:
     """The shape of a dense Swin; tuples have one entry per stage.
 
     Raises:
-      ValueError: sizes that do not divide each other.
+      ValueError: numbers that are none or not above 0, or sizes that do not divide each other.
     """
 
     width: int = 96  # of the first stage; each later one is twice as wide
@@ -52,6 +53,7 @@ class SwinSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(self.image_size))
+        check_numbers(self)
         if not len(self.depths) == len(self.heads) == len(self.hidden) > 0:
             raise ValueError(f"depths, heads and hidden need one entry a stage; got {self}")
         for stage, heads in enumerate(self.heads):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.activations import ACTIVATIONS
-from spvit_jax.models.layers import Array, Attention, Dense, Geometry, Mlp, cast
+from spvit_jax.models.layers import Array, Attention, Dense, Geometry, Mlp, cast, check_numbers
 from spvit_jax.models.pooling import AttentionPool
 from spvit_jax.models.rotary import KINDS, Rotary
 from spvit_jax.models.tokens import Tokens
@@ -28,8 +28,8 @@ class ViTSpec:
     """The shape of a dense ViT.
 
     Raises:
-      ValueError: sizes that do not divide each other, a pool without what it pools, or an option
-        that there is not.
+      ValueError: numbers that are none or not above 0, sizes that do not divide each other, a pool
+        without what it pools, or an option that there is not.
     """
 
     width: int = 768
@@ -59,6 +59,7 @@ class ViTSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(self.image_size))
+        check_numbers(self)
         if self.width % self.heads:
             raise ValueError(f"heads must divide the width; got {self.heads} and {self.width}")
         if any(side % self.patch_size for side in sides(self.image_size)):

@@ -1,6 +1,7 @@
 """``python -m spvit_jax.predict CHECKPOINT IMAGE…``: what a model sees in images."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from spvit_jax.checkpoint_options import (
     check_preprocessing,
     count,
     facts_in,
+    preprocessing_in,
 )
 from spvit_jax.shell import run
 from spvit_jax.sizes import Size, sides
@@ -85,7 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _predict(options: argparse.Namespace) -> int:
     """Prints the classes of every image; the number of those that could not be read."""
     from spvit_jax import pictures
-    from spvit_jax.convert import USUAL
     from spvit_jax.data.transforms import before_crop
     from spvit_jax.predict.classify import classifier
     from spvit_jax.pretrained import check_channels
@@ -94,13 +95,10 @@ def _predict(options: argparse.Namespace) -> int:
     files = image_files(options.images)
     model, about = _load(options)
     names = class_names(options.names, about.class_names, model.spec.classes)
-    normalise = Normalise(
-        tuple(options.mean or about.mean or USUAL.mean),
-        tuple(options.std or about.std or USUAL.std),
-    )
+    normalise = Normalise(about.mean, about.std)
     check_channels(normalise.mean, getattr(model.spec, "channels", 3), "--mean and --std")
     size = model.spec.image_size
-    around = before_crop(size, options.crop_ratio or about.crop_ratio or USUAL.crop_ratio or 1.0)
+    around = before_crop(size, about.crop_ratio or 1.0)
     batch = min(BATCH, len(files))
     if options.features is not None or not model.spec.classes:
         return _features(options, files, model, normalise, around)
@@ -151,7 +149,7 @@ def _features(
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
-    """The model, of whatever form it is found in, and what its file says of its training."""
+    """The model, of whatever form it is found in, and what it was trained on or is said to be."""
     from spvit_jax import pretrained
     from spvit_jax.convert import Facts, about_of, load
 
@@ -159,9 +157,10 @@ def _load(options: argparse.Namespace) -> tuple[Any, "About"]:
     where, facts = options.checkpoint, Facts.of(**facts_in(options))
     network = load(where, image_size=options.image_size, facts=facts, notes=notes)
     model = pretrained.decided(network, notes)
+    about = dataclasses.replace(about_of(where), **preprocessing_in(options)).or_usual(notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return model, about_of(where)
+    return model, about
 
 
 def _batches(

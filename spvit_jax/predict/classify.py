@@ -32,11 +32,11 @@ def normalise_of(model: Classifier) -> Normalise:
       ConfigError: they are of other channels than the model sees.
     """
     about = model.about or About()
-    missing = [name for name in ("mean", "std", "crop_ratio") if not getattr(about, name)]
-    if missing:
+    if about.unsaid:
         warnings.warn(
-            f"the model's file does not say its {', '.join(missing)}: ImageNet's usual are taken;"
-            " set model.about = spvit.About(mean=…, std=…, crop_ratio=…) where they are others",
+            f"the model's file does not say its {', '.join(about.unsaid)}: ImageNet's usual are"
+            " taken; set model.about = spvit.About(mean=…, std=…, crop_ratio=…) where they are"
+            " others",
             stacklevel=3,
         )
     normalise = Normalise(about.mean or USUAL.mean, about.std or USUAL.std)

@@ -73,6 +73,16 @@ def test_half_precision_becomes_float32(tmp_path, dtype):
         assert value.tolist() == [1.5, -2.25]
 
 
+def test_eight_bits_are_named_and_refused(tmp_path):
+    state = {"a": torch.zeros(2).to(torch.float8_e4m3fn), "b": torch.zeros(2)}
+    torch.save(state, tmp_path / "m.pth")
+    safetensors_torch.save_file(state, tmp_path / "m.safetensors")
+    np.savez(tmp_path / "m.npz", a=np.zeros(2, jnp.float8_e4m3fn), b=np.zeros(2, np.float32))
+    for name, kind in (("pth", "float8_e4m3fn"), ("safetensors", "F8_E4M3"), ("npz", "of 8 bits")):
+        with pytest.raises(CheckpointError, match=f"m.{name}: a is {kind}, and .* not supported"):
+            read_state(str(tmp_path / f"m.{name}"))
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: argparse.Namespace(x=x)])
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
@@ -99,6 +109,23 @@ def test_truncated_files(tmp_path):
         path.write_bytes(b"")
         with pytest.raises(CheckpointError, match="empty"):
             read_state(str(path))
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_a_byte_that_changed_is_seen_where_there_are_checksums(tmp_path, sums):
+    config = pytest.importorskip("torch.utils.serialization").config
+    path = tmp_path / "m.pth"
+    with config.patch("save.compute_crc32", sums):
+        torch.save({"a": torch.arange(1000.0)}, path)
+    assert read_state(str(path))["a"][500] == 500
+    whole = path.read_bytes()
+    place = whole.index(np.float32(500).tobytes())
+    path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+    if not sums:
+        assert read_state(str(path))["a"][500] != 500
+        return
+    with pytest.raises(CheckpointError, match=r"m.pth is damaged: Bad CRC-32 for .*; download"):
+        read_state(str(path))
 
 
 @pytest.mark.parametrize(
@@ -159,15 +186,34 @@ def test_damaged_npz_files_execute_nothing(tmp_path, damage):
         read_state(str(path))
 
 
-def test_of_two_averages_one_is_taken_and_said(tmp_path):
+@pytest.mark.parametrize(
+    ("taken", "more"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("state_dict", "ema_state_dict"),
+        ("model", "ema"),
+        ("model", "net_average"),  # by its names
+    ],
+)
+def test_of_two_averages_one_is_taken_and_said(tmp_path, taken, more):
     other = {name: value * 2 for name, value in WEIGHTS.items()}
-    torch.save({"state_dict": WEIGHTS, "state_dict_ema": other}, tmp_path / "m.pth")
+    torch.save({taken: WEIGHTS, "optimizer": {"state": {}}, more: other}, tmp_path / "m.pth")
     notes = []
     check(read_state(str(tmp_path / "m.pth"), notes))
-    assert notes == ["took the weights under 'state_dict'; the file also holds 'state_dict_ema'"]
+    assert notes == [f"took the weights under {taken!r}; the file also holds {more!r}"]
+    torch.save({more: WEIGHTS} if "ema" in more else WEIGHTS, tmp_path / "m.pth")
+    check(read_state(str(tmp_path / "m.pth"), []))
     torch.save({"state_dict": WEIGHTS}, tmp_path / "m.pth")
     check(read_state(str(tmp_path / "m.pth"), notes))
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"model": torch.nn.Linear(2, 2)}])
+def test_a_whole_model_is_named_with_the_way_out(tmp_path, content):
+    torch.save(content, tmp_path / "m.pth")
+    said = r"holds a torch\S+Linear, which .*torch.save\(model.state_dict\(\), FILE\)"
+    with pytest.raises(CheckpointError, match=said):
+        read_state(str(tmp_path / "m.pth"))
 
 
 @pytest.mark.parametrize("kept", [pathlib.PurePosixPath("x"), np.float64(1.0)])

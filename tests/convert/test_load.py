@@ -1,4 +1,7 @@
+import builtins
 import dataclasses
+import errno
+import io
 import json
 from pathlib import Path
 
@@ -15,10 +18,12 @@ from spvit_jax.convert import (
     read_spec,
     released_from_state,
     save,
+    save_torch,
 )
 from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.models import SwinSpec, ViTSpec
+from spvit_jax.remote import is_transient
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.sizes import sides
@@ -186,6 +191,14 @@ def test_released_search_checkpoint_holds_gate_logits_and_their_decision(release
     assert prune(found, found.architecture)(images(found.spec)).shape == (2, 7)
 
 
+def test_released_gate_logits_that_are_none_decide_nothing(released):
+    state = released("deit_a_search")
+    name = "blocks.1.mlp.ffn_thresholds"
+    state[name] = np.where(np.arange(len(state[name])) == 3, np.nan, state[name])
+    with pytest.raises(CheckpointError, match=r"1 arrays hold .* NaN, .*: gates\.1\.ffn"):
+        released_from_state(state)
+
+
 def test_released_heads_come_from_the_checkpoint_or_must_fit_it(released):
     for stem in ("deit_a_search", "deit_a_finetune", "deit_a_folded"):
         assert released_from_state(released(stem))[0].spec.heads == 3
@@ -201,6 +214,54 @@ def test_released_checkpoint_with_names_missing(released):
         released_from_state(state, Facts(heads=3))
     for name in ("head.weight", "blocks.1.mlp.fc1.weight", "blocks.1.attn.head_probs"):
         assert f"missing {name} [" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stem", "head"),
+    [
+        ("vit_dense_a", "head"),
+        ("swin_dense_a", "head"),
+        ("swin_timm_a", "head.fc"),
+        ("regnety_a", "head.fc"),
+    ],
+)
+def test_a_head_of_which_only_the_bias_is_there_is_of_so_many_classes(released, stem, head):
+    state = released(stem)
+    del state[f"{head}.weight"]
+    with pytest.raises(CheckpointError, match=rf"in 1 places:\s+missing {head}.weight \[7, \d+\]$"):
+        released_from_state(state, Facts(heads=3 if stem == "vit_dense_a" else None))
+
+
+@pytest.mark.parametrize("bad", ["safetensors", "own", "pth", "npz", "config.json", "index.json"])
+def test_a_disk_that_fails_is_said_to_be_one(released, tmp_path, monkeypatch, bad):
+    state = released("vit_dense_a")
+    path = tmp_path / ("m.safetensors" if bad in ("own", "config.json") else f"m.{bad}")
+    if bad == "pth":
+        pytest.importorskip("torch")
+        save_torch(released_from_state(state, Facts(heads=3))[0], path)
+    elif bad == "own":
+        save(released_from_state(state, Facts(heads=3))[0], path)
+    elif bad == "npz":
+        np.savez(path, **state)
+    elif bad == "index.json":
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": dict.fromkeys(state, "m.safetensors")}))
+        safetensors.numpy.save_file(state, tmp_path / "m.safetensors")
+    else:
+        safetensors.numpy.save_file(state, path)
+    (tmp_path / "config.json").write_text("{}")
+    assert load(str(path), facts=Facts(heads=3)).spec.heads == 3
+
+    def fail(file, *arguments, opened=open, **options):
+        if str(file).endswith(bad) or (bad == "own" and str(file) == str(path)):
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", fail)
+    monkeypatch.setattr(builtins, "open", fail)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        load(str(path), facts=Facts(heads=3))
+    assert is_transient(error.value)
 
 
 @pytest.mark.parametrize("stem", ["swin_dense_a", "swin_timm_a"])

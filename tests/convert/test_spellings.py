@@ -548,6 +548,14 @@ def test_any_prefix_is_taken_off_and_said(prefix, assert_same):
     assert notes == [f"took the prefix {prefix!r} off the checkpoint's names"]
 
 
+@pytest.mark.parametrize("outer", ["", "_orig_mod."])
+def test_the_count_of_an_averaged_model_is_left_out(outer, assert_same):
+    state, notes = timm_state(), []
+    count = {f"{outer}n_averaged": np.array(7)}  # torch.optim.swa_utils.AveragedModel's
+    assert_same(rename(count | {f"{outer}module.{n}": v for n, v in state.items()}, notes), state)
+    assert notes[1] == f"left out how many models were averaged: {outer}n_averaged"
+
+
 def test_a_regnets_prefix_is_taken_off():
     names = ("stem.conv.weight", "s1.b1.conv1.conv.weight", "head.fc.weight")
     found = rename({f"model.{name}": np.ones(1) for name in names})

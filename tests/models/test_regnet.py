@@ -177,6 +177,11 @@ def test_float64_is_float64_throughout(run):
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float64")}
 
 
+def test_impossible_numbers_are_refused():
+    with pytest.raises(ValueError, match="group must be whole and 1 or more, got 0"):
+        dataclasses.replace(SPEC, group=0)
+
+
 @pytest.mark.parametrize("change", [{"depths": (1,)}, {"group": 5}, {"widths": (8, 18)}])
 def test_impossible_specs_are_refused(change):
     with pytest.raises(ValueError, match=r"widths need a depth each, and to be multiples of the"):

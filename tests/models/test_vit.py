@@ -248,6 +248,14 @@ def test_heads_are_the_logits_of_each_head(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"heads": -4}, r"heads must be whole and 1 or more, got -4"),
+        ({"heads": True}, r"heads must be whole and 1 or more, got True"),
+        ({"patch_size": 0}, r"patch_size must be whole and 1 or more, got 0"),
+        ({"classes": -1}, r"classes must be whole and 0 or more, got -1"),
+        ({"epsilon": float("nan")}, r"epsilon must be a number above 0, got nan"),
+        ({"epsilon": 0.0}, r"epsilon must be a number above 0, got 0.0"),
+        ({"rotary_base": float("inf")}, r"rotary_base must be a number above 0, got inf"),
+        ({"patches": "no"}, r"patches must be true or false, got 'no'"),
         ({"heads": 5}, r"heads must divide the width; got 5 and 24"),
         ({"patch_size": 5}, r"patch size must divide the image size; got 5 and 16"),
         ({"image_size": (16, 18)}, r"got 4 and 16x18; .* in height and in width"),

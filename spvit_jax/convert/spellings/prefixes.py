@@ -21,6 +21,7 @@ BESIDE = (  # what stands beside an image model, outside of its prefix
     (r"^(text_projection|multi_modal_projector|lm_head)\.", "the text tower"),
     (r"^(logit_scale|logit_bias|t|b)$", "the scale of similarities to texts"),
     (r"^state/", "the optimizer's state"),
+    (r"^n_averaged$", "how many models were averaged"),
 )
 
 
