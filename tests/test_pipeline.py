@@ -481,6 +481,27 @@ def test_any_checkpoint_is_evaluated(whole, tmp_path, capsys, name):
     assert worst in capsys.readouterr().out
 
 
+def test_a_finished_run_is_of_what_it_began_from(tmp_path, capsys):
+    dense = load(pretrained.address("packaged:deit_fashion_mnist"))
+    file, teacher = tmp_path / "m.safetensors", tmp_path / "teacher.safetensors"
+    save(dense, file)
+    save(dense, teacher)
+    config = tiny(stage="evaluate", model__checkpoint=str(file), teacher__checkpoint=str(teacher))
+    run(config, tmp_path / "work")
+    dense.head.bias[...] += 1
+    save(dense, file)
+    said = r"began from has changed: CRC-32 of what is in model\.checkpoint: .* Put it back, or"
+    with pytest.raises(ConfigError, match=said):
+        run(config, tmp_path / "work")
+    teacher.unlink()
+    with pytest.raises(ConfigError, match=said):  # of the other file there is nothing to compare
+        run(config, tmp_path / "work")
+    file.unlink()
+    pipeline.run(config, tmp_path / "work", Console(), lambda: False)
+    printed = capsys.readouterr().out
+    assert f"is not compared: no file at {file}" in printed and "nothing is left to do" in printed
+
+
 def test_an_interrupted_evaluation_begins_again(tmp_path):
     asked = iter([False, False, True])
     with pytest.raises(Interrupted, match="begins again"):
