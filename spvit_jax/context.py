@@ -25,6 +25,8 @@ from spvit_jax.models import Classifier, RegNetSpec
 from spvit_jax.portions import held_indices
 from spvit_jax.progress import Console
 from spvit_jax.remote import public
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path import latency as latencies
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.gating import Gating
@@ -104,6 +106,11 @@ class Beginning:
         }
         for name, checkpoint in self._named().items():
             looks[f"CRC-32 of what is in {name}"] = functools.partial(_checksum, checkpoint)
+        given, table = self.config.finetune.architecture, self.config.budget.latency
+        if self.config.stage == "finetune":
+            looks["CRC-32 of finetune.architecture"] = lambda: _architecture(given, self.spec)
+        if self.config.stage in ("all", "search") and table:
+            looks["CRC-32 of the table of budget.latency"] = lambda: _table(table)
         if self.dense is not None:
             looks["CRC-32 of the model"] = lambda: hosts.checksum(nnx.state(self.dense))
         return looks
@@ -125,6 +132,18 @@ def _checksum(checkpoint: str) -> int:
         while part := file.read(2**20):
             crc = zlib.crc32(part, crc)
     return crc
+
+
+def _architecture(file: str, spec: Any) -> int:
+    """The CRC-32 of what is in a file that has an architecture of the dense model ``spec``."""
+    given = architectures.load(file)
+    given.check(spec)
+    return zlib.crc32(given.to_json().encode())
+
+
+def _table(latency: str) -> int:
+    """The CRC-32 of what is in the table of a budget of latency, ``TABLE.json:SHARE``."""
+    return zlib.crc32(latencies.load(latency.rpartition(":")[0]).to_json().encode())
 
 
 def look_again(

@@ -235,7 +235,7 @@ class Workdir:
           facts: nested, of JSON's types, the same on all processes.
 
         Raises:
-          ConfigError: it is something else now; names all.
+          ConfigError: it is something else now, and there are results of it; names all.
         """
         before = self.read_json(BEGAN, dict[str, Any])
         if before is None and hosts.from_first(
@@ -246,12 +246,13 @@ class Workdir:
                 " it was, is gone. Put it back, or choose another --workdir"
             )
         changed = [] if before is None else hosts.differences(before, facts)
-        if changed:
+        results = hosts.from_first(jax.process_index() == 0 and self._has_results())
+        if changed and results:
             raise ConfigError(
                 f"what the run in {self.path} began from has changed: {'; '.join(changed)}. Put"
                 " it back, or choose another --workdir"
             )
-        if before is None:
+        if changed or before is None:
             self.write_json(BEGAN, facts)
 
     def claim(self, config: Config) -> str:

@@ -30,7 +30,7 @@ from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.gating import Gating
-from spvit_jax.single_path.latency import TableError
+from spvit_jax.single_path.latency import Table, TableError, Times, described
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
@@ -76,6 +76,13 @@ def run(config, workdir, should_stop=lambda: False):
 def opened(config, workdir):
     """The context of a run."""
     return context.open_context(config, Workdir(workdir), Console(silent=True), lambda: False)
+
+
+def begin(config, folder):
+    """Opens a run, of which there are results then."""
+    folder.mkdir(exist_ok=True)
+    opened(config, folder)
+    (folder / "dense.json").touch()
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +318,25 @@ def test_finetune_wants_an_architecture_that_fits_before_anything_else(tmp_path)
     file.unlink()
     with pytest.raises(ArchitectureError, match=r"no architecture at .*mine\.json"):
         run(config, tmp_path / "work")
+
+
+def test_what_else_a_run_is_told_by_files_is_compared(tmp_path):
+    file, table = tmp_path / "mine.json", tmp_path / "table.json"
+    found = architectures.Architecture(("skip",) * 6, ((0,),) * 6)
+    found.save(file)
+    config = tiny(stage="finetune", finetune__start="pretrained", finetune__architecture=str(file))
+    begin(config, tmp_path / "finetune")
+    dataclasses.replace(found, ffn=((1,),) * 6).save(file)
+    with pytest.raises(ConfigError, match=r"changed: CRC-32 of finetune\.architecture: "):
+        begin(config, tmp_path / "finetune")
+    times = Times({"skip": 1.0, "conv1x1": 2.0}, {1: 3.0, 4: 6.0}, {0: 1.0, 256: 2.5})
+    model = described(VARIANTS["deit_fashion_mnist"])
+    Table(model, {}, 50.0, (times,) * 6).save(table)
+    config = tiny(stage="search", budget__latency=f"{table}:0.9")
+    begin(config, tmp_path / "search")
+    Table(model, {}, 51.0, (times,) * 6).save(table)
+    with pytest.raises(ConfigError, match=r"changed: CRC-32 of the table of budget\.latency: "):
+        begin(config, tmp_path / "search")
 
 
 def test_finetune_from_searched_weights_needs_the_search(tmp_path):
