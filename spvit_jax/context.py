@@ -15,7 +15,7 @@ from spvit_jax import hosts, pretrained
 from spvit_jax.config import Budget, Config, ConfigError
 from spvit_jax.convert import About, about_of
 from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.convert.fetch import fetch
+from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.pipeline import steps_per_epoch
@@ -103,9 +103,14 @@ class Beginning:
         looks: dict[str, Callable[[], Any]] = {
             "data.train": lambda: fingerprint(self.train),
             "data.test": lambda: fingerprint(self.test),
+            "dense model": lambda: latencies.described(self.spec),
         }
         for name, checkpoint in self._named().items():
             looks[f"CRC-32 of what is in {name}"] = functools.partial(_checksum, checkpoint)
+        if pretrained.distils(self.config):
+            looks["teacher"] = lambda: latencies.described(
+                pretrained.teacher_spec(self.config, self.spec)
+            )
         given, table = self.config.finetune.architecture, self.config.budget.latency
         if self.config.stage == "finetune":
             looks["CRC-32 of finetune.architecture"] = lambda: _architecture(given, self.spec)
@@ -126,11 +131,13 @@ class Beginning:
 
 
 def _checksum(checkpoint: str) -> int:
-    """The CRC-32 of the file of weights at an address of the config."""
-    crc = 0
-    with open(fetch(pretrained.address(checkpoint)), "rb") as file:
-        while part := file.read(2**20):
-            crc = zlib.crc32(part, crc)
+    """The CRC-32 of the file of weights at an address of the config, of an index' files as well."""
+    path, crc = fetch(pretrained.address(checkpoint)), 0
+    shards = shards_of(path) if path.name.endswith(INDEX) else []
+    for part in (path, *(path.parent / name for name in shards)):
+        with open(part, "rb") as file:
+            while some := file.read(2**20):
+                crc = zlib.crc32(some, crc)
     return crc
 
 

@@ -286,6 +286,23 @@ def load_reference(config: Config, spec: Spec) -> Classifier:
     return load(where, spec, facts=Facts.of(**facts_in(config.model)), dtype=_dtype("float32"))
 
 
+def _distillations(config: Config) -> dict[str, str]:
+    """What the trainings of the stage that distil learn from a teacher, by their names."""
+    kinds = {name: getattr(config, name).distillation for name in config.trainings}
+    return {name: kind for name, kind in kinds.items() if kind != "none"}
+
+
+def distils(config: Config) -> bool:
+    """Whether a training of the stage distils from the model in teacher.checkpoint."""
+    return bool(config.teacher.checkpoint and _distillations(config))
+
+
+def teacher_spec(config: Config, student: Spec) -> Spec:
+    """The spec of the dense model that the one in teacher.checkpoint is, or comes from."""
+    facts = Facts.of(config.teacher.heads, asked=student.image_size)
+    return read_spec(address(config.teacher.checkpoint), facts)
+
+
 def check_teachers(config: Config, student: Spec) -> None:
     """Looks at the teacher's file where a training of the stage distils from one.
 
@@ -294,12 +311,10 @@ def check_teachers(config: Config, student: Spec) -> None:
       convert.CheckpointError: the file is not one that converts.
     """
     teacher = config.teacher
-    kinds = {name: getattr(config, name).distillation for name in config.trainings}
-    if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
+    if not distils(config):
         return
-    facts = Facts.of(teacher.heads, asked=student.image_size)
-    spec = read_spec(address(teacher.checkpoint), facts)
-    for name, kind in kinds.items():
+    spec = teacher_spec(config, student)
+    for name, kind in _distillations(config).items():
         if kind in ("hard", "soft"):
             _check_classes(config, spec, student)
         if kind != "features":

@@ -17,7 +17,7 @@ from flax import nnx
 
 from spvit_jax import context, delivery, judged, pipeline, pretrained, recipes, trained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
-from spvit_jax.convert import CheckpointError, load, save
+from spvit_jax.convert import CheckpointError, load, save, save_torch
 from spvit_jax.convert.native import About, read_about
 from spvit_jax.data.errors import DataError
 from spvit_jax.export.near import Near
@@ -318,6 +318,45 @@ def test_finetune_wants_an_architecture_that_fits_before_anything_else(tmp_path)
     file.unlink()
     with pytest.raises(ArchitectureError, match=r"no architecture at .*mine\.json"):
         run(config, tmp_path / "work")
+
+
+def test_what_stands_beside_the_weights_is_compared(tmp_path):
+    dense = load(pretrained.address("packaged:deit_fashion_mnist"))
+    args = {"patch_size": 4, "num_heads": 4}
+    says = {"architecture": "vit_small_patch16_224", "model_args": args}
+    for name in ("model", "teacher"):
+        (tmp_path / name).mkdir()
+        save_torch(dense, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(says))
+    config = tiny(
+        model__variant="",
+        model__checkpoint=str(tmp_path / "model"),
+        teacher__checkpoint=str(tmp_path / "teacher"),
+        finetune__distillation="soft",
+    )
+    begin(config, tmp_path / "work")
+    for name, what in (("teacher", "teacher"), ("model", "dense model")):
+        beside = tmp_path / name / "config.json"
+        whole = beside.read_text()
+        beside.write_text(whole.replace("4}", "2}"))
+        with pytest.raises(ConfigError, match=rf"has changed: {what}\.heads: 4, now 2\. Put"):
+            begin(config, tmp_path / "work")
+        beside.write_text(whole)
+    begin(config, tmp_path / "work")
+
+
+def test_all_files_of_sharded_weights_are_compared(tmp_path):
+    arrays = {"a": np.zeros(3, "f4"), "b": np.ones(3, "f4")}
+    for name, value in arrays.items():
+        safetensors.numpy.save_file({name: value}, tmp_path / f"{name}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{name}.safetensors" for name in arrays}}))
+    config, seen = tiny(model__checkpoint=str(tmp_path)), set()
+    for value in (1, 1, 2):
+        safetensors.numpy.save_file({"b": np.full(3, value, "f4")}, tmp_path / "b.safetensors")
+        looks = context.Beginning(config, None).looks()
+        seen.add(looks["CRC-32 of what is in model.checkpoint"]())
+    assert len(seen) == 2
 
 
 def test_what_else_a_run_is_told_by_files_is_compared(tmp_path):
