@@ -269,7 +269,8 @@ def open_context(
         begins = Beginning(config, inputs)
         train, test, spec = begins.train, begins.test, begins.spec
         _check_budgets(config, spec)
-        pretrained.check_teachers(config, spec)
+        if begins.dense is None or config.teacher.checkpoint:
+            pretrained.check_teachers(config, spec)
         check_labels(config, spec, test)
         _check_images(config, spec, len(train))
         seen = {name: look() for name, look in begins.looks().items()}

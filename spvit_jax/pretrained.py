@@ -304,7 +304,7 @@ def teacher_spec(config: Config, student: Spec) -> Spec:
 
 
 def check_teachers(config: Config, student: Spec) -> None:
-    """Looks at the teacher's file where a training of the stage distils from one.
+    """Looks at the teacher's file, or the dense model's, where a training of the stage distils.
 
     Raises:
       ConfigError: see ``check_stream``, or it knows other classes than the student.
@@ -312,6 +312,7 @@ def check_teachers(config: Config, student: Spec) -> None:
     """
     teacher = config.teacher
     if not distils(config):
+        _check_own(config, student)
         return
     spec = teacher_spec(config, student)
     for name, kind in _distillations(config).items():
@@ -324,6 +325,22 @@ def check_teachers(config: Config, student: Spec) -> None:
         except CheckpointError as error:
             raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
         check_stream(name, teacher.checkpoint, read, student)
+
+
+def _check_own(config: Config, student: Spec) -> None:
+    """Raises ConfigError where the run's own dense model would teach by a head yet untrained."""
+    taught = [n for n, kind in _distillations(config).items() if kind in ("hard", "soft")]
+    if not taught:
+        return
+    known = read_spec(address(config.model.checkpoint), Facts.of(**facts_in(config.model))).classes
+    if known != student.classes:
+        knows = f"knows {known} classes" if known else "has no head"
+        raise ConfigError(
+            f"{taught[0]}.distillation learns from the run's own dense model, and its head would be"
+            f" a fresh one: model.checkpoint={config.model.checkpoint} {knows}, the model"
+            f" {student.classes} classes; set teacher.checkpoint to a model that knows these"
+            f" classes, or {taught[0]}.distillation=none or features"
+        )
 
 
 def _check_classes(config: Config, teacher: Spec, student: Spec) -> None:

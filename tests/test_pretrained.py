@@ -135,6 +135,22 @@ def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
         pretrained.load_teacher(teaching(path), dataclasses.replace(VIT, classes=10))
 
 
+def test_a_head_yet_untrained_teaches_nothing(tmp_path):
+    path, wider = tmp_path / "dense.safetensors", dataclasses.replace(VIT, classes=5)
+    made = config(checkpoint=str(path), heads=2)
+    made.budget.macs, made.finetune.distillation = 0.5, "soft"
+    save_torch(build(VIT), path)
+    pretrained.check_teachers(made, VIT)
+    with pytest.raises(ConfigError, match=r"fresh one: .*knows 3 classes, the model 5 .*=none or"):
+        pretrained.check_teachers(made, wider)
+    save(build(dataclasses.replace(VIT, classes=0)), path)
+    with pytest.raises(ConfigError, match=r"dense\.safetensors has no head, the model 3 classes"):
+        pretrained.check_teachers(made, VIT)
+    for kind in ("features", "none"):
+        made.finetune.distillation = kind
+        pretrained.check_teachers(made, wider)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
