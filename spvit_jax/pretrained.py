@@ -242,14 +242,15 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
       features: its blocks' outputs teach, so that its head does not matter.
 
     Raises:
-      ConfigError: it knows other classes.
+      ConfigError: it knows other classes, or images of other channels than teacher.mean has.
       convert.CheckpointError: the file is not one that converts, or its model, pruned for another
         image size, cannot see the student's.
     """
     teacher, data = config.teacher, config.data
     normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
-    dtype, size = _dtype(teacher.dtype), student.image_size
+    dtype, size, how = _dtype(teacher.dtype), student.image_size, "teacher.mean and std"
     if not teacher.checkpoint:
+        check_channels(normalise.mean, getattr(student, "channels", 3), how)
         where = address(config.model.checkpoint)
         facts = Facts.of(**facts_in(config.model))
         return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
@@ -259,7 +260,7 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
     if features and form(model) == "dense":
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
         model = load(where, wanted, facts=facts, dtype=dtype)
-    check_channels(normalise.mean, getattr(model.spec, "channels", 3), "teacher.mean and std")
+    check_channels(normalise.mean, getattr(model.spec, "channels", 3), how)
     if not features:
         _check_classes(config, model.spec, student)
     if form(model) == "supernet":
@@ -304,27 +305,22 @@ def teacher_spec(config: Config, student: Spec) -> Spec:
 
 
 def check_teachers(config: Config, student: Spec) -> None:
-    """Looks at the teacher's file, or the dense model's, where a training of the stage distils.
+    """Loads the teachers of the stage's trainings, so that what is wrong is known at its begin.
 
     Raises:
-      ConfigError: see ``check_stream``, or it knows other classes than the student.
-      convert.CheckpointError: the file is not one that converts.
+      ConfigError, convert.CheckpointError: see ``load_teacher`` and ``check_stream``.
     """
-    teacher = config.teacher
-    if not distils(config):
+    file, kinds = config.teacher.checkpoint, _distillations(config)
+    if not file:
         _check_own(config, student)
-        return
-    spec = teacher_spec(config, student)
-    for name, kind in _distillations(config).items():
-        if kind in ("hard", "soft"):
-            _check_classes(config, spec, student)
-        if kind != "features":
-            continue
+    for name in [name for name, kind in kinds.items() if file and kind == "features"]:
         try:
-            read = _as_read(resized(spec, student.image_size), student)
+            read = _as_read(resized(teacher_spec(config, student), student.image_size), student)
         except CheckpointError as error:
-            raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
-        check_stream(name, teacher.checkpoint, read, student)
+            raise CheckpointError(f"teacher.checkpoint={file}: {error}") from error
+        check_stream(name, file, read, student)
+    for features in {kind == "features" for kind in kinds.values()}:
+        load_teacher(config, student, features)
 
 
 def _check_own(config: Config, student: Spec) -> None:

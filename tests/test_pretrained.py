@@ -151,6 +151,28 @@ def test_a_head_yet_untrained_teaches_nothing(tmp_path):
         pretrained.check_teachers(made, wider)
 
 
+@pytest.mark.parametrize("kind", ["soft", "features"])
+def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
+    path, model = tmp_path / "teacher.safetensors", build(VIT)
+    made = teaching(path)
+    made.budget.macs, made.finetune.distillation = 0.5, kind
+    save(model, path)
+    pretrained.check_teachers(made, VIT)
+    made.teacher.mean, made.teacher.std = (0.5,), (0.5,)
+    with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
+        pretrained.check_teachers(made, VIT)
+    made.teacher.mean = made.teacher.std = ()
+    model.head.kernel[...], model.norm.scale[...] = jnp.nan, jnp.nan
+    save(model, path)
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors: \d arrays hold NaN"):
+        pretrained.check_teachers(made, VIT)
+    save(build(VIT), path)
+    made = dataclasses.replace(made, model=Model(checkpoint=str(path)))
+    made.teacher = dataclasses.replace(made.teacher, checkpoint="", mean=(0.5,), std=(0.5,))
+    with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
+        pretrained.check_teachers(made, VIT)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
