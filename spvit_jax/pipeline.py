@@ -20,7 +20,7 @@ from spvit_jax import curve, evaluation, hosts, pretrained
 from spvit_jax.choosing import Decision, choose
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.context import USER_ERRORS, Context, Inputs, look_again, open_context
-from spvit_jax.convert import about_of, save_torch
+from spvit_jax.convert import about_of, save
 from spvit_jax.delivery import deliver
 from spvit_jax.drawing import can_draw
 from spvit_jax.judged import evaluate, judge, quality
@@ -192,7 +192,8 @@ def run_pretrain(context: Context) -> None:
     model = MODELS[type(spec)](spec, rngs=nnx.Rngs(config.seed), **options)
     context.announce("pretrain", f"{config.pretrain.epochs:g} epochs from scratch")
     model, _ = fit(context, "pretrain", model, config.pretrain)
-    context.workdir.write("pretrained.safetensors", lambda path: save_torch(model, path))
+    about = context.about
+    context.workdir.write("pretrained.safetensors", lambda path: save(model, path, about=about))
     quality(context, "pretrained", model, model)
 
 

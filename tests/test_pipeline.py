@@ -387,8 +387,10 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     config = tiny(stage="pretrain", model__checkpoint="", pretrain__ema_decay=0.5)
     run(config, tmp_path)
     file = tmp_path / "pretrained.safetensors"
-    names = safetensors.numpy.load_file(file)
-    assert "blocks.0.attn.qkv.weight" in names and "cls_token" in names
+    about, data = read_about(file), config.data
+    assert about.class_names[:2] == ("T-shirt/top", "Trouser") and len(about.class_names) == 10
+    assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
+    assert load(str(file)).spec == VARIANTS["deit_fashion_mnist"]  # its heads too
     trained = json.loads((tmp_path / "pretrained.json").read_text())["top1"]
     run(tiny(stage="evaluate", model__checkpoint=str(file)), tmp_path / "evaluate")
     evaluated = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
