@@ -89,7 +89,7 @@ class Beginning:
     @property
     def dense(self) -> Classifier | None:
         """The dense model, where it is at hand."""
-        return self.inputs and self.inputs.dense
+        return self.inputs.dense if self.inputs else None
 
     @functools.cached_property
     def spec(self) -> Any:
@@ -108,9 +108,7 @@ class Beginning:
         for name, checkpoint in self._named().items():
             looks[f"CRC-32 of what is in {name}"] = functools.partial(_checksum, checkpoint)
         if pretrained.distils(self.config):
-            looks["teacher"] = lambda: latencies.described(
-                pretrained.teacher_spec(self.config, self.spec)
-            )
+            looks["teacher"] = lambda: _teacher(self.config, self.spec)
         given, table = self.config.finetune.architecture, self.config.budget.latency
         if self.config.stage == "finetune":
             looks["CRC-32 of finetune.architecture"] = lambda: _architecture(given, self.spec)
@@ -139,6 +137,13 @@ def _checksum(checkpoint: str) -> int:
             while some := file.read(2**20):
                 crc = zlib.crc32(some, crc)
     return crc
+
+
+def _teacher(config: Config, student: Any) -> dict[str, Any]:
+    """What a teacher's file, and those beside it, say that its arrays do not."""
+    about = about_of(config.teacher.checkpoint)
+    spec = latencies.described(pretrained.teacher_spec(config, student))
+    return {**spec, "mean": about.mean, "std": about.std}
 
 
 def _architecture(file: str, spec: Any) -> int:

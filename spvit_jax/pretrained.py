@@ -247,9 +247,9 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
         image size, cannot see the student's.
     """
     teacher, data = config.teacher, config.data
-    normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
     dtype, size, how = _dtype(teacher.dtype), student.image_size, "teacher.mean and std"
     if not teacher.checkpoint:
+        normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
         check_channels(normalise.mean, getattr(student, "channels", 3), how)
         where = address(config.model.checkpoint)
         facts = Facts.of(**facts_in(config.model))
@@ -260,7 +260,9 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
     if features and form(model) == "dense":
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
         model = load(where, wanted, facts=facts, dtype=dtype)
-    check_channels(normalise.mean, getattr(model.spec, "channels", 3), how)
+    own: About = model.about or About()
+    mean, std = teacher.mean or own.mean or data.mean, teacher.std or own.std or data.std
+    check_channels(mean, getattr(model.spec, "channels", 3), how)
     if not features:
         _check_classes(config, model.spec, student)
     if form(model) == "supernet":
@@ -268,7 +270,7 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
             f"teacher.checkpoint={teacher.checkpoint} is a supernet; give a dense, fine-tuned or"
             " folded model"
         )
-    return freeze(model, normalise)
+    return freeze(model, Normalise(mean, std))
 
 
 def load_reference(config: Config, spec: Spec) -> Classifier:

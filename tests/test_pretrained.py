@@ -151,6 +151,26 @@ def test_a_head_yet_untrained_teaches_nothing(tmp_path):
         pretrained.check_teachers(made, wider)
 
 
+def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
+    weights, beside = tmp_path / "model.safetensors", tmp_path / "config.json"
+    said = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    args = {"patch_size": 8, "num_heads": 2}
+    values = {"architecture": "vit_tiny_patch16_224", "model_args": args, "pretrained_cfg": said}
+    beside.write_text(json.dumps(values))
+    save_torch(build(VIT), weights)
+    for features in (False, True):
+        seen = pretrained.load_teacher(teaching(tmp_path), VIT, features).normalise
+        assert (seen.mean, seen.std) == ((0.5,) * 3, (0.25,) * 3)
+    told = pretrained.load_teacher(teaching(tmp_path, mean=(0.1,) * 3, std=(0.2,) * 3), VIT)
+    assert (told.normalise.mean, told.normalise.std) == ((0.1,) * 3, (0.2,) * 3)
+    beside.unlink()
+    data = Config().data
+    unknown = pretrained.load_teacher(teaching(tmp_path, heads=2), VIT).normalise
+    assert (unknown.mean, unknown.std) == (data.mean, data.std)
+    save(build(VIT), weights, about=About((), (0.4,) * 3, (0.3,) * 3))
+    assert pretrained.load_teacher(teaching(tmp_path), VIT).normalise.mean == (0.4,) * 3
+
+
 @pytest.mark.parametrize("kind", ["soft", "features"])
 def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
     path, model = tmp_path / "teacher.safetensors", build(VIT)
