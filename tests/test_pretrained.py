@@ -328,3 +328,13 @@ def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
     assert about_of(str(path)) == about
     save_torch(build(VIT), path)
     assert about_of(str(path)) == About()
+
+
+@pytest.mark.parametrize("said", [{"mean": [0.5] * 3}, {"crop_pct": 1.5}])
+def test_what_no_images_are_prepared_by_is_said(tmp_path, said):
+    values = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": said}
+    values["model_args"] = {"patch_size": 8, "num_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    save_torch(build(VIT), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*correct it, or move it away"):
+        about_of(str(tmp_path))

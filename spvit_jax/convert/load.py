@@ -181,7 +181,13 @@ def about_of(address: str | os.PathLike[str]) -> About:
         return native.read_about(path)
     with _naming(path):
         facts = facts_beside(path)
-        return About(facts.class_names or (), facts.mean or (), facts.std or (), facts.crop_ratio)
+        prepared = facts.mean or (), facts.std or (), facts.crop_ratio
+        try:
+            return About(facts.class_names or (), *prepared)
+        except ValueError as error:
+            raise CheckpointError(
+                f"a JSON file beside the weights cannot be: {error}; correct it, or move it away"
+            ) from error
 
 
 def dense_from_state(
