@@ -88,7 +88,8 @@ class Teacher:
     # own dense model
     heads: int = 0  # of a ViT checkpoint, which does not say; 0: of a published one as wide
     dtype: str = "bfloat16"  # of its computation
-    mean: tuple[float, ...] = ()  # RGB, of pixels in 0..1; (): data.mean
+    mean: tuple[float, ...] = ()  # RGB, of pixels in 0..1; (): what the checkpoint
+    # says; where it says nothing, data.mean
     std: tuple[float, ...] = ()
 
 

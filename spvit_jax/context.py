@@ -1,6 +1,7 @@
 """``Context``: what every stage of a run works with, opened and checked before the first step."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from spvit_jax import hosts, pretrained
 from spvit_jax.config import Budget, Config, ConfigError
 from spvit_jax.convert import About, about_of
 from spvit_jax.convert import CheckpointError as PretrainedError
-from spvit_jax.convert.fetch import fetch
+from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.pipeline import steps_per_epoch
@@ -24,6 +25,8 @@ from spvit_jax.models import Classifier, RegNetSpec
 from spvit_jax.portions import held_indices
 from spvit_jax.progress import Console
 from spvit_jax.remote import public
+from spvit_jax.single_path import architecture as architectures
+from spvit_jax.single_path import latency as latencies
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.gating import Gating
@@ -36,7 +39,7 @@ from spvit_jax.training.checkpoint import CheckpointError
 from spvit_jax.training.evaluate import Evaluator
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.sharding import check_batch, make_mesh
-from spvit_jax.workdir import Workdir
+from spvit_jax.workdir import BEGAN, Workdir
 
 USER_ERRORS = (  # whose message says what to do
     ArchitectureError,
@@ -62,6 +65,126 @@ class Inputs:
     train: Source
     test: Source
     dense: Classifier | None = None  # None: model.checkpoint
+
+
+class Beginning:
+    """What a run begins from, opened when it is asked for."""
+
+    def __init__(self, config: Config, inputs: Inputs | None):
+        self.config, self.inputs = config, inputs
+
+    @functools.cached_property
+    def train(self) -> Source:
+        """The training images; who does not train needs only the test images."""
+        data = self.config.data
+        split = data.test_split if self.config.stage == "evaluate" else data.train_split
+        return self.inputs.train if self.inputs else open_source(data, split)
+
+    @functools.cached_property
+    def test(self) -> Source:
+        """The test images."""
+        data = self.config.data
+        return self.inputs.test if self.inputs else open_source(data, data.test_split)
+
+    @property
+    def dense(self) -> Classifier | None:
+        """The dense model, where it is at hand."""
+        return self.inputs.dense if self.inputs else None
+
+    @functools.cached_property
+    def spec(self) -> Any:
+        """The dense model's."""
+        if self.dense is not None:
+            return self.dense.spec
+        return pretrained.dense_spec(self.config, len(self.test.class_names))
+
+    def looks(self) -> dict[str, Callable[[], Any]]:
+        """How to see what it is now, by what to call it; to be compared by ``Workdir.began``."""
+        looks: dict[str, Callable[[], Any]] = {
+            "data.train": lambda: fingerprint(self.train),
+            "data.test": lambda: fingerprint(self.test),
+            "dense model": lambda: latencies.described(self.spec),
+        }
+        for name, checkpoint in self._named().items():
+            looks[f"CRC-32 of what is in {name}"] = functools.partial(_checksum, checkpoint)
+        if pretrained.distils(self.config):
+            looks["teacher"] = lambda: _teacher(self.config, self.spec)
+        given, table = self.config.finetune.architecture, self.config.budget.latency
+        if self.config.stage == "finetune":
+            looks["CRC-32 of finetune.architecture"] = lambda: _architecture(given, self.spec)
+        if self.config.stage in ("all", "search") and table:
+            looks["CRC-32 of the table of budget.latency"] = lambda: _table(table)
+        if self.dense is not None:
+            looks["CRC-32 of the model"] = lambda: hosts.checksum(nnx.state(self.dense))
+        return looks
+
+    def _named(self) -> dict[str, str]:
+        """The checkpoints of the configuration, by the names of their fields."""
+        config, named = self.config, dict[str, str]()
+        if self.dense is None and config.stage != "pretrain":
+            named["model.checkpoint"] = config.model.checkpoint
+        if config.teacher.checkpoint:
+            named["teacher.checkpoint"] = config.teacher.checkpoint
+        return named
+
+
+def _checksum(checkpoint: str) -> int:
+    """The CRC-32 of the file of weights at an address of the config, of an index' files as well."""
+    path, crc = fetch(pretrained.address(checkpoint)), 0
+    shards = shards_of(path) if path.name.endswith(INDEX) else []
+    for part in (path, *(path.parent / name for name in shards)):
+        with open(part, "rb") as file:
+            while some := file.read(2**20):
+                crc = zlib.crc32(some, crc)
+    return crc
+
+
+def _teacher(config: Config, student: Any) -> dict[str, Any]:
+    """What a teacher's file, and those beside it, say that its arrays do not."""
+    about = about_of(config.teacher.checkpoint)
+    spec = latencies.described(pretrained.teacher_spec(config, student))
+    return {**spec, "mean": about.mean, "std": about.std}
+
+
+def _architecture(file: str, spec: Any) -> int:
+    """The CRC-32 of what is in a file that has an architecture of the dense model ``spec``."""
+    given = architectures.load(file)
+    given.check(spec)
+    return zlib.crc32(given.to_json().encode())
+
+
+def _table(latency: str) -> int:
+    """The CRC-32 of what is in the table of a budget of latency, ``TABLE.json:SHARE``."""
+    return zlib.crc32(latencies.load(latency.rpartition(":")[0]).to_json().encode())
+
+
+def look_again(
+    config: Config, workdir: Workdir, console: Console, inputs: Inputs | None = None
+) -> None:
+    """Compares what a finished run began from with what is there; says what is there no more.
+
+    Raises:
+      ConfigError: something has changed.
+      StateError: what it began from was noted, and the note is damaged.
+    """
+    before = workdir.read_json(BEGAN, dict[str, Any])
+    first = jax.process_index() == 0
+    now, gone = hosts.from_first(_seen_again(config, inputs) if first else None)
+    for problem in gone:
+        console.say(f"what the run began from is not compared: {problem}")
+    if before is not None:
+        workdir.began({name: now.get(name, old) for name, old in before.items()})
+
+
+def _seen_again(config: Config, inputs: Inputs | None) -> tuple[dict[str, Any], list[str]]:
+    """What can be seen of a finished run's beginning, and why other things cannot."""
+    seen, gone = dict[str, Any](), list[str]()
+    for name, look in Beginning(config, inputs).looks().items():
+        try:
+            seen[name] = look()
+        except USER_ERRORS as error:
+            gone += [] if str(error) in gone else [str(error)]
+    return seen, gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +271,14 @@ def open_context(
       USER_ERRORS: see there.
     """
     with hosts.together(*USER_ERRORS):
-        if inputs is None:
-            train, test = (open_source(config.data, split) for split in _splits(config))
-            inputs = Inputs(train, test)
-        train, test, dense = inputs.train, inputs.test, inputs.dense
-        seen: dict[str, Any] = {"data.train": fingerprint(train), "data.test": fingerprint(test)}
-        spec: Any = (dense and dense.spec) or pretrained.dense_spec(config, len(test.class_names))
+        begins = Beginning(config, inputs)
+        train, test, spec = begins.train, begins.test, begins.spec
         _check_budgets(config, spec)
-        pretrained.check_teachers(config, spec)
+        if begins.dense is None or config.teacher.checkpoint:
+            pretrained.check_teachers(config, spec)
         check_labels(config, spec, test)
         _check_images(config, spec, len(train))
-        seen |= _weights(config, dense)
+        seen = {name: look() for name, look in begins.looks().items()}
     hosts.agree(seen)
     workdir.began(seen)
     mesh = make_mesh(config.sharding.fsdp)
@@ -169,6 +289,7 @@ def open_context(
     if config.tries:  # on the images that do not judge
         held = len(held_indices(config, len(train)))
         steps_per_epoch(len(train) - held, config.finetune.batch_size)
+    inputs = Inputs(train, test, begins.dense)
     return Context(config, workdir, console, should_stop, profile, spec, inputs, mesh)
 
 
@@ -201,24 +322,6 @@ def _check_images(config: Config, spec: Any, images: int) -> None:
         )
 
 
-def _weights(config: Config, dense: Classifier | None) -> dict[str, int]:
-    """Checksums of the weights that a run begins from, under what to call them."""
-    named, checksums = dict[str, str](), dict[str, int]()
-    if dense is not None:
-        checksums["CRC-32 of the model"] = hosts.checksum(nnx.state(dense))
-    elif config.stage != "pretrain":
-        named["model.checkpoint"] = config.model.checkpoint
-    if config.teacher.checkpoint:
-        named["teacher.checkpoint"] = config.teacher.checkpoint
-    for name, checkpoint in named.items():
-        with open(fetch(pretrained.address(checkpoint)), "rb") as file:
-            crc = 0
-            while part := file.read(2**20):
-                crc = zlib.crc32(part, crc)
-        checksums[f"CRC-32 of what is in {name}"] = crc
-    return checksums
-
-
 def check_labels(config: Config, spec: Any, test: Source) -> None:
     """Raises ConfigError where a training wants labels, or logits, that there are not."""
     lacking = "the data has no labels" if not test.class_names else "the model has no head"
@@ -239,9 +342,3 @@ def check_labels(config: Config, spec: Any, test: Source) -> None:
 def budget_at(config: Config, share: float) -> Budget:
     """The one budget of a point of ``frontier``."""
     return dataclasses.replace(config.budget, macs=share, params=0.0, latency="")
-
-
-def _splits(config: Config) -> tuple[str, str]:
-    """Names of the training and the test split; who does not train needs only the latter."""
-    data = config.data
-    return data.test_split if config.stage == "evaluate" else data.train_split, data.test_split

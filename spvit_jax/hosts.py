@@ -168,8 +168,8 @@ def differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> 
     changes = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes += differences(old, new, f"{path}{name}.")
+        if {type(old), type(new)} in ({dict}, {dict, type(None)}):
+            changes += differences(old or {}, new or {}, f"{path}{name}.")
         elif json.dumps(old) != json.dumps(new):
             old, new = (public(v) if isinstance(v, str) else v for v in (old, new))
             changes.append(f"{path}{name}: {old}, now {new}")

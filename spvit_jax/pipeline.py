@@ -19,8 +19,8 @@ from flax import nnx
 from spvit_jax import curve, evaluation, hosts, pretrained
 from spvit_jax.choosing import Decision, choose
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.context import USER_ERRORS, Context, Inputs, open_context
-from spvit_jax.convert import about_of, save_torch
+from spvit_jax.context import USER_ERRORS, Context, Inputs, look_again, open_context
+from spvit_jax.convert import about_of, save
 from spvit_jax.delivery import deliver
 from spvit_jax.drawing import can_draw
 from spvit_jax.judged import evaluate, judge, quality
@@ -70,7 +70,7 @@ def run(
             " pip install 'spvit_jax[reports]'"
         )
     with claimed(config, workdir, console) as files:
-        if not _finished(config, files, console):
+        if not _finished(config, files, console, inputs):
             with jax.default_device(host()):  # of models; the rest chooses its own
                 opened = open_context(config, files, console, should_stop, profile, inputs)
                 stage.run(opened)
@@ -94,12 +94,13 @@ def claimed(config: Config, workdir: str | os.PathLike, console: Console) -> Ite
         yield files
 
 
-def _finished(config: Config, files: Workdir, console: Console) -> bool:
-    """Whether a run has been at its end, which is then shown again."""
+def _finished(config: Config, files: Workdir, console: Console, inputs: Inputs | None) -> bool:
+    """Whether a run has been at its end, which is then shown again if it began from the same."""
     stage = STAGES[config.stage]
     if not files.exists(stage.result):
         return False
     content = files.finished(stage.result, stage.kind, stage.others)
+    look_again(config, files, console, inputs)
     result = files / stage.result
     console.stage("finished", f"before this run; nothing is left to do, see {result}")
     if stage.summary:
@@ -191,7 +192,8 @@ def run_pretrain(context: Context) -> None:
     model = MODELS[type(spec)](spec, rngs=nnx.Rngs(config.seed), **options)
     context.announce("pretrain", f"{config.pretrain.epochs:g} epochs from scratch")
     model, _ = fit(context, "pretrain", model, config.pretrain)
-    context.workdir.write("pretrained.safetensors", lambda path: save_torch(model, path))
+    about = context.about
+    context.workdir.write("pretrained.safetensors", lambda path: save(model, path, about=about))
     quality(context, "pretrained", model, model)
 
 

@@ -251,14 +251,15 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
       features: its blocks' outputs teach, so that its head does not matter.
 
     Raises:
-      ConfigError: it knows other classes.
+      ConfigError: it knows other classes, or images of other channels than teacher.mean has.
       convert.CheckpointError: the file is not one that converts, or its model, pruned for another
         image size, cannot see the student's.
     """
     teacher, data = config.teacher, config.data
-    normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
-    dtype, size = _dtype(teacher.dtype), student.image_size
+    dtype, size, how = _dtype(teacher.dtype), student.image_size, "teacher.mean and std"
     if not teacher.checkpoint:
+        normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
+        check_channels(normalise.mean, getattr(student, "channels", 3), how)
         where = address(config.model.checkpoint)
         facts = Facts.of(**facts_in(config.model))
         return freeze(load(where, student, facts=facts, dtype=dtype), normalise)
@@ -268,7 +269,9 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
     if features and form(model) == "dense":
         wanted = dataclasses.replace(_as_read(model.spec, student), classes=student.classes)
         model = load(where, wanted, facts=facts, dtype=dtype)
-    check_channels(normalise.mean, getattr(model.spec, "channels", 3), "teacher.mean and std")
+    own: About = model.about or About()
+    mean, std = teacher.mean or own.mean or data.mean, teacher.std or own.std or data.std
+    check_channels(mean, getattr(model.spec, "channels", 3), how)
     if not features:
         _check_classes(config, model.spec, student)
     if form(model) == "supernet":
@@ -276,7 +279,7 @@ def load_teacher(config: Config, student: Spec, features: bool = False) -> Teach
             f"teacher.checkpoint={teacher.checkpoint} is a supernet; give a dense, fine-tuned or"
             " folded model"
         )
-    return freeze(model, normalise)
+    return freeze(model, Normalise(mean, std))
 
 
 def load_reference(config: Config, spec: Spec) -> Classifier:
@@ -295,29 +298,56 @@ def load_reference(config: Config, spec: Spec) -> Classifier:
     return load(where, spec, facts=Facts.of(**facts_in(config.model)), dtype=_dtype("float32"))
 
 
+def _distillations(config: Config) -> dict[str, str]:
+    """What the trainings of the stage that distil learn from a teacher, by their names."""
+    kinds = {name: getattr(config, name).distillation for name in config.trainings}
+    return {name: kind for name, kind in kinds.items() if kind != "none"}
+
+
+def distils(config: Config) -> bool:
+    """Whether a training of the stage distils from the model in teacher.checkpoint."""
+    return bool(config.teacher.checkpoint and _distillations(config))
+
+
+def teacher_spec(config: Config, student: Spec) -> Spec:
+    """The spec of the dense model that the one in teacher.checkpoint is, or comes from."""
+    facts = Facts.of(config.teacher.heads, asked=student.image_size)
+    return read_spec(address(config.teacher.checkpoint), facts)
+
+
 def check_teachers(config: Config, student: Spec) -> None:
-    """Looks at the teacher's file where a training of the stage distils from one.
+    """Loads the teachers of the stage's trainings, so that what is wrong is known at its begin.
 
     Raises:
-      ConfigError: see ``check_stream``, or it knows other classes than the student.
-      convert.CheckpointError: the file is not one that converts.
+      ConfigError, convert.CheckpointError: see ``load_teacher`` and ``check_stream``.
     """
-    teacher = config.teacher
-    kinds = {name: getattr(config, name).distillation for name in config.trainings}
-    if not teacher.checkpoint or set(kinds.values()) <= {"none"}:
-        return
-    facts = Facts.of(teacher.heads, asked=student.image_size)
-    spec = read_spec(address(teacher.checkpoint), facts)
-    for name, kind in kinds.items():
-        if kind in ("hard", "soft"):
-            _check_classes(config, spec, student)
-        if kind != "features":
-            continue
+    file, kinds = config.teacher.checkpoint, _distillations(config)
+    if not file:
+        _check_own(config, student)
+    for name in [name for name, kind in kinds.items() if file and kind == "features"]:
         try:
-            read = _as_read(resized(spec, student.image_size), student)
+            read = _as_read(resized(teacher_spec(config, student), student.image_size), student)
         except CheckpointError as error:
-            raise CheckpointError(f"teacher.checkpoint={teacher.checkpoint}: {error}") from error
-        check_stream(name, teacher.checkpoint, read, student)
+            raise CheckpointError(f"teacher.checkpoint={file}: {error}") from error
+        check_stream(name, file, read, student)
+    for features in {kind == "features" for kind in kinds.values()}:
+        load_teacher(config, student, features)
+
+
+def _check_own(config: Config, student: Spec) -> None:
+    """Raises ConfigError where the run's own dense model would teach by a head yet untrained."""
+    taught = [n for n, kind in _distillations(config).items() if kind in ("hard", "soft")]
+    if not taught:
+        return
+    known = read_spec(address(config.model.checkpoint), Facts.of(**facts_in(config.model))).classes
+    if known != student.classes:
+        knows = f"knows {known} classes" if known else "has no head"
+        raise ConfigError(
+            f"{taught[0]}.distillation learns from the run's own dense model, and its head would be"
+            f" a fresh one: model.checkpoint={config.model.checkpoint} {knows}, the model"
+            f" {student.classes} classes; set teacher.checkpoint to a model that knows these"
+            f" classes, or {taught[0]}.distillation=none or features"
+        )
 
 
 def _check_classes(config: Config, teacher: Spec, student: Spec) -> None:

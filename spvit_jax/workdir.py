@@ -32,6 +32,7 @@ STATE = (".json", ".safetensors")  # what a person does not remove to tidy up
 REWRITTEN = {CONFIG, VERSIONS}  # at every start
 SAME_RESULTS = {"sharding": {"fsdp"}, "data": {"workers"}}  # fields that may change on the way
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SHOWN = 20  # differences at most that a message names
 SEEN_SECONDS = 20  # until what process 0 writes is to be seen by all
 REMEDIES = {  # of a folder that cannot be written, remote or not
     False: "choose a folder you own",
@@ -235,7 +236,7 @@ class Workdir:
           facts: nested, of JSON's types, the same on all processes.
 
         Raises:
-          ConfigError: it is something else now; names all.
+          ConfigError: it is something else now, and there are results of it; names all.
         """
         before = self.read_json(BEGAN, dict[str, Any])
         if before is None and hosts.from_first(
@@ -246,12 +247,14 @@ class Workdir:
                 " it was, is gone. Put it back, or choose another --workdir"
             )
         changed = [] if before is None else hosts.differences(before, facts)
-        if changed:
+        results = hosts.from_first(jax.process_index() == 0 and self._has_results())
+        if changed and results:
+            more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise ConfigError(
-                f"what the run in {self.path} began from has changed: {'; '.join(changed)}. Put"
-                " it back, or choose another --workdir"
+                f"what the run in {self.path} began from has changed:"
+                f" {'; '.join(changed[:SHOWN])}{more}. Put it back, or choose another --workdir"
             )
-        if before is None:
+        if changed or before is None:
             self.write_json(BEGAN, facts)
 
     def claim(self, config: Config) -> str:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from spvit_jax import context, delivery, judged, pipeline, pretrained, recipes, trained
 from spvit_jax.config import STAGES, Config, ConfigError, from_config_dict
-from spvit_jax.convert import CheckpointError, load, save
+from spvit_jax.convert import CheckpointError, load, save, save_torch
 from spvit_jax.convert.native import About, read_about
 from spvit_jax.data.errors import DataError
 from spvit_jax.export.near import Near
@@ -30,7 +30,7 @@ from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.single_path.gating import Gating
-from spvit_jax.single_path.latency import TableError
+from spvit_jax.single_path.latency import Table, TableError, Times, described
 from spvit_jax.single_path.prices import count_parameters
 from spvit_jax.single_path.prune import form as form_of
 from spvit_jax.single_path.prune import prune
@@ -76,6 +76,13 @@ def run(config, workdir, should_stop=lambda: False):
 def opened(config, workdir):
     """The context of a run."""
     return context.open_context(config, Workdir(workdir), Console(silent=True), lambda: False)
+
+
+def begin(config, folder):
+    """Opens a run, of which there are results then."""
+    folder.mkdir(exist_ok=True)
+    opened(config, folder)
+    (folder / "dense.json").touch()
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +320,64 @@ def test_finetune_wants_an_architecture_that_fits_before_anything_else(tmp_path)
         run(config, tmp_path / "work")
 
 
+def test_what_stands_beside_the_weights_is_compared(tmp_path):
+    dense = load(pretrained.address("packaged:deit_fashion_mnist"))
+    args = {"patch_size": 4, "num_heads": 4}
+    says = {"architecture": "vit_small_patch16_224", "model_args": args}
+    for name in ("model", "teacher"):
+        (tmp_path / name).mkdir()
+        save_torch(dense, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(says))
+    config = tiny(
+        model__variant="",
+        model__checkpoint=str(tmp_path / "model"),
+        teacher__checkpoint=str(tmp_path / "teacher"),
+        finetune__distillation="soft",
+    )
+    begin(config, tmp_path / "work")
+    for name, what in (("teacher", "teacher"), ("model", "dense model")):
+        beside = tmp_path / name / "config.json"
+        whole = beside.read_text()
+        beside.write_text(whole.replace("4}", "2}"))
+        with pytest.raises(ConfigError, match=rf"has changed: {what}\.heads: 4, now 2\. Put"):
+            begin(config, tmp_path / "work")
+        beside.write_text(whole)
+    begin(config, tmp_path / "work")
+
+
+def test_all_files_of_sharded_weights_are_compared(tmp_path):
+    arrays = {"a": np.zeros(3, "f4"), "b": np.ones(3, "f4")}
+    for name, value in arrays.items():
+        safetensors.numpy.save_file({name: value}, tmp_path / f"{name}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{name}.safetensors" for name in arrays}}))
+    config, seen = tiny(model__checkpoint=str(tmp_path)), set()
+    for value in (1, 1, 2):
+        safetensors.numpy.save_file({"b": np.full(3, value, "f4")}, tmp_path / "b.safetensors")
+        looks = context.Beginning(config, None).looks()
+        seen.add(looks["CRC-32 of what is in model.checkpoint"]())
+    assert len(seen) == 2
+
+
+def test_what_else_a_run_is_told_by_files_is_compared(tmp_path):
+    file, table = tmp_path / "mine.json", tmp_path / "table.json"
+    found = architectures.Architecture(("skip",) * 6, ((0,),) * 6)
+    found.save(file)
+    config = tiny(stage="finetune", finetune__start="pretrained", finetune__architecture=str(file))
+    begin(config, tmp_path / "finetune")
+    dataclasses.replace(found, ffn=((1,),) * 6).save(file)
+    with pytest.raises(ConfigError, match=r"changed: CRC-32 of finetune\.architecture: "):
+        begin(config, tmp_path / "finetune")
+    times = Times({"skip": 1.0, "conv1x1": 2.0}, {1: 3.0, 4: 6.0}, {0: 1.0, 256: 2.5})
+    model = described(VARIANTS["deit_fashion_mnist"])
+    Table(model, {}, 50.0, (times,) * 6).save(table)
+    config = tiny(stage="search", budget__latency=f"{table}:0.9")
+    begin(config, tmp_path / "search")
+    Table(model, {}, 51.0, (times,) * 6).save(table)
+    with pytest.raises(ConfigError, match=r"changed: CRC-32 of the table of budget\.latency: "):
+        begin(config, tmp_path / "search")
+
+
 def test_finetune_from_searched_weights_needs_the_search(tmp_path):
     with pytest.raises(ConfigError, match=r"finetune\.start"):
         tiny(stage="finetune", finetune__start="searched", finetune__architecture="x.json")
@@ -322,8 +387,10 @@ def test_pretraining_ends_in_a_checkpoint_to_start_from(tmp_path):
     config = tiny(stage="pretrain", model__checkpoint="", pretrain__ema_decay=0.5)
     run(config, tmp_path)
     file = tmp_path / "pretrained.safetensors"
-    names = safetensors.numpy.load_file(file)
-    assert "blocks.0.attn.qkv.weight" in names and "cls_token" in names
+    about, data = read_about(file), config.data
+    assert about.class_names[:2] == ("T-shirt/top", "Trouser") and len(about.class_names) == 10
+    assert (about.mean, about.std, about.crop_ratio) == (data.mean, data.std, data.crop_ratio)
+    assert load(str(file)).spec == VARIANTS["deit_fashion_mnist"]  # its heads too
     trained = json.loads((tmp_path / "pretrained.json").read_text())["top1"]
     run(tiny(stage="evaluate", model__checkpoint=str(file)), tmp_path / "evaluate")
     evaluated = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
@@ -479,6 +546,27 @@ def test_any_checkpoint_is_evaluated(whole, tmp_path, capsys, name):
     assert worst in printed and worst.count("\n") == 9
     pipeline.run(config, tmp_path, Console(), lambda: False)
     assert worst in capsys.readouterr().out
+
+
+def test_a_finished_run_is_of_what_it_began_from(tmp_path, capsys):
+    dense = load(pretrained.address("packaged:deit_fashion_mnist"))
+    file, teacher = tmp_path / "m.safetensors", tmp_path / "teacher.safetensors"
+    save(dense, file)
+    save(dense, teacher)
+    config = tiny(stage="evaluate", model__checkpoint=str(file), teacher__checkpoint=str(teacher))
+    run(config, tmp_path / "work")
+    dense.head.bias[...] += 1
+    save(dense, file)
+    said = r"began from has changed: CRC-32 of what is in model\.checkpoint: .* Put it back, or"
+    with pytest.raises(ConfigError, match=said):
+        run(config, tmp_path / "work")
+    teacher.unlink()
+    with pytest.raises(ConfigError, match=said):  # of the other file there is nothing to compare
+        run(config, tmp_path / "work")
+    file.unlink()
+    pipeline.run(config, tmp_path / "work", Console(), lambda: False)
+    printed = capsys.readouterr().out
+    assert f"is not compared: no file at {file}" in printed and "nothing is left to do" in printed
 
 
 def test_an_interrupted_evaluation_begins_again(tmp_path):

@@ -136,6 +136,64 @@ def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
         pretrained.load_teacher(teaching(path), dataclasses.replace(VIT, classes=10))
 
 
+def test_a_head_yet_untrained_teaches_nothing(tmp_path):
+    path, wider = tmp_path / "dense.safetensors", dataclasses.replace(VIT, classes=5)
+    made = config(checkpoint=str(path), heads=2)
+    made.budget.macs, made.finetune.distillation = 0.5, "soft"
+    save_torch(build(VIT), path)
+    pretrained.check_teachers(made, VIT)
+    with pytest.raises(ConfigError, match=r"fresh one: .*knows 3 classes, the model 5 .*=none or"):
+        pretrained.check_teachers(made, wider)
+    save(build(dataclasses.replace(VIT, classes=0)), path)
+    with pytest.raises(ConfigError, match=r"dense\.safetensors has no head, the model 3 classes"):
+        pretrained.check_teachers(made, VIT)
+    for kind in ("features", "none"):
+        made.finetune.distillation = kind
+        pretrained.check_teachers(made, wider)
+
+
+def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
+    weights, beside = tmp_path / "model.safetensors", tmp_path / "config.json"
+    said = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    args = {"patch_size": 8, "num_heads": 2}
+    values = {"architecture": "vit_tiny_patch16_224", "model_args": args, "pretrained_cfg": said}
+    beside.write_text(json.dumps(values))
+    save_torch(build(VIT), weights)
+    for features in (False, True):
+        seen = pretrained.load_teacher(teaching(tmp_path), VIT, features).normalise
+        assert (seen.mean, seen.std) == ((0.5,) * 3, (0.25,) * 3)
+    told = pretrained.load_teacher(teaching(tmp_path, mean=(0.1,) * 3, std=(0.2,) * 3), VIT)
+    assert (told.normalise.mean, told.normalise.std) == ((0.1,) * 3, (0.2,) * 3)
+    beside.unlink()
+    data = Config().data
+    unknown = pretrained.load_teacher(teaching(tmp_path, heads=2), VIT).normalise
+    assert (unknown.mean, unknown.std) == (data.mean, data.std)
+    save(build(VIT), weights, about=About((), (0.4,) * 3, (0.3,) * 3))
+    assert pretrained.load_teacher(teaching(tmp_path), VIT).normalise.mean == (0.4,) * 3
+
+
+@pytest.mark.parametrize("kind", ["soft", "features"])
+def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
+    path, model = tmp_path / "teacher.safetensors", build(VIT)
+    made = teaching(path)
+    made.budget.macs, made.finetune.distillation = 0.5, kind
+    save(model, path)
+    pretrained.check_teachers(made, VIT)
+    made.teacher.mean, made.teacher.std = (0.5,), (0.5,)
+    with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
+        pretrained.check_teachers(made, VIT)
+    made.teacher.mean = made.teacher.std = ()
+    model.head.kernel[...], model.norm.scale[...] = jnp.nan, jnp.nan
+    save(model, path)
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors: \d arrays hold NaN"):
+        pretrained.check_teachers(made, VIT)
+    save(build(VIT), path)
+    made = dataclasses.replace(made, model=Model(checkpoint=str(path)))
+    made.teacher = dataclasses.replace(made.teacher, checkpoint="", mean=(0.5,), std=(0.5,))
+    with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
+        pretrained.check_teachers(made, VIT)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -273,7 +331,13 @@ def test_only_our_own_files_say_what_a_model_was_trained_on(tmp_path):
     assert about_of(str(path)) == about
     save_torch(build(VIT), path)
     assert about_of(str(path)) == About()
-    beside = {"architecture": "vit", "mean": [0.5] * 3, "std": [0.5, 0.5, 0]}
-    (tmp_path / "config.json").write_text(json.dumps(beside))
-    with pytest.raises(CheckpointError, match=r"the files beside .*m.safetensors: .*std above 0"):
-        about_of(str(path))
+
+
+@pytest.mark.parametrize("said", [{"mean": [0.5] * 3}, {"crop_pct": 1.5}])
+def test_what_no_images_are_prepared_by_is_said(tmp_path, said):
+    values = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": said}
+    values["model_args"] = {"patch_size": 8, "num_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    save_torch(build(VIT), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*correct them, or move them away"):
+        about_of(str(tmp_path))

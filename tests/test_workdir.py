@@ -132,8 +132,14 @@ def test_what_a_run_began_from_is_compared(tmp_path):
     folder.claim(Config())
     folder.began({"data": {"images": 10}, "model.checkpoint": 7})
     folder.began({"data": {"images": 10}, "model.checkpoint": 7})
-    with pytest.raises(ConfigError, match=r"data\.images: 10, now 11.*Put it back"):
+    folder.began({"data": {"images": 10}, "model.checkpoint": 8})  # nothing is made of 7 yet
+    folder.write_json("dense.json", {})
+    with pytest.raises(ConfigError, match=r"data\.images: 10, now 11.*checkpoint: 8, now 7.*Put"):
         folder.began({"data": {"images": 11}, "model.checkpoint": 7})
+    names = {"class names": {str(label): f"class {label}" for label in range(30)}}
+    with pytest.raises(ConfigError, match=r"names\.0: None, now class 0; .*; and 12 more\. Put"):
+        folder.began(names)
+    (tmp_path / "dense.json").unlink()
     folder.claim(Config(seed=5))  # nothing is finished: another run may begin here
     folder.began({"data": {"images": 11}, "model.checkpoint": 7})
 

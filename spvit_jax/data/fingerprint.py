@@ -1,19 +1,21 @@
 """What tells two copies of a data set apart without reading all of it."""
 
-import json
+import os
 import zlib
 from typing import Any
 
 import numpy as np
 
 from spvit_jax.data.errors import DataError, LabelError
-from spvit_jax.data.sources import Source
+from spvit_jax.data.images import Pictures
+from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source
 
 SAMPLE = 8  # images whose pixels are looked at
+SIZED = 10_000  # files at most whose size is asked for, which a disk elsewhere takes its time for
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Images, a checksum of the class names, and one of some images with their labels.
+    """Images, class names, and checksums of some images with their labels and of what is cheap.
 
     Raises:
       LabelError: one of these labels is of no class.
@@ -21,8 +23,44 @@ def fingerprint(source: Source) -> dict[str, Any]:
     sample = 0
     for index in np.linspace(0, len(source) - 1, SAMPLE, dtype=int):
         sample = zlib.crc32(_bytes(source, int(index)), sample)
-    names = json.dumps(source.class_names).encode()
-    return {"images": len(source), "classes": zlib.crc32(names), "sample": sample}
+    names = {str(label): name for label, name in enumerate(source.class_names)}
+    found = {"images": len(source), "class names": names, "CRC-32 of some images": sample}
+    return found | _whole(source)
+
+
+def _whole(source: Source) -> dict[str, int]:
+    """A checksum of all that a source has in memory, or of the names and sizes of its files."""
+    if isinstance(source, ArraySource):
+        labels = zlib.crc32(np.asarray(source.labels, np.int64).tobytes())
+        pixels = zlib.crc32(np.asarray(source.images).tobytes(), labels)
+        return {"CRC-32 of all pixels and labels": pixels}
+    files, crc = _files(source), 0
+    every = len(files) // SIZED + 1
+    for number, (name, label, path) in enumerate(files):
+        size = 0 if number % every else _size(path)
+        crc = zlib.crc32(os.fsencode(name) + f"\0{label} {size}\0".encode(), crc)
+    return {"CRC-32 of the files' names, labels and sizes": crc} if files else {}
+
+
+def _files(source: Source) -> list[tuple[str, int, str]]:
+    """Name, label and path of each image file; [] where images are no files."""
+    if isinstance(source, FolderSource):
+        return [(name, label, os.path.join(source.root, name)) for name, label in source.files]
+    if isinstance(source, Some):
+        files = _files(source.source)
+        return [files[index] for index in source.indices] if files else []
+    if isinstance(source, Pictures) and all(isinstance(i, str | os.PathLike) for i in source.items):
+        paths = [os.fspath(item) for item in source.items]
+        return [(os.path.basename(path), UNLABELLED, path) for path in paths]
+    return []
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; -1: it cannot be read, which is left to whoever trains on it."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
 
 
 def _bytes(source: Source, index: int) -> bytes:

@@ -127,7 +127,8 @@ def _teacher(config: Config, student: Any, training: str) -> tuple[Teacher, str]
     variant = max((name for name in VARIANTS if file.startswith(name)), key=len, default="")
     if file and not variant:
         pretrained.check_teachers(config, student)
-        known = pretrained.load_teacher(config, student)
+        features = getattr(config, training).distillation == "features"
+        known = pretrained.load_teacher(config, student, features)
         shapes = jax.eval_shape(lambda: known.state)
         return dataclasses.replace(known, state=shapes), f"the teacher is {teacher.checkpoint}"
     spec: Any = student
