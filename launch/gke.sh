@@ -61,7 +61,7 @@ check_image() {
 check_slice() {
     local side sides chips=1
     check TPU 'tpu-(v4-podslice|v5-lite-podslice|v5p-slice|v6e-slice)' tpu-v5-lite-podslice
-    check TOPOLOGY '[1-9][0-9]*(x[1-9][0-9]*){1,2}' 8x8
+    check TOPOLOGY '[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}' 8x8
     check CHIPS '[148]' 4
     check SPOT 'true|false' true
     check SERVICE_ACCOUNT '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' default

@@ -29,6 +29,11 @@ fail() {
     exit 2
 }
 
+check() { # NAME EXAMPLE: whether the variable NAME is a whole number
+    [[ ${!1} =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
+        fail "$1=${!1} is not of the form needed; write for example: $1=$2"
+}
+
 # The supervisor, and whatever of the run outlives it, holds this lock.
 running() {
     ! flock --nonblock lock true
@@ -144,27 +149,32 @@ logs() {
 }
 
 stop() {
-    local end=$((SECONDS + $1))
+    local GRACE=$1 end
+    check GRACE 300
+    end=$((SECONDS + GRACE))
     if ! running; then
         printf 'not running\n'
         return
     fi
     kill -TERM "$(<pid)"
     while running; do
-        ((SECONDS < end)) || fail "still saving after $1 s; GRACE gives it longer"
+        ((SECONDS < end)) || fail "still saving after $GRACE s; GRACE gives it longer"
         sleep 0.2
     done
     printf 'stopped with exit code %s\n' "$(<exit_code)"
 }
 
 RESTARTS=${RESTARTS:-20} PAUSE=${PAUSE:-10} STEADY=${STEADY:-1800}
+check RESTARTS 20
+check PAUSE 10
+check STEADY 1800
 cd "$folder"
 case ${1-} in
 setup) setup ;;
 start) start "${@:2}" ;;
 status) status ;;
 logs) logs ;;
-stop) stop "$2" ;;
+stop) stop "${2-}" ;;
 supervise) supervise "${@:2}" ;;
 *) fail "expected setup, start, status, logs, stop or supervise; got ${1-nothing}" ;;
 esac

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spvit_jax.remote import public
+from spvit_jax.remote import is_transient, public
 from spvit_jax.signals import TOGETHER, Signals
 
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
@@ -29,6 +29,10 @@ LEAVE_SECONDS = 2  # that process 0 gives the others where it cannot go on
 
 class HostError(RuntimeError):
     """Processes that cannot work together; the message says why and what to do."""
+
+
+class Passing(HostError, ConnectionError):
+    """Processes that cannot work together now, and may in a while."""
 
 
 def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -146,21 +150,21 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
     """Surrounds what each process does for itself: an error of these ``kinds`` on one ends all.
 
     Raises:
-      HostError: where another process had one, with what it says.
+      HostError: where another process had one, with what it says; ``Passing`` where that may pass.
     """
     error = None
     try:
         yield
     except kinds as raised:
         error = raised
-    errors = from_all(None if error is None else str(error))
+    errors = from_all(None if error is None else (str(error), is_transient(error)))
     if error is not None:
         raise error
-    failures = [
-        f"process {number}: {text}" for number, text in enumerate(errors) if text is not None
-    ]
+    failures = [(number, *found) for number, found in enumerate(errors) if found is not None]
     if failures:
-        raise HostError("not every process can go on:\n  " + "\n  ".join(failures[:20]))
+        kind = Passing if all(passes for *_, passes in failures) else HostError
+        lines = [f"process {number}: {text}" for number, text, _ in failures]
+        raise kind("not every process can go on:\n  " + "\n  ".join(lines[:20]))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:

@@ -77,14 +77,14 @@ def publish(file: Path, path: epath.Path) -> None:
 def reading(path: str | os.PathLike[str], kind: type[Exception]) -> Iterator[None]:
     """Around what reads ``path``: of a remote one, any error but a missing file becomes a ``kind``.
 
-    Object stores raise errors of many kinds, most of which do not say what to do.
+    What may pass stays what it is (see ``is_transient``). Object stores raise errors of many kinds, most of which do not say what to do.
     """
     try:
         yield
     except (FileNotFoundError, kind):
         raise
     except Exception as error:
-        if not is_remote(path):
+        if not is_remote(path) or is_transient(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise kind(f"cannot read {path} ({reason}); {ADVICE}") from error

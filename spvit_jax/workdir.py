@@ -23,7 +23,7 @@ from etils import epath
 from spvit_jax import checksums, hosts, lock
 from spvit_jax.checksums import Checksums
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.remote import ADVICE, absolute, is_remote, publish
+from spvit_jax.remote import ADVICE, absolute, is_full, is_remote, is_transient, publish
 from spvit_jax.state import StateError, dumps, loads, typed
 
 CONFIG, VERSIONS, BEGAN = "config.json", "versions.json", "began.json"
@@ -187,9 +187,11 @@ class Workdir:
 
         Raises:
           ConfigError: it cannot be written, or another run is at work in it.
+          OSError: it cannot be written now, and may be in a while, or the disk is full.
         """
         with contextlib.ExitStack() as stack:
-            problem = self._lock(stack) if jax.process_index() == 0 else ""
+            with hosts.together(OSError):
+                problem = self._lock(stack) if jax.process_index() == 0 else ""
             problem = hosts.from_first(problem)
             if problem:
                 raise ConfigError(problem)
@@ -222,9 +224,10 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _unwritable(self, error: Exception) -> str:
-        """Says why the folder cannot be written; raises what is no such error."""
+        """Says why the folder cannot be written; raises what has another remedy than a right."""
         remote = is_remote(self.path)
-        if not remote and not isinstance(error, OSError):
+        known = remote or isinstance(error, OSError)
+        if not known or is_transient(error) or is_full(error):
             raise error
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         return f"cannot write to --workdir={self.path} ({reason}); {REMEDIES[remote]}"
@@ -266,9 +269,12 @@ class Workdir:
         Raises:
           ConfigError: it cannot be written, holds results of another configuration, or is not the
             same folder on every process.
+          OSError: it cannot be written now, and may be in a while, or the disk is full.
         """
         first = jax.process_index() == 0
-        note, problem = hosts.from_first(self._claim(config) if first else None)
+        with hosts.together(OSError):
+            found = self._claim(config) if first else None
+        note, problem = hosts.from_first(found)
         if problem:
             raise ConfigError(problem)
         if jax.process_count() > 1:

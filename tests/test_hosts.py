@@ -1,5 +1,6 @@
 """What processes say to each other, and what they keep. Run as a program, it is one of two."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from spvit_jax import hosts, workdir
 from spvit_jax.config import Config, ConfigError
+from spvit_jax.remote import is_transient
 from spvit_jax.signals import Signals
 
 
@@ -69,6 +71,10 @@ def test_an_error_on_one_process_is_an_error_on_all(talked):
     first, second = talked
     assert first["fails"] == "HostError: not every process can go on:\n  process 1: no images"
     assert second["fails"] == "ValueError: no images"
+
+
+def test_a_fault_that_may_pass_on_one_process_may_pass_on_all(talked):
+    assert all(found["passes"] for found in talked)
 
 
 def test_what_process_0_reads_everyone_has_and_only_it_writes(talked, tmp_path):
@@ -172,6 +178,12 @@ def talk(number):
                 raise ValueError("no images")
     except (ValueError, hosts.HostError) as error:
         found["fails"] = f"{type(error).__name__}: {error}"
+    try:
+        with hosts.together(OSError):
+            if number:
+                raise OSError(errno.EIO, "disk")
+    except (OSError, hosts.HostError) as error:
+        found["passes"] = is_transient(error)
     return found
 
 

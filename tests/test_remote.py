@@ -13,6 +13,7 @@ class Unreadable(Exception):
         (PermissionError("no"), "gs://bucket/x", Unreadable),
         (ImportError("no gcsfs"), "gs://bucket/x", Unreadable),
         (FileNotFoundError("x"), "gs://bucket/x", FileNotFoundError),
+        (ConnectionResetError("gone"), "gs://bucket/x", ConnectionResetError),
         (PermissionError("no"), "/tmp/x", PermissionError),
         (Unreadable("mine"), "gs://bucket/x", Unreadable),
     ],

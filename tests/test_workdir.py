@@ -88,6 +88,27 @@ def test_the_code_has_a_version_that_every_change_changes(tmp_path, monkeypatch)
     assert workdir.code_version() in seen
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.EIO, OSError, "not now"),
+        (errno.ENOSPC, OSError, "not now"),
+        (errno.EACCES, ConfigError, r"\(not now\); choose a folder you own"),
+    ],
+)
+@pytest.mark.parametrize("place", ["builtins.open", "tempfile.mkdtemp"])
+def test_a_folder_that_takes_no_files_now_may_in_a_while(
+    tmp_path, monkeypatch, place, number, kind, said
+):
+    def refuse(*_, **__):
+        raise OSError(number, "not now")
+
+    folder = workdir.Workdir(tmp_path)
+    monkeypatch.setattr(place, refuse)
+    with pytest.raises(kind, match=said), folder.locked():
+        folder.claim(Config())
+
+
 HOLD = """
 import sys, time
 from spvit_jax.workdir import Workdir

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spvit_jax.data.errors import DataError
+from spvit_jax.remote import is_transient
 from spvit_jax.sizes import Size, shown, sides
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
@@ -117,6 +118,7 @@ def open_image(
     Raises:
       DataError: unreadable, empty, not an image Pillow knows, or of more than 178,956,970 pixels
         (a decompression bomb); says ``name``.
+      OSError: a fault of the disk, or the way to it, that may pass.
     """
     with _as_data_error(name):
         if not isinstance(image, bytes) and not Path(image).exists():
@@ -165,6 +167,8 @@ def _as_data_error(name: str) -> Iterator[None]:
             " replace it"
         ) from error
     except DAMAGE as error:
+        if is_transient(error):
+            raise  # of the disk, not of the image
         raise DataError(f"cannot decode the image {name}: {error}; replace it") from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_jax.data.errors import DataError
+from spvit_jax.remote import is_transient
 
 SPLITS = ("train", "val")
 Files = list[tuple[str, int]]  # path below the folder, label
@@ -70,6 +71,8 @@ def _load(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
+        if is_transient(error):
+            raise
         raise DataError(f"cannot read {file}: {error}; fetch it again") from error
 
 

@@ -1,5 +1,6 @@
 """Every kind of image file as RGB, damaged ones as DataError, and decoding at reduced scale."""
 
+import errno
 import io
 import math
 import pickle
@@ -209,6 +210,21 @@ def test_what_pillow_raises_of_damage_is_a_data_error(error, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(DataError, match="cannot decode the image a file: odd bytes"):
         file.full()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_fault_of_the_disk_that_may_pass_is_not_the_images(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "not now")
+
+    file = tmp_path / "a.png"
+    photo(20, 14).save(file)
+    picture = Image.open(file)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    for read in (lambda: decode.open_image(file, "a"), lambda: decode.from_picture(picture)):
+        with pytest.raises(OSError, match="not now"):
+            read()
 
 
 def test_a_missing_file_is_named(tmp_path):

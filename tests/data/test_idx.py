@@ -1,5 +1,6 @@
 """The idx reader, on files made here."""
 
+import errno
 import gzip
 import struct
 
@@ -51,6 +52,15 @@ def test_damaged_file_is_named(tmp_path, raw, message):
     with pytest.raises(DataError) as raised:
         idx.read_idx(path)
     assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+def test_a_disk_that_fails_has_not_damaged_the_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "not now")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError, match="not now"):
+        idx.read_idx(tmp_path / "images")
 
 
 @pytest.mark.parametrize("raw", [b"not gzip", gzip.compress(bytes(1000), mtime=0)[:-9]])

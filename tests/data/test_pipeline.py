@@ -1,5 +1,7 @@
 """Order, resumption, sharing and padding of batches."""
 
+import dataclasses
+import errno
 import itertools
 
 import jax
@@ -10,8 +12,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from spvit_jax.config import Data
 from spvit_jax.data import pipeline
+from spvit_jax.data.decode import open_image
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import ArraySource, open_source
+from spvit_jax.remote import is_transient
 
 
 def numbered(count, side=8):
@@ -210,6 +214,31 @@ def test_skipped_images_give_way_to_the_next_and_are_warned_of_once(caplog):
     assert_same(train(source, 6, on_error="skip")[2:], train(source, 4, 2, on_error="skip"))
     with pytest.raises(DataError, match=r"100 damaged images in a row"):
         train(Damaged(4, range(4)), 1, on_error="skip")
+
+
+@dataclasses.dataclass
+class Unreadable:
+    """Images on a disk that fails."""
+
+    class_names: tuple = ("a",)
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return {"image": open_image(self, "a"), "label": 0}
+
+    def __fspath__(self):
+        raise OSError(errno.ESTALE, "stale file handle")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_on_a_disk_that_fails_are_not_left_out(workers):
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes copy the flags of this one
+    for read in (train, evaluate):
+        with pytest.raises(OSError, match="stale") as found:
+            read(Unreadable(), 1, workers=workers, on_error="skip")
+        assert is_transient(found.value)
 
 
 def test_skipped_images_are_masked_in_evaluation(caplog):

@@ -310,6 +310,14 @@ def test_a_variable_that_cannot_be_is_named(pod, verb, variables, message):
     assert not (pod.cloud / "calls").exists()
 
 
+@pytest.mark.parametrize("name", ["RESTARTS", "PAUSE", "STEADY", "GRACE"])
+@pytest.mark.parametrize("value", ["08", "99999999999999999999", "-1", "1m"])
+def test_a_number_that_bash_misreads_is_refused_by_a_worker(shell, name, value):
+    done = shell.run("tpu_worker.sh", "stop", value if name == "GRACE" else "5", **{name: value})
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: {name}={value} is not of the form needed; write for")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
