@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spvit_jax import hosts, pretrained
+from spvit_jax import hosts, pretrained, teachers
 from spvit_jax.config import Budget, Config, ConfigError
 from spvit_jax.convert import About, about_of
 from spvit_jax.convert import CheckpointError as PretrainedError
@@ -107,7 +107,7 @@ class Beginning:
         }
         for name, checkpoint in self._named().items():
             looks[f"CRC-32 of what is in {name}"] = functools.partial(_checksum, checkpoint)
-        if pretrained.distils(self.config):
+        if teachers.distils(self.config):
             looks["teacher"] = lambda: _teacher(self.config, self.spec)
         given, table = self.config.finetune.architecture, self.config.budget.latency
         if self.config.stage == "finetune":
@@ -142,7 +142,7 @@ def _checksum(checkpoint: str) -> int:
 def _teacher(config: Config, student: Any) -> dict[str, Any]:
     """What a teacher's file, and those beside it, say that its arrays do not."""
     about = about_of(config.teacher.checkpoint)
-    spec = latencies.described(pretrained.teacher_spec(config, student))
+    spec = latencies.described(teachers.teacher_spec(config, student))
     return {**spec, "mean": about.mean, "std": about.std}
 
 
@@ -275,7 +275,7 @@ def open_context(
         train, test, spec = begins.train, begins.test, begins.spec
         _check_budgets(config, spec)
         if begins.dense is None or config.teacher.checkpoint:
-            pretrained.check_teachers(config, spec)
+            teachers.check_teachers(config, spec)
         check_labels(config, spec, test)
         _check_images(config, spec, len(train))
         seen = {name: look() for name, look in begins.looks().items()}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spvit_jax import curve, evaluation, hosts, pretrained
+from spvit_jax import curve, evaluation, hosts, pretrained, teachers
 from spvit_jax.choosing import Decision, choose
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.context import USER_ERRORS, Context, Inputs, look_again, open_context
@@ -168,7 +168,7 @@ def run_evaluate(context: Context) -> None:
 def _compare(context: Context, network: Classifier) -> None:
     """Evaluates a model without labels: by how near its features are to the teacher's."""
     with hosts.together(*USER_ERRORS):
-        other = pretrained.load_reference(context.config, network.spec)
+        other = teachers.load_reference(context.config, network.spec)
     hosts.agree_on("teacher.checkpoint", nnx.state(other))
     result = judge(context, network, other)
     context.console.stage("evaluate", result.summary())

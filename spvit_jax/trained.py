@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 from flax import nnx
 
-from spvit_jax import hosts, pretrained
+from spvit_jax import hosts, pretrained, teachers
 from spvit_jax.config import Training
 from spvit_jax.context import USER_ERRORS, Context
 from spvit_jax.data.pipeline import prefetch, train_batches
@@ -57,7 +57,7 @@ def load_teacher(context: Context, training: Training) -> Teacher | None:
             teacher = freeze(context.inputs.dense, Normalise(data.mean, data.std))
         else:
             features = training.distillation == "features"
-            teacher = pretrained.load_teacher(context.config, context.spec, features)
+            teacher = teachers.load_teacher(context.config, context.spec, features)
     hosts.agree_on("teacher.checkpoint", teacher.state)
     name = public(context.config.teacher.checkpoint) or f"{context.name}, dense"
     context.console.say(f"teacher   {name}: {training.distillation} distillation")

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spvit_jax import pipeline, pretrained
+from spvit_jax import pipeline, pretrained, teachers
 from spvit_jax.config import ConfigError, from_config_dict
 from spvit_jax.convert import USUAL, load, save, save_torch
 from spvit_jax.convert.fit import resize_grid
@@ -174,8 +174,8 @@ def test_a_teacher_may_have_a_head_and_read_no_patches(photos, tmp_path):
     save(ViT(SPEC, rngs=nnx.Rngs(0)), tmp_path / "student.safetensors")
     named = {"checkpoint": str(tmp_path / "teacher.safetensors")}
     settings = config(photos, tmp_path / "student.safetensors", teacher=named)
-    pretrained.check_teachers(settings, SPEC)
-    frozen = pretrained.load_teacher(settings, SPEC, features=True)
+    teachers.check_teachers(settings, SPEC)
+    frozen = teachers.load_teacher(settings, SPEC, features=True)
     images = np.zeros((1, 20, 16, 3), np.float32)
     normalise = Normalise(settings.data.mean, settings.data.std)
     assert frozen.stream(frozen.state, images, normalise)[-1].shape == (1, 23, 16)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spvit_jax import pretrained
+from spvit_jax import pretrained, teachers
 from spvit_jax.config import Config, ConfigError, Model, from_config_dict
 from spvit_jax.convert import CheckpointError, about_of, save, save_torch
 from spvit_jax.convert.native import About
@@ -99,7 +99,7 @@ def test_a_teacher_of_any_family_sees_the_students_images(spec, tmp_path):
     save_torch(build(spec), path)
     made = teaching(path, heads=2 if spec is VIT else 0, dtype="float32")
     images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
-    assert logits(pretrained.load_teacher(made, student), images).shape == (2, 3)
+    assert logits(teachers.load_teacher(made, student), images).shape == (2, 3)
 
 
 def test_without_a_checkpoint_the_teacher_is_the_runs_own_dense_model(tmp_path):
@@ -109,7 +109,7 @@ def test_without_a_checkpoint_the_teacher_is_the_runs_own_dense_model(tmp_path):
     made.teacher.dtype = "float32"
     made.data.mean, made.data.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    teacher = pretrained.load_teacher(made, VIT)
+    teacher = teachers.load_teacher(made, VIT)
     assert (teacher.normalise.mean, teacher.normalise.std) == (made.data.mean, made.data.std)
     expected = model((images / 255 - made.data.mean) / made.data.std)
     np.testing.assert_allclose(logits(teacher, jnp.asarray(images)), expected, rtol=1e-4, atol=1e-5)
@@ -119,21 +119,21 @@ def test_a_pruned_model_teaches_at_its_own_size_only(tmp_path):
     path = tmp_path / "pruned.safetensors"
     save(fold(prune(build(VIT), FOUND), batch_norm=True), path)
     made = teaching(path, mean=(0.5,) * 3, std=(0.5,) * 3)
-    teacher = pretrained.load_teacher(made, VIT)
+    teacher = teachers.load_teacher(made, VIT)
     assert teacher.normalise.mean == (0.5,) * 3
     assert logits(teacher, jnp.zeros((1, 16, 16, 3), jnp.uint8)).shape == (1, 3)
     said = rf"{path}: a pruned model .*for images of 16 pixels stays so; expected 32"
     with pytest.raises(CheckpointError, match=said):
-        pretrained.load_teacher(made, dataclasses.replace(VIT, image_size=32))
+        teachers.load_teacher(made, dataclasses.replace(VIT, image_size=32))
 
 
 def test_a_teacher_of_other_classes_or_without_an_op_is_refused(tmp_path):
     path = tmp_path / "teacher.safetensors"
     save(supernet(build(VIT)), path)
     with pytest.raises(ConfigError, match=r"is a supernet; give a dense"):
-        pretrained.load_teacher(teaching(path), VIT)
+        teachers.load_teacher(teaching(path), VIT)
     with pytest.raises(ConfigError, match=r"knows 3 classes, the student 10"):
-        pretrained.load_teacher(teaching(path), dataclasses.replace(VIT, classes=10))
+        teachers.load_teacher(teaching(path), dataclasses.replace(VIT, classes=10))
 
 
 def test_a_head_yet_untrained_teaches_nothing(tmp_path):
@@ -141,15 +141,15 @@ def test_a_head_yet_untrained_teaches_nothing(tmp_path):
     made = config(checkpoint=str(path), heads=2)
     made.budget.macs, made.finetune.distillation = 0.5, "soft"
     save_torch(build(VIT), path)
-    pretrained.check_teachers(made, VIT)
+    teachers.check_teachers(made, VIT)
     with pytest.raises(ConfigError, match=r"fresh one: .*knows 3 classes, the model 5 .*=none or"):
-        pretrained.check_teachers(made, wider)
+        teachers.check_teachers(made, wider)
     save(build(dataclasses.replace(VIT, classes=0)), path)
     with pytest.raises(ConfigError, match=r"dense\.safetensors has no head, the model 3 classes"):
-        pretrained.check_teachers(made, VIT)
+        teachers.check_teachers(made, VIT)
     for kind in ("features", "none"):
         made.finetune.distillation = kind
-        pretrained.check_teachers(made, wider)
+        teachers.check_teachers(made, wider)
 
 
 def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
@@ -160,16 +160,16 @@ def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
     beside.write_text(json.dumps(values))
     save_torch(build(VIT), weights)
     for features in (False, True):
-        seen = pretrained.load_teacher(teaching(tmp_path), VIT, features).normalise
+        seen = teachers.load_teacher(teaching(tmp_path), VIT, features).normalise
         assert (seen.mean, seen.std) == ((0.5,) * 3, (0.25,) * 3)
-    named = pretrained.load_teacher(teaching(tmp_path, mean=(0.1,) * 3, std=(0.2,) * 3), VIT)
+    named = teachers.load_teacher(teaching(tmp_path, mean=(0.1,) * 3, std=(0.2,) * 3), VIT)
     assert (named.normalise.mean, named.normalise.std) == ((0.1,) * 3, (0.2,) * 3)
     beside.unlink()
     data = Config().data
-    unknown = pretrained.load_teacher(teaching(tmp_path, heads=2), VIT).normalise
+    unknown = teachers.load_teacher(teaching(tmp_path, heads=2), VIT).normalise
     assert (unknown.mean, unknown.std) == (data.mean, data.std)
     save(build(VIT), weights, about=About((), (0.4,) * 3, (0.3,) * 3))
-    assert pretrained.load_teacher(teaching(tmp_path), VIT).normalise.mean == (0.4,) * 3
+    assert teachers.load_teacher(teaching(tmp_path), VIT).normalise.mean == (0.4,) * 3
 
 
 @pytest.mark.parametrize("kind", ["soft", "features"])
@@ -178,20 +178,20 @@ def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
     made = teaching(path)
     made.budget.macs, made.finetune.distillation = 0.5, kind
     save(model, path)
-    pretrained.check_teachers(made, VIT)
+    teachers.check_teachers(made, VIT)
     made.teacher.mean, made.teacher.std = (0.5,), (0.5,)
     with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
-        pretrained.check_teachers(made, VIT)
+        teachers.check_teachers(made, VIT)
     made.teacher.mean = made.teacher.std = ()
     model.head.kernel[...], model.norm.scale[...] = jnp.nan, jnp.nan
     save(model, path)
     with pytest.raises(CheckpointError, match=r"teacher\.safetensors: \d arrays hold .*NaN"):
-        pretrained.check_teachers(made, VIT)
+        teachers.check_teachers(made, VIT)
     save(build(VIT), path)
     made = dataclasses.replace(made, model=Model(checkpoint=str(path)))
     made.teacher = dataclasses.replace(made.teacher, checkpoint="", mean=(0.5,), std=(0.5,))
     with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
-        pretrained.check_teachers(made, VIT)
+        teachers.check_teachers(made, VIT)
 
 
 @pytest.mark.parametrize(

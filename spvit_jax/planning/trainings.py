@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spvit_jax import pretrained
+from spvit_jax import pretrained, teachers
 from spvit_jax.config import Config, ConfigError, Training
 from spvit_jax.convert import forms
 from spvit_jax.data import splits
@@ -126,9 +126,9 @@ def _teacher(config: Config, student: Any, training: str) -> tuple[Teacher, str]
     file = PurePosixPath(teacher.checkpoint.removeprefix("packaged:")).name
     variant = max((name for name in VARIANTS if file.startswith(name)), key=len, default="")
     if file and not variant:
-        pretrained.check_teachers(config, student)
+        teachers.check_teachers(config, student)
         features = getattr(config, training).distillation == "features"
-        known = pretrained.load_teacher(config, student, features)
+        known = teachers.load_teacher(config, student, features)
         shapes = jax.eval_shape(lambda: known.state)
         return dataclasses.replace(known, state=shapes), f"the teacher is {teacher.checkpoint}"
     spec: Any = student
@@ -136,7 +136,7 @@ def _teacher(config: Config, student: Any, training: str) -> tuple[Teacher, str]
         size = {"classes": student.classes, "image_size": student.image_size}
         spec = dataclasses.replace(VARIANTS[variant], **size)
         if getattr(config, training).distillation == "features":
-            pretrained.check_stream(training, teacher.checkpoint, spec, student)
+            teachers.check_stream(training, teacher.checkpoint, spec, student)
     dtype = None if teacher.dtype == "float32" else jnp.dtype(teacher.dtype)
     graph, state = nnx.split(forms.build(spec, "dense", dtype=dtype))
     normalise = Normalise(teacher.mean or data.mean, teacher.std or data.std)
