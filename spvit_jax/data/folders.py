@@ -10,7 +10,10 @@ from spvit_jax.remote import is_utf8, public
 EXTENSIONS = (  # of files that are taken for images
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
 )
-SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SYSTEM = (
+    *("__MACOSX", "@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "lost+found"),
+    *("System Volume Information", "__pycache__"),
+)
 
 
 def is_image(name: str) -> bool:
@@ -46,9 +49,29 @@ def images_in(folder: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> Iterator[str]:
-    """The paths of the image files at any depth, relative to the folder; links are followed."""
-    for where, inside, files in os.walk(folder, followlinks=True):
+    """The paths of the image files at any depth, relative to the folder.
+
+    Links are followed, but to no folder twice, and to none that this one is in.
+
+    Raises:
+      OSError: a folder cannot be listed.
+    """
+    real = folder.resolve()
+    seen = {real, *real.parents}
+    for where, inside, files in os.walk(folder, onerror=_refuse, followlinks=True):
         inside[:] = sorted(name for name in inside if not is_hidden(name))
+        inside[:] = [name for name in inside if _is_new(Path(where, name), seen)]
         for file in sorted(files):
             if is_image(file):
                 yield os.path.relpath(os.path.join(where, file), folder)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Whether a folder, wherever links to it lie, is none of those seen; from now on it is."""
+    count, real = len(seen), folder.resolve()
+    seen.add(real)
+    return len(seen) > count
