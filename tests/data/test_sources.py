@@ -359,10 +359,8 @@ def test_links_are_followed_to_each_folder_once(folder):
     train, elsewhere = folder / "train", folder / "elsewhere"
     (train / "b").rename(elsewhere)
     (train / "b").symlink_to(elsewhere)
-    (elsewhere / "up").symlink_to("..")
-    (elsewhere / "self").symlink_to(elsewhere)
     (elsewhere / "again").symlink_to("deeper")
-    (train / "a b" / "deeper" / "up").symlink_to("..")
+    (train / "a b" / "self").symlink_to("..")
     assert len(open_source(data, "train")) == before
 
 
