@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spvit_jax.remote import is_remote
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
     from spvit_jax.data.originals import Originals
@@ -51,7 +51,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 2 after a message, 130 after Ctrl-C."""
+    """Runs the command; returns its exit code: 0, 2 or 75 after a message, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Imported late: --help does not wait for it.
@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; the same command goes on after the last shard", file=sys.stderr)
         return 130
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

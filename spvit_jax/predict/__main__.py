@@ -17,7 +17,7 @@ from spvit_jax.checkpoint_options import (
     count,
     facts_in,
 )
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 from spvit_jax.sizes import Size, sides
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ BATCH = 32  # images at once
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 after a message on stderr."""
+    """Runs the command; returns its exit code: 0, or 2 or 75 after a message on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
     check_preprocessing(parser, options)
@@ -78,8 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return 2 if _predict(options) else 0
     except (CheckpointError, ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
 
 
 def _predict(options: argparse.Namespace) -> int:
