@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,16 +213,18 @@ def image_files(paths: Sequence[str]) -> list[str]:
       DataError: a folder has none.
     """
     from spvit_jax.data.errors import DataError
-    from spvit_jax.data.folders import EXTENSIONS, images_below
+    from spvit_jax.data.folders import EXTENSIONS, images_below, left_out, warn
 
     files = []
     for path in paths:
         if not os.path.isdir(path):
             files.append(path)
             continue
-        images = sorted(os.path.join(path, file) for file in images_below(Path(path)))
+        others = Counter[str]()
+        images = sorted(os.path.join(path, file) for file in images_below(Path(path), others))
         if not images:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {path}")
+        warn(left_out(Path(path), others))
         files += images
     return files
 

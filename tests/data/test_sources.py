@@ -353,6 +353,19 @@ def test_hidden_and_system_folders_are_no_classes(folder):
     assert source.class_names == ("a b", "b") and contents(source) == before
 
 
+@pytest.mark.parametrize("place", ["train/b", "train/b/deeper", ""])
+def test_files_of_other_endings_are_counted_once(folder, tmp_path_factory, caplog, place):
+    folder = folder if place else tmp_path_factory.mktemp("flat")
+    for name in ("a.png", "b.avif", "c.AVIF", "d.avif", ".hidden", "README"):
+        solid("RGB").save(folder / place / name, "PNG")
+    for _ in range(2):
+        open_source(Data(source=f"folder:{folder}"), "train")
+    (said,) = [record.getMessage() for record in caplog.records]
+    where, texts = (folder / "train", ".txt (2), ") if place else (folder, "")
+    assert said.startswith(f"{6 if place else 4} files in {where} are left out, since their names")
+    assert f"end in .avif (3), {texts}nothing (1); images are those that end in .jpg" in said
+
+
 def test_links_are_followed_to_each_folder_once(folder):
     data = Data(source=f"folder:{folder}", train_split="train", test_split="val")
     before = len(open_source(data, "train"))
