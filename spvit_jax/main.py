@@ -54,10 +54,9 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import ConfigError, from_config_dict
-from spvit_jax.shell import run
+from spvit_jax.shell import PASSES, run
 from spvit_jax.signals import Signals
 
-PASSES = 75  # the exit code of what may be well at another time, as sysexits.h has it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
 _PROFILE = flags.DEFINE_string("profile", "", "Folder for a jax.profiler trace")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0")

@@ -20,7 +20,6 @@ takes minutes for each training. Without it, and for GPUs, the compiler for CPUs
 Exit codes: 0; 1 a program does not fit the memory; 2 bad input, which the message explains.
 """
 
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import Config, ConfigError, from_config_dict
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
     from spvit_jax.planning.chips import Target
@@ -41,7 +40,7 @@ _IMAGES = flags.DEFINE_list("images", [], "TRAIN,TEST,CLASSES of data that is no
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0, 1 where a program does not fit, 2 after a message on stderr."""
+    """Exit code: 0, 1 where a program does not fit, 2 or 75 after a message on stderr."""
     logging.set_verbosity(logging.WARNING)
     # Imported late: mistyped flags and --help do not wait for it.
     from spvit_jax.pipeline import USER_ERRORS
@@ -52,8 +51,7 @@ def main(arguments: list[str]) -> int:
         target = Target.of(_CHIP.value, int(_DEVICES.value or 0))
         return _plan(config, target, _images(config))
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
 
 
 def _images(config: Config) -> "Images":

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spvit_jax.data.folders import EXTENSIONS
 from spvit_jax.remote import is_remote
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
     from spvit_jax.data.originals import Originals
     from spvit_jax.progress import Console
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Turns a folder of images, or the original ImageNet tars, into a TFDS set stored as ArrayRecord:
 DST/NAME/VERSION, which data.source=tfds:NAME with data.directory=DST reads, and so does
 tfds.builder_from_directory. Needs no TensorFlow, unpacks nothing, and takes as much disk as SRC.
@@ -27,7 +28,8 @@ SRC is one of
   ILSVRC2012_img_train.tar                 splits train and validation; either tar may be missing,
   ILSVRC2012_img_val.tar                   the labels of the second are in
   ILSVRC2012_devkit_t12.tar.gz             this one
-Images are files that end in .jpg .jpeg .png .webp or .bmp, at any depth below CLASS."""
+Images are files that end in {" ".join(EXTENSIONS)},
+at any depth below CLASS; hidden ones are left out, and how many others are is said."""
 EPILOG = """\
 Labels number the sorted class names, from 0. So do torchvision's ImageFolder and, for ImageNet,
 whose classes are WordNet ids (n01440764 is 0), TFDS's imagenet2012: a converted ImageNet head fits.
@@ -51,7 +53,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 2 after a message, 130 after Ctrl-C."""
+    """Runs the command; returns its exit code: 0, 2 or 75 after a message, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Imported late: --help does not wait for it.
@@ -66,8 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; the same command goes on after the last shard", file=sys.stderr)
         return 130
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

@@ -25,7 +25,6 @@ Exit codes: 0; 2 bad input, which the message explains.
 import dataclasses
 import os
 import re
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import Config, ConfigError, from_config_dict
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
     from spvit_jax.single_path.latency import Table, Times
@@ -45,7 +44,7 @@ _CLASSES = 1000  # where neither the config nor a variant says; a head takes nex
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0, or 2 after a message on stderr."""
+    """Exit code: 0, or 2 or 75 after a message on stderr."""
     logging.set_verbosity(logging.WARNING)
     # Imported late: mistyped flags and --help do not wait for it.
     from spvit_jax.pipeline import USER_ERRORS
@@ -53,8 +52,7 @@ def main(arguments: list[str]) -> int:
     try:
         return _measure(from_config_dict(CONFIG.value))
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
 
 
 def _measure(config: Config) -> int:

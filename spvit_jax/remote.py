@@ -77,7 +77,8 @@ def publish(file: Path, path: epath.Path) -> None:
 def reading(path: str | os.PathLike[str], kind: type[Exception]) -> Iterator[None]:
     """Around what reads ``path``: of a remote one, any error but a missing file becomes a ``kind``.
 
-    What may pass stays what it is (see ``is_transient``). Object stores raise errors of many kinds, most of which do not say what to do.
+    What may pass stays what it is (see ``is_transient``). Object stores raise errors of many kinds,
+    most of which do not say what to do.
     """
     try:
         yield

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from spvit_jax.remote import is_transient
+
+PASSES = 75  # the exit code of what may be well at another time, as sysexits.h has it
 UNREAD = 141  # what a shell shows of who wrote to nobody: 128 + SIGPIPE
 
 
@@ -29,3 +32,9 @@ def run(main: Callable[[], Any]) -> None:
         code = UNREAD
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
     sys.exit(code)
+
+
+def failed(error: Exception) -> int:
+    """Says on stderr what went wrong; returns the exit code: 2, or 75 where it may pass."""
+    sys.stderr.write(f"error: {error}\n")
+    return PASSES if is_transient(error) else 2

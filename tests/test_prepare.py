@@ -16,6 +16,7 @@ from scipy import io as scipy_io
 from spvit_jax import prepare
 from spvit_jax.config import Data
 from spvit_jax.data import imagenet, records
+from spvit_jax.data.folders import EXTENSIONS
 from spvit_jax.data.sources import open_source
 
 
@@ -141,7 +142,13 @@ def test_help_answers_what_a_head_depends_on(capsys):
         run("--help")
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    for word in ("sorted class names", "n01440764 is 0", "torchvision", imagenet.DEVKIT):
+    for word in (
+        "sorted class names",
+        "n01440764 is 0",
+        "torchvision",
+        imagenet.DEVKIT,
+        *EXTENSIONS,
+    ):
         assert word in said
 
 

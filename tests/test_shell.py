@@ -1,5 +1,7 @@
 """Commands between a shell and a terminal: any locale, and readers that go away."""
 
+import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -40,3 +42,26 @@ def test_help_goes_through_a_pipe_that_closes(name):
     shell = f"{sys.executable} -m spvit_jax.{name} --help | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "reader"),
+    [
+        ("convert.__main__", ("a.pth", "b.safetensors"), "convert.__main__.load"),
+        ("export.__main__", ("a.pth", "b.stablehlo"), "convert.load"),
+        ("measure.__main__", ("a.pth",), "measure.contestants.load"),
+        ("predict.__main__", ("a.pth", "a.png"), "convert.load"),
+        ("prepare", ("a", "b"), "data.originals.list_folder"),
+    ],
+)
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 75), (errno.EACCES, 2)])
+def test_what_may_pass_has_its_own_exit_code(
+    command, arguments, reader, number, code, capsys, monkeypatch
+):
+    def refuse(*_, **__):
+        raise OSError(number, "not now")
+
+    main = importlib.import_module(f"spvit_jax.{command}").main
+    monkeypatch.setattr(f"spvit_jax.{reader}", refuse)
+    assert main(list(arguments)) == code
+    assert capsys.readouterr().err == f"error: [Errno {number}] not now\n"

@@ -12,7 +12,7 @@ from spvit_jax.convert.facts import Facts
 from spvit_jax.convert.load import about_of, load
 from spvit_jax.convert.native import save
 from spvit_jax.convert.to_torch import save_torch, unsaid
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prices import count_parameters
@@ -43,7 +43,7 @@ Downloads are kept in $SPVIT_CACHE, by default ~/.cache/spvit_jax, those of hf-h
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 after a message on stderr."""
+    """Runs the command; returns its exit code: 0, or 2 or 75 after a message on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.batch_norm and not options.fold:
@@ -76,8 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             save(model, options.target, about=about)
     except (ArchitectureError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     parameters = f"{count_parameters(model):,} parameters"
     names = _names(form(model)) if options.to_torch else ""
     print(f"wrote       {options.target}: {form(model)}, {parameters}{names}")

@@ -139,13 +139,13 @@ def from_array(image: np.ndarray, name: str = "array") -> Opened:
 
 
 def from_picture(image: Image.Image, name: str = "picture") -> Opened:
-    """An image of Pillow's, of any mode, behind the same methods.
+    """An image of Pillow's, of any mode, turned as its EXIF data says, behind the same methods.
 
     Raises:
       DataError: its pixels cannot be decoded, or are floats or wider than 16 bits.
     """
     with _as_data_error(name):
-        decoded = _rgb(image if image.mode == "RGB" else image.copy())
+        decoded = _rgb(ImageOps.exif_transpose(image))
         return Opened(name, decoded.size, decoded)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from spvit_jax.data.decode import Opened, from_array, from_picture, open_image
 from spvit_jax.data.errors import DataError
-from spvit_jax.data.folders import EXTENSIONS, images_below
+from spvit_jax.data.folders import EXTENSIONS, images_below, left_out, warn
 from spvit_jax.data.sources import UNLABELLED
 
 Images = str | os.PathLike[str] | np.ndarray | Iterable[Any]
@@ -66,9 +67,11 @@ def _files(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give one that holds images, or an array")
-    files = sorted(folder / file for file in images_below(folder))
+    others = Counter[str]()
+    files = sorted(folder / file for file in images_below(folder, others))
     if not files:
         raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {folder}")
+    warn(left_out(folder, others))
     return files
 
 

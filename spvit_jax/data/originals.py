@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from spvit_jax.data.errors import DataError
-from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, subfolders
+from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, left_out, subfolders
 
 SPLITS = ("train", "val", "validation", "test")  # one of them makes a folder a folder of splits
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -86,13 +86,14 @@ def list_folder(folder: Path, val_share: float = 0.0, seed: int = 0) -> Original
             )
         return _list_splits(folder, folders)
     names = _class_names(folder)
-    originals = _list_classes(folder, names)
+    notes: list[str] = []
+    originals = _list_classes(folder, names, notes)
     if not val_share:
-        return Originals(names, {"train": in_order(originals)})
+        return Originals(names, {"train": in_order(originals)}, tuple(notes))
     train, val = _divided(originals, val_share, seed)
     if not val:
         raise DataError(f"{val_share:g} of each class of {folder} is no image; take a larger share")
-    return Originals(names, {"train": in_order(train), "val": in_order(val)})
+    return Originals(names, {"train": in_order(train), "val": in_order(val)}, tuple(notes))
 
 
 def has_splits(folder: Path) -> bool:
@@ -125,7 +126,8 @@ def checked_names(names: Iterable[str], where: Path) -> tuple[str, ...]:
 
 
 def _list_splits(folder: Path, folders: list[str]) -> Originals:
-    splits, notes, reference = {}, [], None
+    splits, reference = {}, None
+    notes: list[str] = []
     for split in sorted(folders, key=lambda name: (name != "train", name)):
         if not subfolders(folder / split):
             notes.append(f"{folder / split} is left out: it has no class folders, so no labels")
@@ -142,7 +144,7 @@ def _list_splits(folder: Path, folders: list[str]) -> Originals:
                 f"{folder / split} must have the class folders of {folder / reference[0]}, or their"
                 f" labels mean different things; only one of the two has {', '.join(odd[:10])}"
             )
-        splits[split] = in_order(_list_classes(folder / split, names))
+        splits[split] = in_order(_list_classes(folder / split, names, notes))
     if reference is None:
         raise DataError(f"no class folders in {', '.join(str(folder / name) for name in folders)}")
     return Originals(reference[1], splits, tuple(notes))
@@ -152,16 +154,18 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return checked_names(subfolders(folder), folder)
 
 
-def _list_classes(root: Path, names: tuple[str, ...]) -> list[Original]:
-    where, originals = str(root), []
+def _list_classes(root: Path, names: tuple[str, ...], notes: list[str]) -> list[Original]:
+    """The images of each class; ``notes`` gets a sentence of the files that are left out."""
+    where, originals, others = str(root), [], Counter[str]()
     for label, name in enumerate(names):
         images = [
             Original(path, label, os.stat(os.path.join(where, path)).st_size, where)
-            for path in (os.path.join(name, file) for file in images_below(root / name))
+            for path in (os.path.join(name, file) for file in images_below(root / name, others))
         ]
         if not images:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
         originals += images
+    notes += filter(None, [left_out(root, others)])
     return originals
 
 

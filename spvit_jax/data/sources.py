@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from spvit_jax import config
 from spvit_jax.data import idx, inat, originals, package, splits
 from spvit_jax.data.decode import from_array, open_image
 from spvit_jax.data.errors import DataError, check_label
-from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, subfolders
+from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, left_out, subfolders, warn
 from spvit_jax.remote import is_remote, reading
 
 UNLABELLED = -1  # the label of an image that has none
@@ -169,17 +170,19 @@ class FolderSource:
         names = _class_folders(root)
         if (folder / train).is_dir():
             _check_same(root, names, _class_folders(folder / train))
-        files = []
+        files, others = [], Counter[str]()
         for label, name in enumerate(names):
-            paths = [os.path.join(name, file) for file in images_below(root / name)]
+            paths = [os.path.join(name, file) for file in images_below(root / name, others)]
             if not paths:
                 raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {root / name}")
             files += [(path, label) for path in paths]
+        warn(left_out(root, others))
         return cls(root, _mixed(files, split), names)
 
     @classmethod
     def _divided(cls, folder: Path, part: str, split: str, data: config.Data) -> "FolderSource":
         images = originals.list_folder(folder, data.val_share, data.val_seed)
+        warn("; ".join(images.notes))
         if part not in images.splits:
             raise DataError(
                 f"{folder} is one folder of {len(images.class_names)} classes, without {part!r};"
@@ -200,7 +203,10 @@ class FolderSource:
 
 
 def _unlabelled(folder: Path) -> list[tuple[str, int]]:
-    return [(file, UNLABELLED) for file in images_in(folder)]
+    others = Counter[str]()
+    files = [(file, UNLABELLED) for file in images_in(folder, others)]
+    warn(left_out(folder, others))
+    return files
 
 
 def _mixed(files: list[tuple[str, int]], split: str) -> tuple[tuple[str, int], ...]:

@@ -15,7 +15,7 @@ from spvit_jax.checkpoint_options import (
     preprocessing_in,
 )
 from spvit_jax.remote import public
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -49,7 +49,7 @@ ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT pip insta
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 after a failed check, 2 after bad input."""
+    """Runs the command; returns its exit code: 0, 1 after a failed check, else see ``failed``."""
     parser = _parser()
     options = parser.parse_args(arguments)
     check_preprocessing(parser, options)
@@ -67,8 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (CheckpointError, ConfigError, DataError, ExportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Photographs from folders and data sets, as a model sees them."""
 
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from spvit_jax.config import Data
 from spvit_jax.data.errors import DataError
-from spvit_jax.data.folders import EXTENSIONS, images_below
+from spvit_jax.data.folders import EXTENSIONS, images_below, left_out, warn
 from spvit_jax.data.sources import UNLABELLED, FolderSource, Source, open_source
 from spvit_jax.export.images import MOST, as_seen
 from spvit_jax.export.preprocess import Preprocess
@@ -23,9 +24,11 @@ def open_images(text: str) -> Source:
     """
     if not Path(text).is_dir():
         return _open(text, "train")
-    files = sorted(images_below(Path(text)))
+    others = Counter[str]()
+    files = sorted(images_below(Path(text), others))
     if not files:
         raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {text}")
+    warn(left_out(Path(text), others))
     return FolderSource(Path(text), tuple((file, UNLABELLED) for file in files), ())
 
 

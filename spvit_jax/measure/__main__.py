@@ -16,7 +16,7 @@ from spvit_jax.checkpoint_options import (
     count,
     facts_in,
 )
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
     from spvit_jax.measure.contestants import Contestant
@@ -55,7 +55,7 @@ ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT 'spvit_ja
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 after a message on stderr."""
+    """Runs the command; returns its exit code: 0, or 2 or 75 after a message on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.figure is not None and options.test is None:
@@ -82,8 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         MeasureError,
         OSError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from spvit_jax.checkpoint_options import (
     facts_in,
     preprocessing_in,
 )
-from spvit_jax.shell import run
+from spvit_jax.shell import failed, run
 from spvit_jax.sizes import Size, sides
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ BATCH = 32  # images at once
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 after a message on stderr."""
+    """Runs the command; returns its exit code: 0, or 2 or 75 after a message on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
     check_preprocessing(parser, options)
@@ -80,8 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return 2 if _predict(options) else 0
     except (CheckpointError, ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -212,16 +212,18 @@ def image_files(paths: Sequence[str]) -> list[str]:
       DataError: a folder has none.
     """
     from spvit_jax.data.errors import DataError
-    from spvit_jax.data.folders import EXTENSIONS, images_below
+    from spvit_jax.data.folders import EXTENSIONS, images_below, left_out, warn
 
     files = []
     for path in paths:
         if not os.path.isdir(path):
             files.append(path)
             continue
-        images = sorted(os.path.join(path, file) for file in images_below(Path(path)))
+        others = Counter[str]()
+        images = sorted(os.path.join(path, file) for file in images_below(Path(path), others))
         if not images:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {path}")
+        warn(left_out(Path(path), others))
         files += images
     return files
 

@@ -1,5 +1,6 @@
 """What the files beside weights say: written by hand, by transformers, and as timm builds it."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -312,6 +313,16 @@ def test_a_crop_of_another_shape_than_what_it_is_of_is_refused(tmp_path):
 def test_damaged_files(text, said, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=said):
+        facts_beside(tmp_path)
+
+
+def test_a_disk_that_fails_has_not_damaged_the_file(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, "not now")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(OSError, match="not now"):
         facts_beside(tmp_path)
 
 

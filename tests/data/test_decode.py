@@ -351,4 +351,6 @@ def test_photographs_are_turned_upright_where_that_is_asked(tmp_path, orientatio
     turned = pixels if orientation < 5 else pixels.swapaxes(0, 1)
     flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
     np.testing.assert_array_equal(upright.full(), np.flip(turned, flips))
-    assert upright.size == upright.full().size
+    picture = decode.from_picture(Image.open(file))
+    np.testing.assert_array_equal(picture.full(), upright.full())
+    assert picture.size == upright.size == upright.full().size

@@ -97,8 +97,10 @@ def test_folder_of_splits(tmp_path):
     (tmp_path / "annotations").mkdir()
     found = list_folder(tmp_path)
     assert found.class_names == ("a b", "b") and set(found.splits) == {"train", "val", "minival"}
-    (note,) = found.notes
-    assert f"{tmp_path}/annotations is left out: it has no class folders" in note
+    assert f"{tmp_path}/annotations is left out: it has no class folders" in found.notes[1]
+    assert found.notes[0].startswith(f"2 files in {tmp_path}/train are left out, since their names")
+    assert "end in .txt (2); images are those that end in .jpg .jpeg" in found.notes[0]
+    assert len(found.notes) == 4
     for images in found.splits.values():
         assert {one.path for one in images} == {
             f"{name}/{file}"
@@ -128,7 +130,7 @@ def test_folder_without_splits_is_train_even_with_a_class_named_train(tmp_path):
     fill(tmp_path, ("train", "tram"))
     found = list_folder(tmp_path)
     assert found.class_names == ("train", "tram") and list(found.splits) == ["train"]
-    assert len(found.splits["train"]) == 8 and not found.notes
+    assert len(found.splits["train"]) == 8
 
 
 def test_val_share_is_a_seeded_share_of_each_class(tmp_path):

@@ -1,5 +1,6 @@
 """Each kind of source, on data made here, and what it says when the data is not there."""
 
+import errno
 import gzip
 import io
 import json
@@ -344,12 +345,49 @@ def test_source_that_is_not_there(source, split, message):
 def test_hidden_and_system_folders_are_no_classes(folder):
     data = Data(source=f"folder:{folder}", train_split="train", test_split="val")
     before = contents(open_source(data, "train"))
-    for name in (".git", ".ipynb_checkpoints", "__MACOSX", "b/.ipynb_checkpoints", "b/__MACOSX"):
+    for name in (".git", "__MACOSX", "#recycle", "__pycache__", "b/.ipynb_checkpoints", "b/@eaDir"):
         (folder / "train" / name).mkdir()
         solid("RGB").save(folder / "train" / name / "copy.png")
     solid("RGB").save(folder / "train" / "b" / "._x.png")
     source = open_source(data, "train")
     assert source.class_names == ("a b", "b") and contents(source) == before
+
+
+@pytest.mark.parametrize("place", ["train/b", "train/b/deeper", ""])
+def test_files_of_other_endings_are_counted_once(folder, tmp_path_factory, caplog, place):
+    folder = folder if place else tmp_path_factory.mktemp("flat")
+    for name in ("a.png", "b.avif", "c.AVIF", "d.avif", ".hidden", "README"):
+        solid("RGB").save(folder / place / name, "PNG")
+    for _ in range(2):
+        open_source(Data(source=f"folder:{folder}"), "train")
+    (said,) = [record.getMessage() for record in caplog.records]
+    where, texts = (folder / "train", ".txt (2), ") if place else (folder, "")
+    assert said.startswith(f"{6 if place else 4} files in {where} are left out, since their names")
+    assert f"end in .avif (3), {texts}nothing (1); images are those that end in .jpg" in said
+
+
+def test_links_are_followed_to_each_folder_once(folder):
+    data = Data(source=f"folder:{folder}", train_split="train", test_split="val")
+    before = len(open_source(data, "train"))
+    train, elsewhere = folder / "train", folder / "elsewhere"
+    (train / "b").rename(elsewhere)
+    (train / "b").symlink_to(elsewhere)
+    (elsewhere / "again").symlink_to("deeper")
+    (train / "a b" / "self").symlink_to("..")
+    assert len(open_source(data, "train")) == before
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
+    data, scan = Data(source=f"folder:{folder}"), os.scandir
+
+    def refuse(place):
+        if os.path.basename(place) == "deeper":
+            raise OSError(errno.EIO, "not now")
+        return scan(place)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(OSError, match="not now"):
+        open_source(data, "train")
 
 
 @pytest.mark.parametrize("suffix", ["tif", "TIFF", "gif", "jfif"])
