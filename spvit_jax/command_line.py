@@ -11,6 +11,8 @@ from ml_collections import config_flags
 
 from spvit_jax import configs
 from spvit_jax.config import Config, ConfigError, from_config_dict
+from spvit_jax.remote import is_transient
+from spvit_jax.shell import PASSES
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "NAME, NAME:VARIANT, or a Python file, FILE.py or FILE.py:VARIANT"
@@ -20,6 +22,8 @@ _HELP = {"-h", "-help", "--help", "--helpshort"}
 
 def parse(arguments: list[str], *, help_text: str, needed: Iterable[flags.FlagHolder]) -> list[str]:
     """Reads the flags; help and mistakes in them end the process, with 0 and 2.
+
+    So does a config that a disk does not give now, with 75.
 
     Args:
       arguments: of the process, its name first.
@@ -39,8 +43,9 @@ def parse(arguments: list[str], *, help_text: str, needed: Iterable[flags.FlagHo
             raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
         from_config_dict(CONFIG.value)
     except (ConfigError, OSError, flags.Error) as error:
-        print(f"error: {_explained(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        first = _first(error)
+        print(f"error: {_explained(first, error)}", file=sys.stderr)
+        raise SystemExit(PASSES if is_transient(first) else 2) from None
     return arguments[:1]
 
 
@@ -76,12 +81,16 @@ def _check_fields(arguments: list[str]) -> None:
             part = fields[name]
 
 
-def _explained(error: BaseException) -> str:
+def _first(error: BaseException) -> BaseException:
     """What went wrong in the first place, which ml_collections wraps in errors of its own."""
-    inner = error
-    while deeper := inner.__cause__ or inner.__context__:
-        inner = deeper
-    if isinstance(inner, OSError):
-        reason = str(inner).strip().rpartition("\n")[2].strip()
+    while deeper := error.__cause__ or error.__context__:
+        error = deeper
+    return error
+
+
+def _explained(first: BaseException, error: BaseException) -> str:
+    """Says what went wrong ``first``, where that is of a person's making."""
+    if isinstance(first, OSError):
+        reason = str(first).strip().rpartition("\n")[2].strip()
         return f"--config cannot be read: {reason}; configs/quickstart.py is one to begin with"
-    return str(inner if isinstance(inner, ConfigError) else error)
+    return str(first if isinstance(first, ConfigError) else error)

@@ -78,6 +78,14 @@ def test_a_workdir_that_is_not_utf8_is_one_message():
     assert shown.stderr == "error: --workdir=/tmp/caf%DCE9 is not UTF-8; choose another name\n"
 
 
+def test_a_config_that_a_disk_does_not_give_now_may_be_read_later(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("raise OSError(116, 'Stale file handle')\n")
+    shown = main(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert shown.returncode == 75 and not shown.stdout
+    assert shown.stderr.startswith("error: --config cannot be read: [Errno 116] Stale file handle")
+
+
 def test_a_mistake_in_a_config_of_ones_own_shows_where(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text("import nothing_of_that_name\n")

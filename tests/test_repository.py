@@ -85,7 +85,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
         "training",
         "workdir",
     },
-    "command_line.py": {"config", "configs"},
+    "command_line.py": {"config", "configs", "remote", "shell"},
     "compression.py": {
         "choosing",
         "config",
