@@ -1,5 +1,6 @@
 """``launch/tpu_pod.sh`` and its worker's side, on pods of two workers that are folders here."""
 
+import contextlib
 import os
 import re
 import signal
@@ -53,6 +54,14 @@ class Pod:
 
     def watching(self):
         return self.text("state/watch.pid").strip()
+
+    @contextlib.contextmanager
+    def unseen(self):
+        """What happens inside happens at once, to whoever watches."""
+        watching = ["-f", f"{self.shell.root}/launch/tpu_pod.sh watch"]
+        subprocess.run(["pkill", "-STOP", *watching], check=True)
+        yield
+        subprocess.run(["pkill", "-CONT", *watching], check=True)
 
     def kill(self, number=signal.SIGKILL):
         """Signals every process of every worker, as one that is switched off."""
@@ -123,8 +132,9 @@ def test_a_preempted_pod_is_got_again_and_the_run_goes_on(pod, until):
     for verb in ("create", "setup", "run"):
         pod(verb)
     until(lambda: len(pod.started()) == 2)
-    pod.kill()
-    (pod.cloud / "pods" / "spvit" / "states").write_text("SUSPENDED")
+    with pod.unseen():
+        pod.kill()
+        (pod.cloud / "pods" / "spvit" / "states").write_text("SUSPENDED")
     until(lambda: len(pod.started()) == 4)
     until(lambda: "started on all workers" in pod.text("state/watch.log"))
     assert pod.started()[:2] == [pod.started()[0]] * 2  # the same command
@@ -139,8 +149,9 @@ def test_machines_that_vanish_from_an_active_pod_are_got_again(pod, until):
     for verb in ("create", "setup", "run"):
         pod(verb)
     until(lambda: len(pod.started()) == 2)
-    pod.kill()
-    (pod.cloud / "pods" / "spvit" / "gone").touch()
+    with pod.unseen():
+        pod.kill()
+        (pod.cloud / "pods" / "spvit" / "gone").touch()
     until(lambda: len(pod.started()) == 4)
     assert "its VMs are gone: PREEMPTED" in pod.text("state/watch.log")
 
