@@ -35,10 +35,9 @@ from torch.nn import functional as F
 
 HEADER = "spvit_jax"  # the metadata key
 VERSIONS = (1, 2)
+LEAST, MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 LONGEST = 100_000_000  # bytes of a header, safetensors' own limit
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16
-}  # fmt: skip
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SPECS: dict[str, dict[str, Any]] = {  # the fields of each, and what files from before one mean
     "ViTSpec": {
         "width": 768, "depth": 12, "heads": 12, "hidden": 3072, "patch_size": 16,
@@ -708,20 +707,21 @@ def _empty(metadata: dict[str, str], most: int) -> Network:
         f"its format version is {version}, this file reads {VERSIONS}; take the spvit_torch.py of"
         " the spvit_jax that wrote it",
     )
-    _require(form != "supernet", "a supernet is no network yet; prune it first: spvit_jax.prune")
-    _require(form in FORMS, f"form must be one of {', '.join(FORMS)}; it is {form!r}")
+    _require(form in FORMS, f"{form!r} is none of {FORMS}; if a supernet, prune it first")
     entries: dict[str, Any] = dict(values["spec"])
     kind = entries.pop("type")
     known = SPECS[kind]
     temperature = entries.pop("temperature", values.get("temperature", TEMPERATURES.get(kind)))
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entries.items()}
-    kinds = {name: type(v) | int for name, v in known.items()} | {"image_size": int | tuple}
-    wrong = [n for n, v in fields.items() if n not in known or not isinstance(v, kinds[n])]
+    kinds = {name: (type(v), int)[: 1 + isinstance(v, float)] for name, v in known.items()}
+    kinds["image_size"] = (int, tuple)
+    wrong = [n for n, v in fields.items() if n not in known or type(v) not in kinds[n]]
+    wrong += [n for n, v in fields.items() if isinstance(v, float) and not LEAST <= v <= MOST]
     _require(not wrong, f"no {kind} of this file's has such {', '.join(wrong)}: {entries}")
     spec = SimpleNamespace(**known | fields)
     depth = sum(getattr(spec, "depths", ())) + getattr(spec, "depth", 0)
     _require(depth <= most, f"it cannot have {depth} blocks, of {most} arrays")
-    _require(form != "shared" or 0 < temperature < math.inf, f"its temperature is {temperature}")
+    _require(form != "shared" or LEAST <= temperature <= MOST, f"its temperature is {temperature}")
     temperature = temperature if form == "shared" else None
     convolution = functools.partial(Convolution, norm=form != "deploy", temperature=temperature)
     model: Network

@@ -400,7 +400,7 @@ def rewritten(path, to, change):
     return to
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "warm", None])
+@pytest.mark.parametrize("value", [0, -1.0, 1e-300, float("nan"), float("inf"), "warm", None])
 def test_temperatures_that_are_none(models, tmp_path, value):
     path = rewritten(models("shared")[1], tmp_path / "m", lambda h: h.update(temperature=value))
     with pytest.raises(spvit_torch.ModelFileError, match="temperature is|TypeError"):
@@ -408,11 +408,22 @@ def test_temperatures_that_are_none(models, tmp_path, value):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("epsilon", 0.0), ("epsilon", float("nan")), ("rotary_base", -1.0), ("heads", True)],
+)
+def test_numbers_that_no_spec_has(models, tmp_path, name, value):
+    path = models("shared")[1]
+    path = rewritten(path, tmp_path / "m", lambda header: header["spec"].update({name: value}))
+    with pytest.raises(spvit_torch.ModelFileError, match=f"has such {name}: "):
+        spvit_torch.load(path)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda h: h.update(version=99), "format version is 99"),
-        (lambda h: h.update(form="supernet"), "supernet .* prune it first"),
-        (lambda h: h.update(form="tiny"), "form must be one of"),
+        (lambda h: h.update(form="supernet"), "if a supernet, prune it first"),
+        (lambda h: h.update(form="tiny"), "'tiny' is none of \\('dense'"),
         (lambda h: h.update(form="dense"), "arrays do not fit"),
         (lambda h: h.update(architecture=None), "says of itself"),
         (lambda h: h.pop("spec"), "KeyError: 'spec'"),
