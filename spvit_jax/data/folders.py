@@ -30,7 +30,7 @@ def is_hidden(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in one, sorted, hidden ones left out.
+    """The names of the folders in one, sorted; hidden ones, and links to where it is, left out.
 
     Raises:
       DataError: it is none, or the name of one, which may be a class's, is not UTF-8.
@@ -39,6 +39,8 @@ def subfolders(folder: Path) -> list[str]:
         raise DataError(f"{folder} is not a folder")
     with os.scandir(folder) as entries:
         names = sorted(one.name for one in entries if one.is_dir() and not is_hidden(one.name))
+    above = {folder.resolve(), *folder.resolve().parents}
+    names = [name for name in names if (folder / name).resolve() not in above]
     for name in names:
         if not is_utf8(name):
             raise DataError(f"the name of {public(folder / name)} is not UTF-8; rename the folder")

@@ -375,6 +375,10 @@ def test_links_are_followed_to_each_folder_once(folder):
     (elsewhere / "again").symlink_to("deeper")
     (train / "a b" / "self").symlink_to("..")
     assert len(open_source(data, "train")) == before
+    names = open_source(data, "train").class_names
+    (train / "self").symlink_to(".")
+    (train / "all").symlink_to(folder)
+    assert open_source(data, "train").class_names == names
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
