@@ -6,7 +6,7 @@ so a few are tried.
 """
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from spvit_jax.single_path.axes import TokensAxis
@@ -74,32 +74,47 @@ def tried(
     """Tries schedules for one budget: the errors of those that were, () among them.
 
     Half of what is to be saved is tried first, then more while that is better, or else less; then
-    the other shapes save what was best.
+    the other shapes save what was best, and if one of them is better, it more or less as well.
 
     Args:
       trial: measures the error with a schedule, by name and by merges.
       find: the schedule of a shape that saves a part; None: there is none.
     """
     errors: dict[Merges, float] = {(): trial("nothing merged", ())}
-    best = ""
+    parts, best = list(PARTS), ("", -1)
 
-    def better(part: str) -> bool:
+    def better(part: int, shapes: Iterable[str]) -> bool:
+        """Tries the first of the shapes that can save a part; whether it is the best so far."""
         nonlocal best
-        by_shape = {shape: find(shape, PARTS[part]) for shape in SHAPES}
-        shape = next((shape for shape in SHAPES if by_shape[shape]), "")
-        merges = by_shape.get(shape) or ()
+        if part not in range(len(parts)):
+            return False
+        schedules = {shape: find(shape, PARTS[parts[part]]) for shape in shapes}
+        shape = next((shape for shape, merges in schedules.items() if merges), "")
+        merges = schedules.get(shape) or ()
         if merges in errors:
             return False
-        least, errors[merges] = min(errors.values()), trial(f"{shape}, {part}", merges)
+        least, errors[merges] = min(errors.values()), trial(f"{shape}, {parts[part]}", merges)
         if errors[merges] < least:
-            best = part
-        return best == part
+            best = shape, part
+        return best == (shape, part)
 
-    more = better("half") and better("three quarters") and better("all")
-    if not more and best in ("", "half"):
-        better("a quarter")
-    for shape in SHAPES if best else ():
-        merges = find(shape, PARTS[best]) or ()
-        if merges not in errors:
-            errors[merges] = trial(f"{shape}, {best}", merges)
+    def climb(shapes: Iterable[str]) -> None:
+        """Goes from the best to more while that is better, or else to less."""
+        before = best
+        for step in (1, -1):
+            while better(best[1] + step, shapes):
+                pass
+            if best != before:
+                return
+
+    half = parts.index("half")
+    if better(half, SHAPES):
+        climb(SHAPES)
+    else:
+        better(half - 1, SHAPES)
+    shape, part = best
+    for other in SHAPES if shape else ():
+        better(part, [other])
+    if best[0] != shape:
+        climb([best[0]])
     return errors
