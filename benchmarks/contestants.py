@@ -37,6 +37,10 @@ QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SEARCH_EPOCHS = 3
 
 
+class Unreached(Exception):
+    """A contestant cannot be made so small."""
+
+
 class Cell(NamedTuple):
     """One model to be made and tested."""
 
@@ -132,7 +136,7 @@ def merging(bench: Bench, cell: Cell) -> Any:
     schedules = (saving(spec, shape, 1.0, pricing) for shape in SHAPES)
     merges = next((schedule for schedule in schedules if schedule is not None), None)
     if merges is None:
-        raise ValueError(f"merging alone does not reach {cell.budget:.0%} of the MACs")
+        raise Unreached(f"merging alone does not reach {cell.budget:.0%} of the MACs")
     whole = tuple(block.hidden for block in spec.blocks)
     return prune(bench.dense, Architecture(("msa",) * len(whole), whole, merges=merges))
 
@@ -234,7 +238,7 @@ def small(bench: Bench, cell: Cell) -> Any:
         narrow = dataclasses.replace(spec, width=wide, hidden=ratio * wide)
         if _macs(narrow, bench.count).dense <= cell.budget * prices.published_macs(spec).dense:
             return ViT(narrow, rngs=nnx.Rngs(cell.seed))
-    raise ValueError(f"no dense model has {cell.budget:.0%} of the MACs")
+    raise Unreached(f"no dense model has {cell.budget:.0%} of the MACs")
 
 
 def _macs(spec: Any, count: str) -> prices.Prices:

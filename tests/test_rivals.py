@@ -21,7 +21,7 @@ def test_makes_the_cells_that_are_missing_and_prints_the_table(tmp_path: Path) -
         for split in ("train", "t10k"):  # of the first, the names of classes are asked
             (tmp_path / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + data))
     options = [f"--workdir={tmp_path}/cells", f"--test=idx:{tmp_path}", "--epochs=0", "--seeds=0"]
-    options += ["--contestants=width,merging", "--budgets=0.8,0.6"]
+    options += ["--contestants=width,merging", "--budgets=0.8,0.6,0.2"]
 
     def made() -> str:
         command = [sys.executable, str(SCRIPT), *options]
@@ -34,5 +34,6 @@ def test_makes_the_cells_that_are_missing_and_prints_the_table(tmp_path: Path) -
     cell = json.loads(file.read_text())
     assert cell["images"] == 20 and 0.55 < cell["macs"] / 16_658_560 <= 0.6
     assert [row.split()[0] for row in first.splitlines()[-2:]] == ["width", "merging"]
+    assert "merging alone does not reach 20%" in first
     file.write_text(json.dumps(cell | {"top1": 0.125}))
     assert "12.50 ±" in made().splitlines()[-2]

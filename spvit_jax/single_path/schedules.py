@@ -74,7 +74,8 @@ def tried(
     """Tries schedules for one budget: the errors of those that were, () among them.
 
     Half of what is to be saved is tried first, then more while that is better, or else less; then
-    the other shapes save what was best, and if one of them is better, it more or less as well.
+    the other shapes save what was best, until one of them is better: it is tried with more or
+    less as well.
 
     Args:
       trial: measures the error with a schedule, by name and by merges.
@@ -114,7 +115,7 @@ def tried(
         better(half - 1, SHAPES)
     shape, part = best
     for other in SHAPES if shape else ():
-        better(part, [other])
-    if best[0] != shape:
-        climb([best[0]])
+        if better(part, [other]):
+            climb([other])
+            break
     return errors

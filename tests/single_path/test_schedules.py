@@ -106,11 +106,11 @@ def test_half_is_tried_first_then_more_or_less_and_then_other_shapes():
 
 def test_another_shape_that_is_better_is_tried_with_more_and_with_less():
     errors = {"nothing merged": 5.0, "constant, half": 4.5, "constant, three quarters": 4.7}
-    errors |= {"constant, a quarter": 4.0, "rising, a quarter": 3.0, "falling, a quarter": 6.0}
-    more = errors | {"rising, half": 2.0, "rising, three quarters": 2.5}
-    assert trials(more) == list(more)
+    errors |= {"constant, a quarter": 4.0, "rising, a quarter": 3.0}
+    errors |= {"rising, half": 2.0, "rising, three quarters": 2.5}
+    assert trials(errors) == list(errors)
     errors = {"nothing merged": 5.0, "constant, half": 4.0, "constant, three quarters": 4.5}
-    errors |= {"constant, a quarter": 4.5, "rising, half": 3.0, "falling, half": 2.0}
+    errors |= {"constant, a quarter": 4.5, "rising, half": 4.0, "falling, half": 2.0}
     errors |= {"falling, three quarters": 2.5, "falling, a quarter": 3.0}
     assert trials(errors) == list(errors)
 
