@@ -144,12 +144,17 @@ def _point(
 
 
 def table(points: Sequence[Point]) -> str:
-    """Lists the models, the dense one first; shares of MACs are of the dense one counted alike."""
+    """Lists the models, the dense one first, as aligned text; see ``rows``."""
+    return aligned(rows(points))
+
+
+def rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """The cells of a table, its head first; shares of MACs are of the dense one counted alike."""
     dense = points[0]
     names = "MACs (M),share,published,parameters (M),latency (ms),ratio,throughput"
-    rows = [("budget", dense.quality.measure, *names.split(","))]
+    cells = [("budget", dense.quality.measure, *names.split(","))]
     for n, p in enumerate(points):
-        rows.append(
+        cells.append(
             (
                 "dense" if n == 0 else f"{p.budget:.0%}",
                 p.quality.shown,
@@ -162,7 +167,7 @@ def table(points: Sequence[Point]) -> str:
                 f"{p.throughput_ratio:.2f}×",
             )
         )
-    return aligned(rows)
+    return cells
 
 
 def summary(curve: Curve) -> str:

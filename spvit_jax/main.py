@@ -20,7 +20,7 @@ finished it prints the result again.
              else is said)
   search     the same up to the decision: ends with architecture.json
   frontier   scores once, then chooses and repairs a model for each of eight budgets, in minutes,
-             without training or labels: frontier.png, and a folder for each
+             without training or labels: frontier.html, and a folder for each
   finetune   prunes to --config.finetune.architecture=FILE.json and fine-tunes
   evaluate   measures --config.model.checkpoint, dense or pruned: top-1, top-5, each class
   pretrain   trains the dense model from scratch

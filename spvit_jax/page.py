@@ -6,9 +6,9 @@ from typing import Any
 
 from spvit_jax.chart import chart
 from spvit_jax.examples import Answer, Example, Examples
+from spvit_jax.markup import document, header, scrolls, section, table
 from spvit_jax.report import Result, notes, rows
 from spvit_jax.single_path.ops import OPS
-from spvit_jax.stylesheet import STYLESHEET
 from spvit_jax.trials import Trial
 from spvit_jax.trials import rows as trial_rows
 
@@ -19,7 +19,6 @@ _DECIDED = {  # what ``Result.decision`` is in words; other ones are names of ca
     "threshold": "The search's gates, each at 0.5, decided what stays.",
     "given": "What stays was given as an architecture.",
 }
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _Metrics = Sequence[Mapping[str, Any]]
 
 
@@ -41,25 +40,14 @@ def page(
     """
     sections = (
         _header(result),
-        _section("Dense and pruned", _results(result)),
-        _section("What every block keeps", _blocks(result)),
-        _section("How it got there", _charts(result, search, finetune)),
-        _section("What was tried", _trials(result, trials)),
-        _section(*_examples(examples)),
+        section("Dense and pruned", _results(result)),
+        section("What every block keeps", _blocks(result)),
+        section("How it got there", _charts(result, search, finetune)),
+        section("What was tried", _trials(result, trials)),
+        section(*_examples(examples)),
         f"<footer>Seed {result.seed}, on {escape(result.device)}; made by spvit_jax.</footer>",
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(result.model)}, pruned</title>\n<style>\n{STYLESHEET}</style>\n</head>\n"
-        "<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    """A part of the page; "" where it has no content."""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
+    return document(f"{result.model}, pruned", sections)
 
 
 def _header(result: Result) -> str:
@@ -73,54 +61,13 @@ def _header(result: Result) -> str:
     if result.timings:
         pace = result.timings["pruned"].latency_ratio
         figures.append(("of the latency, batch 1", f"{pace:.2f}×"))
-    cells = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures
-    )
     decided = _DECIDED.get(result.decision, f"Chosen by scores: {result.decision}.")
-    return (
-        f"<header>\n<h1>{escape(result.model)}, pruned</h1>\n"
-        f'<p class="soft">{escape(decided)}</p>\n<dl class="figures">{cells}</dl>\n</header>'
-    )
+    return header(f"{result.model}, pruned", decided, figures)
 
 
 def _results(result: Result) -> str:
     paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes(result))
-    return f"{_table(rows(result))}\n{paragraphs}"
-
-
-def _table(cells: Sequence[Sequence[str]], taken: str = "", text: Sequence[int] = ()) -> str:
-    """A table that scrolls where it is too wide.
-
-    Args:
-      cells: its head, then rows that each begin with their name.
-      taken: the name of a row that stands out.
-      text: columns that are flush left, as the first is.
-    """
-    head, *others = cells
-
-    def row(values: Sequence[str]) -> str:
-        mark = ' class="taken"' if taken and values[0] == taken else ""
-        rest = (
-            f"<td{_text(i, text)}>{escape(value)}</td>" for i, value in enumerate(values) if i > 0
-        )
-        return f'<tr{mark}><th scope="row">{escape(values[0])}</th>{"".join(rest)}</tr>'
-
-    names = (f'<th scope="col"{_text(i, text)}>{escape(name)}</th>' for i, name in enumerate(head))
-    return _scrolls(
-        f"<table><thead><tr>{''.join(names)}</tr></thead>"
-        f"<tbody>{''.join(map(row, others))}</tbody></table>",
-        head[0],
-    )
-
-
-def _text(column: int, text: Sequence[int]) -> str:
-    return ' class="text"' if column in text else ""
-
-
-def _scrolls(table: str, name: str) -> str:
-    return (
-        f'<div class="scrolls" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
-    )
+    return f"{table(rows(result))}\n{paragraphs}"
 
 
 def _blocks(result: Result) -> str:
@@ -144,7 +91,7 @@ def _blocks(result: Result) -> str:
             f"</i>{escape(op.label)}</td>{''.join(cells)}</tr>"
         )
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    return _scrolls(
+    return scrolls(
         f'<table class="blocks"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>",
         "blocks",
@@ -192,7 +139,7 @@ def _trials(result: Result, trials: Sequence[Trial]) -> str:
     if result.decision in (trial.name for trial in trials):
         text += " Taken is what is in bold."
     cells = trial_rows(trials)
-    return f"<p>{text}</p>\n{_table(cells, result.decision, (len(cells[0]) - 1,))}"
+    return f"<p>{text}</p>\n{table(cells, result.decision, (len(cells[0]) - 1,))}"
 
 
 def _examples(examples: Examples) -> tuple[str, str]:

@@ -7,6 +7,7 @@ read. Between stages there are three things: a model, gate logits, an ``Architec
 
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from spvit_jax.choosing import Decision, choose
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.context import USER_ERRORS, Context, Inputs, look_again, open_context
 from spvit_jax.convert import about_of, save
+from spvit_jax.curve_page import curve_page
 from spvit_jax.delivery import deliver
 from spvit_jax.drawing import can_draw
 from spvit_jax.judged import evaluate, judge, quality
@@ -179,7 +181,11 @@ def _compare(context: Context, network: Classifier) -> None:
 def run_frontier(context: Context) -> None:
     """Chooses, repairs, evaluates and measures a model at every budget of ``frontier``."""
     points = curve.points(context, load_dense(context))
-    context.workdir.write("frontier.png", curve.figure(points, context.name).savefig)
+    picture = io.BytesIO()
+    curve.figure(points, context.name).savefig(picture, format="png")
+    html = curve_page(points, context.name, picture.getvalue(), jax.devices()[0].device_kind)
+    context.workdir.write("frontier.png", lambda path: path.write_bytes(picture.getvalue()))
+    context.workdir.write("frontier.html", lambda path: path.write_text(html, encoding="utf-8"))
     context.workdir.write("frontier.txt", lambda path: path.write_text(curve.table(points) + "\n"))
     context.workdir.write_json("frontier.json", curve.Curve(points))
     context.console.say(curve.table(points))

@@ -63,6 +63,7 @@ svg polyline { fill: none; stroke: var(--colour); stroke-width: 2; stroke-linejo
 .line3 { --colour: var(--line3); }
 i[class*=line] { background: var(--colour); }
 figcaption span { display: block; }
+img.wide { display: block; width: 100%; min-width: 40rem; height: auto; border-radius: .5rem; }
 .examples { display: grid; gap: .75rem; padding: 0; list-style: none;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
 .examples li { background: var(--card); border-radius: .5rem; padding: .75rem;

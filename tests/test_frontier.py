@@ -61,6 +61,7 @@ def small_whole(tmp_path_factory, small_model):
 def test_every_budget_has_a_model_that_keeps_to_it(whole):
     points = json.loads((whole / "frontier.json").read_text())["points"]
     assert [p["budget"] for p in points] == [1, 0.7, 0.4] and (whole / "frontier.png").exists()
+    assert (whole / "frontier.html").read_text().count("<tr>") == 2 + 3 + 2
     full = points[0]["published_macs"]
     for number, point in enumerate(points[1:]):
         folder = whole / "frontier" / f"{number:02d}"

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spvit_jax import curve
 from spvit_jax.chart import POINTS, chart, thinned, tick
+from spvit_jax.curve import Point
+from spvit_jax.curve_page import curve_page
 from spvit_jax.examples import SHOWN, SIDE, Answer, Example, Examples
 from spvit_jax.page import page
 from spvit_jax.quality import Quality
@@ -120,6 +123,22 @@ TITLES = (
     "What it gets wrong",
     "Where its features differ the most",
 )
+
+
+def test_the_curve_has_a_page():
+    dense, half = Quality(2000, top1=0.9105), Quality(2000, top1=0.9)
+    points = (
+        Point(1.0, 61_200_000, 66_150_000, 1_254_000, dense, 2.0, 1.0, 1.0, "dense"),
+        Point(0.7, 40_000_000, 46_000_000, 900_000, dense, 1.5, 0.75, 1.3, "msa msa | 9,9"),
+        Point(0.4, 24_000_000, 26_000_000, 500_000, half, 1.0, 0.5, 2.0, "msa-4 skip | 9,0"),
+    )
+    shown = Page(curve_page(points, "deit_<mini>", base64.b64decode(picture(8)), "a <CPU>"))
+    assert "deit_<mini>, smaller and smaller" in shown.texts
+    assert "Latencies on a <CPU>; made by spvit_jax." in shown.texts
+    assert "top-1 (%) at 40%; dense 91.05" in shown.texts and "0.39×" in shown.texts
+    for cell in (*sum(curve.rows(points), ()), "frontier/01/model.safetensors", "msa-4 skip | 9,0"):
+        assert cell in shown.texts, cell
+    assert shown.count("img", src=f"data:image/png;base64,{picture(8)}") == 1
 
 
 def test_all_is_there():
