@@ -28,6 +28,22 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in TRANSIENT
 
 
+def raise_transient(error: BaseException) -> None:
+    """Raises the error that ``error`` is, or was raised for, where ``is_transient`` is that one's.
+
+    What is written in C++ raises another kind, with the system's words for it at the end of a line.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        if is_transient(reason):
+            raise reason
+        for number in TRANSIENT:
+            before, words, _ = str(reason).partition(os.strerror(number))
+            if words:
+                raise OSError(number, " ".join(f"{before[-200:]}{words}".split())) from error
+        reason = reason.__cause__ or reason.__context__
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error is of a disk, or a user's share of it, that is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
