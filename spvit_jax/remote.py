@@ -31,16 +31,17 @@ def is_transient(error: BaseException) -> bool:
 def raise_transient(error: BaseException) -> None:
     """Raises the error that ``error`` is, or was raised for, where ``is_transient`` is that one's.
 
-    What is written in C++ raises another kind, with the system's words for it at the end of a line.
+    What is written in C++ raises another kind, with the system's words for it in its own.
     """
     reason: BaseException | None = error
     while reason is not None:
         if is_transient(reason):
             raise reason
         for number in TRANSIENT:
-            before, words, _ = str(reason).partition(os.strerror(number))
+            before, words, after = str(reason).partition(os.strerror(number))
             if words:
-                raise OSError(number, " ".join(f"{before[-200:]}{words}".split())) from error
+                more = after.partition(" [")[0][:200]  # without TensorStore's page
+                raise OSError(number, " ".join(f"{before[-200:]}{words}{more}".split())) from error
         reason = reason.__cause__ or reason.__context__
 
 
@@ -98,10 +99,9 @@ def reading(path: str | os.PathLike[str], kind: type[Exception]) -> Iterator[Non
     """
     try:
         yield
-    except (FileNotFoundError, kind):
-        raise
     except Exception as error:
-        if not is_remote(path) or is_transient(error):
+        raise_transient(error)
+        if isinstance(error, FileNotFoundError | kind) or not is_remote(path):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise kind(f"cannot read {path} ({reason}); {ADVICE}") from error
