@@ -28,6 +28,23 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in TRANSIENT
 
 
+def raise_transient(error: BaseException) -> None:
+    """Raises the error that ``error`` is, or was raised for, where ``is_transient`` is that one's.
+
+    What is written in C++ raises another kind, with the system's words for it in its own.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        if is_transient(reason):
+            raise reason
+        for number in TRANSIENT:
+            before, words, after = str(reason).partition(os.strerror(number))
+            if words:
+                more = after.partition(" [")[0][:200]  # without TensorStore's page
+                raise OSError(number, " ".join(f"{before[-200:]}{words}{more}".split())) from error
+        reason = reason.__cause__ or reason.__context__
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error is of a disk, or a user's share of it, that is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -82,10 +99,9 @@ def reading(path: str | os.PathLike[str], kind: type[Exception]) -> Iterator[Non
     """
     try:
         yield
-    except (FileNotFoundError, kind):
-        raise
     except Exception as error:
-        if not is_remote(path) or is_transient(error):
+        raise_transient(error)
+        if isinstance(error, FileNotFoundError | kind) or not is_remote(path):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise kind(f"cannot read {path} ({reason}); {ADVICE}") from error

@@ -282,11 +282,12 @@ class Workdir:
         return note
 
     def _unchecked(self) -> str:
-        """Says so where a run's files have lost their checksums."""
-        known = any((self / name).exists() for name in (CONFIG, BEGAN))
-        if not known or (self / checksums.FILE).exists():
-            return ""
-        return f"{checksums.FILE} is gone: the files of the run are taken as they are"
+        """Says so where what a run's files could be compared with is gone, and nothing knows it."""
+        notes = {CONFIG, BEGAN, checksums.FILE}
+        there = {name for name in notes if (self / name).exists()} | self._checksums.files
+        known = notes if self._has_results(STATE) else {checksums.FILE} if there else set()
+        gone = ", ".join(sorted(known - there))
+        return gone and f"{gone} is gone: the files of the run are taken as they are"
 
     def _claim(self, config: Config) -> tuple[str, str]:
         """Claims the folder; returns what is to be said of it, and what stands against it."""
@@ -327,9 +328,9 @@ class Workdir:
             (self / BEGAN).unlink(missing_ok=True)
         return ""
 
-    def _has_results(self) -> bool:
+    def _has_results(self, ends: tuple[str, ...] = ("",)) -> bool:
         try:
-            return any(map(_is_result, self.path.iterdir()))
+            return any(_is_result(f) and f.name.endswith(ends) for f in self.path.iterdir())
         except FileNotFoundError:  # a folder of an object store is there once it has a file
             return False
 

@@ -1,6 +1,9 @@
+import errno
+import os
+
 import pytest
 
-from spvit_jax.remote import absolute, is_remote, public, reading
+from spvit_jax.remote import absolute, is_remote, is_transient, public, raise_transient, reading
 
 
 class Unreadable(Exception):
@@ -25,6 +28,33 @@ def test_only_errors_of_a_store_are_explained(raised, path, expected):
     assert explained or found.value is raised
     assert ("gcloud auth application-default login" in str(found.value)) == explained
     assert not explained or f"cannot read {path} ({type(raised).__name__}: " in str(found.value)
+
+
+def wrapped(reason):
+    """An error that was raised for another one."""
+    try:
+        raise ValueError("it cannot be read") from reason
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EIO, "not now"), True),
+        (wrapped(OSError(errno.ESTALE, "not now")), True),
+        (wrapped(RuntimeError(f"open() failed: {os.strerror(errno.EIO)}")), True),
+        (wrapped(OSError(errno.EACCES, "never")), False),
+        (ValueError("damaged"), False),
+    ],
+)
+def test_what_may_pass_is_raised_however_it_is_wrapped(error, passes):
+    try:
+        raise_transient(error)
+    except OSError as raised:
+        assert passes and is_transient(raised)
+    else:
+        assert not passes
 
 
 def test_local_paths_are_made_absolute_and_remote_ones_are(tmp_path, monkeypatch):

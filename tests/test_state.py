@@ -142,6 +142,7 @@ def test_a_run_killed_between_two_writes_leaves_nothing_that_looks_damaged(tmp_p
 def test_damage_to_the_checksums_is_named_and_their_loss_is_said(tmp_path):
     folder, config = Workdir(tmp_path), Config()
     assert folder.claim(config) == ""
+    folder.began({"images": 3})
     folder.write_json("tried.json", Tried((TRIAL,)))
     file, rng = tmp_path / checksums.FILE, random.Random(0)
     whole = file.read_bytes()
@@ -175,6 +176,23 @@ def test_what_a_run_is_of_is_known_when_its_configuration_is_gone(tmp_path):
         folder.began({"images": 4})
     folder.began({"images": 3})
     assert (tmp_path / "began.json").exists() and (tmp_path / "config.json").exists()
+
+
+def test_a_note_that_is_gone_and_that_nothing_knows_is_said(tmp_path):
+    folder, config = Workdir(tmp_path), Config()
+    (tmp_path / "log.txt").touch()  # of no run
+    assert [folder.claim(config) for _ in range(2)] == ["", ""]
+    folder.began({"images": 3})
+    folder.write_json("dense.json", Quality(3))
+    assert folder.claim(config) == ""
+    for name in ("began.json", "checksums.json"):
+        (tmp_path / name).unlink()
+    assert folder.claim(config).startswith("began.json, checksums.json is gone: ")
+    folder.began({"images": 4})
+    assert folder.claim(config) == ""
+    for name in ("config.json", "began.json", "checksums.json"):
+        (tmp_path / name).unlink()
+    assert folder.claim(Config(seed=1)).startswith("began.json, checksums.json, config.json is")
 
 
 def test_a_finished_run_is_looked_through(tmp_path):

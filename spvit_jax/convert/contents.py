@@ -7,6 +7,8 @@ from pathlib import Path
 
 import safetensors
 
+from spvit_jax.remote import raise_transient
+
 TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 READ = (".safetensors", ".npz", *TORCH)  # ends of the names of files of weights
 EXPECTED = "expected weights in .safetensors, as NumPy's .npz, or as a torch file in " + ", ".join(
@@ -41,15 +43,19 @@ def flaw(path: Path, name: str) -> str:
     Args:
       path: of the file, whatever it is called.
       name: what it is to be called; names of other ends than ``READ`` and .json say nothing.
+
+    Raises:
+      OSError: a fault of the disk that may pass.
     """
     end = Path(name).suffix
     if not path.stat().st_size:
         return "it is empty"
     if end == ".safetensors":
         try:
-            with safetensors.safe_open(path, "numpy"):
+            with path.open("rb"), safetensors.safe_open(path, "numpy"):
                 return ""
         except (safetensors.SafetensorError, OSError) as error:
+            raise_transient(error)
             return f"it looks like {describe(path)}, and is no whole .safetensors: {error}"
     if end == ".json":
         try:

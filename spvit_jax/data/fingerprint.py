@@ -9,6 +9,7 @@ import numpy as np
 from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.images import Pictures
 from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source
+from spvit_jax.remote import raise_transient
 
 SAMPLE = 8  # images whose pixels are looked at
 SIZED = 10_000  # files at most whose size is asked for, which a disk elsewhere takes its time for
@@ -59,7 +60,8 @@ def _size(path: str) -> int:
     """Bytes of a file; -1: it cannot be read, which is left to whoever trains on it."""
     try:
         return os.path.getsize(path)
-    except OSError:
+    except OSError as error:
+        raise_transient(error)
         return -1
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from spvit_jax.data.errors import DataError, LabelError, check_label
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 FILE = "manifest.json"
 
@@ -79,8 +79,7 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda images: None
         except LabelError as error:
             wrong.append(f"of {split} {error}")
         except (RuntimeError, ValueError, IndexError, OSError) as error:
-            if is_transient(error):
-                raise
+            raise_transient(error)
             wrong.append(f"{split} cannot be read ({error})")
         else:
             if (len(sums), checksum(sums)) != (expected["images"], expected["stored_sha256"]):

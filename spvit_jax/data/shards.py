@@ -16,6 +16,7 @@ from array_record.python import array_record_module
 from spvit_jax.data.encoded import storable
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.originals import Original, Originals
+from spvit_jax.remote import raise_transient
 
 _READERS, _AHEAD = 8, 32  # threads that read and check, and images they are ahead of the writer
 
@@ -146,6 +147,7 @@ def _array_record(file: Path) -> Iterator[Callable[[bytes], None]]:
         yield writer.write
         writer.close()
     except RuntimeError as error:  # a full disk, for example
+        raise_transient(error)
         raise DataError(f"cannot write {file}: {error}; finished shards are kept") from error
 
 

@@ -18,7 +18,7 @@ from spvit_jax.data import idx, inat, originals, package, splits
 from spvit_jax.data.decode import from_array, open_image
 from spvit_jax.data.errors import DataError, check_label
 from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, left_out, subfolders, warn
-from spvit_jax.remote import is_remote, reading
+from spvit_jax.remote import is_remote, raise_transient, reading
 
 UNLABELLED = -1  # the label of an image that has none
 LOCAL = ("idx", "folder", "inat")  # kinds of many small files, which are read from disks alone
@@ -286,7 +286,12 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image, as it was stored."""
-        record, name = self.records[index], f"{index} of {self.name}"
+        name = f"{index} of {self.name}"
+        try:
+            record = self.records[index]
+        except RuntimeError as error:  # of ArrayRecord, which is in C++
+            raise_transient(error)
+            raise DataError(f"cannot read the image {name}: {error}; prepare it again") from error
         if record.get(self.image_key) is None or record.get(self.label_key) is None:
             raise DataError(f"cannot read the image {name}: its file is damaged; prepare it again")
         label = int(record[self.label_key])

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spvit_jax import hosts
-from spvit_jax.remote import absolute, is_remote
+from spvit_jax.remote import absolute, is_remote, raise_transient
 from spvit_jax.training import sums
 from spvit_jax.training.quiet import quiet
 from spvit_jax.training.step import TrainState
@@ -48,7 +48,9 @@ class Checkpoints:
         self._stack = contextlib.ExitStack()
         with self._explained("opened"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._aside = hosts.from_first(self._set_aside() if self._sums_up else [])
+            with hosts.together(OSError):
+                failures = self._set_aside() if self._sums_up else []
+            self._aside = hosts.from_first(failures)
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
@@ -73,6 +75,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: this one, or the one before it, could not be written.
+          OSError: it cannot be now, and may be in a while.
         """
         values = jax.tree.map(_filled, _plain(state))
         with self._explained("written"):
@@ -102,6 +105,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: there are checkpoints, but none fits or can be read.
+          OSError: one cannot be read now, and may be in a while.
         """
         wanted = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -110,7 +114,9 @@ class Checkpoints:
         )
         failures = list(self._aside)
         for step in reversed(self.steps):
-            state, failure = self._tried(step, wanted)
+            damage = self._damage(step)  # of which Orbax would print pages
+            with hosts.together(OSError):
+                state, failure = (None, damage) if damage else self._tried(step, wanted)
             elsewhere = [reason for reason in hosts.from_all(failure) if reason]
             if state is not None and not elsewhere:
                 return state
@@ -126,12 +132,15 @@ class Checkpoints:
             " them, remove that folder, and the stage begins again"
         )
 
+    def _damage(self, step: int) -> str:
+        """What is wrong with the files of ``step`` by their sums, for all processes."""
+        with hosts.together(OSError):
+            damage = sums.damage(self._folder(step)) if self._sums_up else ""
+        return hosts.from_first(damage)
+
     def _tried(self, step: int, wanted: dict[str, Any]) -> tuple[TrainState | None, str]:
         """The state of ``step``, or why it cannot be read."""
         abstract = jax.tree.map(_abstract, wanted)
-        damage = hosts.from_first(sums.damage(self._folder(step)) if self._sums_up else "")
-        if damage:  # of which Orbax would print pages
-            return None, damage
         try:
             values = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             written = self._manager.metadata(step).custom_metadata or {}
@@ -141,6 +150,7 @@ class Checkpoints:
                 return None, "its numbers are not those that were saved"
             return TrainState(**jax.tree.map(_emptied, wanted, values)), ""
         except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise_transient(error)
             return None, _reason(error)
 
     def _check_space(self, values: dict[str, Any]) -> None:
@@ -191,6 +201,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise_transient(error)
             raise CheckpointError(
                 f"checkpoints in {self.directory} cannot be {what}: {_reason(error)}; free some"
                 " space, or make the folder writable, and run the same command again"
@@ -204,7 +215,8 @@ def _lists(folder: Path) -> bool:
     try:
         values = json.loads((folder / METADATA).read_text())
         return CHECKSUM in values["custom_metadata"] and not sums.damage(folder, METADATA)
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise_transient(error)
         return False
 
 

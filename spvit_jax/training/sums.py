@@ -5,6 +5,8 @@ import os
 import zlib
 from pathlib import Path
 
+from spvit_jax.remote import raise_transient
+
 FILE = "sums.json"
 
 
@@ -25,7 +27,11 @@ def noted(folder: Path) -> bool:
 
 
 def damage(folder: Path, only: str = "") -> str:
-    """What is not as it was noted, of one file if it is named; "": nothing, or there is no note."""
+    """What is not as it was noted, of one file if it is named; "": nothing, or there is no note.
+
+    Raises:
+      OSError: a disk or network does not give it now.
+    """
     if not noted(folder):
         return ""
     try:
@@ -36,6 +42,7 @@ def damage(folder: Path, only: str = "") -> str:
             if sums.get(name) != _sum(folder / name):
                 return f"its file {name} is not the one that was written"
     except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise_transient(error)
         return f"its {FILE} cannot be read: {str(error)[:100]}"
     return ""
 

@@ -1,4 +1,5 @@
 import base64
+import errno
 import gzip
 import hashlib
 import logging
@@ -249,6 +250,18 @@ def test_what_an_earlier_version_kept_by_mistake_is_downloaded_again(server):
     path = download.download(server.url + NAME)
     path.write_bytes(PAGE)
     assert download.download(server.url + NAME).read_bytes() == BODY
+
+
+def test_what_a_disk_does_not_give_now_is_not_downloaded_again(server, monkeypatch):
+    path = download.download(server.url + NAME)
+
+    def not_now(self, *arguments):
+        raise OSError(errno.EIO, "not now")
+
+    monkeypatch.setattr("pathlib.Path.open", not_now)
+    with pytest.raises(OSError, match="not now"):
+        download.download(server.url + NAME)
+    assert len(server.asked) == 1 and path.is_file()
 
 
 @pytest.mark.parametrize("length", ["many", "-5", "", None])

@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,3 +86,13 @@ def test_a_damaged_image_is_left_to_whoever_trains_on_it():
             raise DataError("cut short")
 
     assert fingerprint(Damaged(IMAGES, LABELS, NAMES))["images"] == 40
+
+
+def test_sizes_that_a_disk_does_not_give_now_are_no_others(tmp_path, monkeypatch):
+    def not_now(path):
+        raise OSError(errno.EIO, "not now")
+
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+    monkeypatch.setattr("os.path.getsize", not_now)
+    with pytest.raises(OSError, match="not now"):
+        fingerprint(FolderSource(tmp_path, (("a.png", 0),), ("ant",)))

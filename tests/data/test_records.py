@@ -1,5 +1,6 @@
 """Sets of records: what TFDS and ``open_source`` read back, resuming, and what is refused."""
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -408,6 +409,16 @@ def test_verify_tells_damage(made, tmp_path):
     told = []
     manifest.verify(folder, told.append)
     assert sum(told) == 48
+
+
+def test_verify_takes_what_may_pass_for_no_damage(made, tmp_path, monkeypatch):
+    def not_now(*arguments):
+        raise RuntimeError(f"open() failed: {os.strerror(errno.EIO)}; opening x.array_record")
+
+    record(made[0], tmp_path / "pets" / "1.0.0")
+    monkeypatch.setattr(manifest, "_stored_sums", not_now)
+    with pytest.raises(OSError, match="open\\(\\) failed"):
+        manifest.verify(tmp_path / "pets" / "1.0.0")
 
 
 @pytest.mark.parametrize(("key", "value"), [("stored_sha256", "0" * 64), ("images", 1)])

@@ -20,6 +20,7 @@ from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.pipeline import eval_batches, train_batches
 from spvit_jax.data.sources import Source, TfdsSource, open_source
+from spvit_jax.remote import is_transient
 
 SAVED = {
     "a.png": "L",
@@ -249,6 +250,29 @@ def test_tfds_reads_without_tensorflow(prepared):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
     )
     assert result.stdout.split() == ["5", "False"], result.stderr
+
+
+def test_a_set_that_a_disk_does_not_give_now_is_not_bad(prepared, monkeypatch):
+    def not_now(*arguments):
+        raise OSError(errno.EIO, "not now")
+
+    data = Data(source="tfds:tiny_pictures", directory=str(prepared))
+    monkeypatch.setattr("tensorflow_datasets.core.utils.retry.retry", not_now)
+    with pytest.raises(OSError, match="not now") as error:
+        open_source(data, "train")
+    assert is_transient(error.value)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OSError), (errno.EACCES, DataError)])
+def test_records_that_cannot_be_read_are_told_from_those_that_cannot_now(number, kind):
+    class Records:
+        def __getitem__(self, index):
+            raise RuntimeError(f"open() failed: {os.strerror(number)}; opening x.array_record")
+
+    source = TfdsSource(Records(), "picture", "kind", ("a",), "tfds:x, val")
+    with pytest.raises(kind, match=f"{os.strerror(number)}; opening x.array_record") as error:
+        source[0]
+    assert is_transient(error.value) == (kind is OSError)
 
 
 def test_tfds_missing_split_lists_those_there_are(prepared):

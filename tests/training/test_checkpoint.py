@@ -1,16 +1,20 @@
 import dataclasses
+import errno
 import gc
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spvit_jax.remote import is_transient
 from spvit_jax.training.checkpoint import CheckpointError, Checkpoints
 from spvit_jax.training.sharding import make_mesh, replicated
 from spvit_jax.training.step import TrainState
@@ -178,6 +182,37 @@ def test_a_damaged_one_takes_no_place_of_a_good_one(tmp_path):
         checkpoints.save(4, make(4))
     with Checkpoints(tmp_path, every=2) as checkpoints:
         assert checkpoints.steps == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "sums.json"])
+def test_what_a_disk_does_not_give_now_is_not_damaged(tmp_path, monkeypatch, name):
+    def not_now(self, *options):
+        if self.name == name:
+            raise OSError(errno.EIO, "not now", str(self))
+        return read_text(self, *options)
+
+    save(tmp_path, 2, 4)
+    read_text = Path.read_text
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="not now"):
+        broken.setattr(Path, "read_text", not_now)
+        restored(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+    assert_same(restored(tmp_path), 4)
+
+
+@pytest.mark.parametrize("name", ["restore", "save"])
+def test_what_passes_in_the_words_of_tensorstore_is_no_damage(tmp_path, monkeypatch, name):
+    def not_now(*arguments, **options):
+        raise ValueError(f"UNKNOWN: Failed to open: {os.strerror(errno.EIO)} [os_error_code='5']")
+
+    save(tmp_path, 2)
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, name, not_now)
+        with pytest.raises(OSError, match=r"Failed to open: .*error$") as error:
+            checkpoints.restore(make(0), everywhere(make(0)))
+            checkpoints.save(4, make(4))
+    assert is_transient(error.value)
+    assert_same(restored(tmp_path), 2)
 
 
 def test_an_unfinished_one_is_not_seen(tmp_path):
