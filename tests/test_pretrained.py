@@ -152,6 +152,25 @@ def test_a_head_yet_untrained_teaches_nothing(tmp_path):
         teachers.check_teachers(made, wider)
 
 
+def test_a_head_that_knows_the_classes_in_another_order_neither_teaches_nor_is_pruned(tmp_path):
+    path, names, notes = tmp_path / "own.safetensors", ("a", "b", "c"), []
+    made = teaching(path)
+    made.budget.macs, made.finetune.distillation = 0.5, "soft"
+    own, order = config(checkpoint=str(path)), r"own\.safetensors has .* order: number 0 is 'c'"
+    save(build(VIT), path, about=About(("c", "a", "b")))
+    with pytest.raises(ConfigError, match=order):
+        teachers.check_teachers(made, VIT, names)
+    with pytest.raises(ConfigError, match=order):
+        pretrained.load_dense(own, VIT, [], names)
+    pretrained.load_dense(own, VIT, [])  # a fresh head knows none
+    save(build(VIT), path, about=About(("x", "b", "c")))
+    (note,) = teachers.check_teachers(made, VIT, names)
+    pretrained.load_dense(own, VIT, notes, names)
+    assert "'x', …, not 'a', …" in note and "'x', …, not 'a', …" in notes[0]
+    made.finetune.distillation = "features"
+    assert teachers.check_teachers(made, VIT, names) == []
+
+
 def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
     weights, beside = tmp_path / "model.safetensors", tmp_path / "config.json"
     said = {"mean": [0.5] * 3, "std": [0.25] * 3}
