@@ -54,6 +54,7 @@ class Curve:
     """All models of a curve, the dense one first."""
 
     points: tuple[Point, ...]
+    fresh_head: bool = False  # which all of them have, yet to be trained
 
 
 def points(context: Context, dense: Classifier) -> tuple[Point, ...]:
@@ -166,8 +167,10 @@ def table(points: Sequence[Point]) -> str:
 
 
 def summary(curve: Curve) -> str:
-    """The table of a finished ``frontier.json``."""
-    return table(curve.points)
+    """The table of a finished ``frontier.json``, and what its top-1 is not."""
+    if not curve.fresh_head or curve.points[0].quality.top1 is None:
+        return table(curve.points)
+    return f"{table(curve.points)}\n\nThe head was fresh, untrained: top-1 is no measure of these."
 
 
 def figure(points: Sequence[Point], name: str) -> "Figure":

@@ -179,10 +179,13 @@ def _compare(context: Context, network: Classifier) -> None:
 def run_frontier(context: Context) -> None:
     """Chooses, repairs, evaluates and measures a model at every budget of ``frontier``."""
     points = curve.points(context, load_dense(context))
+    result = curve.Curve(points, context.fresh)
     context.workdir.write("frontier.png", curve.figure(points, context.name).savefig)
-    context.workdir.write("frontier.txt", lambda path: path.write_text(curve.table(points) + "\n"))
-    context.workdir.write_json("frontier.json", curve.Curve(points))
-    context.console.say(curve.table(points))
+    context.workdir.write(
+        "frontier.txt", lambda path: path.write_text(curve.summary(result) + "\n")
+    )
+    context.workdir.write_json("frontier.json", result)
+    context.console.say(curve.summary(result))
 
 
 def run_pretrain(context: Context) -> None:
