@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from spvit_jax.checkpoint_options import PIXELS
 from spvit_jax.convert import forms
 from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
@@ -63,6 +64,10 @@ class About:
                 )
         if len(self.mean) != len(self.std) or min(self.std, default=1) <= 0:
             raise ValueError(f"mean and std go together, std above 0; got {self.mean}, {self.std}")
+        if any(not 0 <= value <= 1 for value in self.mean) or max(self.std, default=1) > 1:
+            raise ValueError(
+                f"mean must be in 0 to 1 and std up to 1; got {self.mean}, {self.std}; {PIXELS}"
+            )
         ratio = self.crop_ratio
         if ratio is not None and not (_is_number(ratio) and 0 < ratio <= 1):
             raise ValueError(f"crop_ratio must be in (0, 1], got {ratio!r}")

@@ -364,6 +364,8 @@ def test_a_file_that_does_not_say_what_it_was_trained_on(models, tmp_path):
         ("mean", (0.1, 0.2, float("nan")), "three numbers"),
         ("mean", (), "go together"),
         ("std", (0.1, 0.2, 0.0), "above 0"),
+        ("mean", (123.7, 116.3, 103.5), "divide what is of pixels in 0..255 by 255"),
+        ("std", (58.4, 57.1, 57.4), "divide what is of pixels in 0..255 by 255"),
         ("crop_ratio", 0.0, "crop_ratio must be in"),
         ("crop_ratio", "half", "crop_ratio must be in"),
         ("colour", "red", "colour"),
