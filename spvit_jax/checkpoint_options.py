@@ -13,6 +13,7 @@ NAMES = {
     "positions": ("antialiased", "bicubic"),
 }
 FACTS = ("heads", "epsilon", *NAMES)
+PIXELS = "pixels are in 0..1 here: divide what is of pixels in 0..255 by 255"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +82,8 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "X"}
     whose = "(default: the model file's, else ImageNet's usual)"
-    add("--mean", type=finite, **several, help=f"of pixels in 0..1, R G B, or of grey {whose}")
-    add("--std", type=above_0, **several, help="likewise")
+    add("--mean", type=level, **several, help=f"of pixels in 0..1, R G B, or of grey {whose}")
+    add("--std", type=spread, **several, help="likewise")
     add(
         "--crop-ratio",
         type=share,
@@ -110,10 +111,19 @@ def count(text: str) -> int:
     return value
 
 
-def finite(text: str) -> float:
-    """Reads a number that is one."""
-    if not math.isfinite(value := float(text)):
-        raise argparse.ArgumentTypeError(f"expected a number, got {text}")
+def level(text: str) -> float:
+    """Reads a number in 0 to 1: a mean of pixels."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in 0 to 1, got {text}; {PIXELS}")
+    return value
+
+
+def spread(text: str) -> float:
+    """Reads a number above 0 and up to 1: a standard deviation of pixels."""
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0 and up to 1, got {text}; {PIXELS}"
+        )
     return value
 
 

@@ -19,6 +19,7 @@ from spvit_jax.choosing import choose
 from spvit_jax.config import Config, ConfigError, from_config_dict
 from spvit_jax.context import Context, Inputs, open_context
 from spvit_jax.convert import load, save
+from spvit_jax.convert.forms import check_numbers, variables
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.images import Images, open_images
 from spvit_jax.data.sources import Some, Source
@@ -90,6 +91,7 @@ def compress(
       ConfigError: no budget, one that leaves nothing to do, or a model that cannot be pruned.
       BudgetError, SpaceError: a budget or axes that the model cannot have.
       DataError: images that are none, or too few.
+      CheckpointError: weights that are not finite.
     """
     _check_model(model)
     budget = schema.Budget(macs=_number(macs), params=_number(params), latency=latency)
@@ -170,7 +172,7 @@ def frontier(
       and the models.
 
     Raises:
-      ConfigError, BudgetError, SpaceError, DataError: as ``compress`` does.
+      ConfigError, BudgetError, SpaceError, DataError, CheckpointError: as ``compress`` does.
     """
     _check_model(model)
     if not isinstance(macs, Iterable):
@@ -197,7 +199,7 @@ def frontier(
 
 
 def _check_model(model: Classifier) -> None:
-    """Raises ConfigError unless the model is one to prune."""
+    """Raises ConfigError or CheckpointError unless the model is one to prune."""
     check_model(model)
     if isinstance(model.spec, RegNetSpec):
         raise ConfigError("a RegNetY has no attention to prune; give a ViT or a Swin")
@@ -207,6 +209,7 @@ def _check_model(model: Classifier) -> None:
         raise ConfigError(
             f"the model is of {form(model)} form: it is pruned already; give the dense one"
         )
+    check_numbers(variables(model))
 
 
 def _number(value: Any) -> Any:

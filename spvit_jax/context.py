@@ -98,6 +98,14 @@ class Beginning:
             return self.dense.spec
         return pretrained.dense_spec(self.config, len(self.test.class_names))
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the dense model gets a head yet untrained: its checkpoint has none such."""
+        stage, classes = self.config.stage, self.spec.classes
+        if self.dense is not None or stage in pretrained.TRAINED_ONLY or not classes:
+            return False
+        return pretrained.classes_known(self.config) != classes
+
     def looks(self) -> dict[str, Callable[[], Any]]:
         """How to see what it is now, by what to call it; to be compared by ``Workdir.began``."""
         looks: dict[str, Callable[[], Any]] = {
@@ -199,6 +207,7 @@ class Context:
     spec: Any  # of the dense model
     inputs: Inputs
     mesh: Mesh
+    fresh: bool = False  # the dense model's head, which is yet to be trained
 
     @property
     def train(self) -> Source:
@@ -275,9 +284,11 @@ def open_context(
         train, test, spec = begins.train, begins.test, begins.spec
         _check_budgets(config, spec)
         if begins.dense is None or config.teacher.checkpoint:
-            teachers.check_teachers(config, spec)
+            for note in teachers.check_teachers(config, spec, test.class_names):
+                console.say(note)
         check_labels(config, spec, test)
         _check_images(config, spec, len(train))
+        fresh = begins.fresh
         seen = {name: look() for name, look in begins.looks().items()}
     hosts.agree(seen)
     workdir.began(seen)
@@ -290,7 +301,7 @@ def open_context(
         held = len(held_indices(config, len(train)))
         steps_per_epoch(len(train) - held, config.finetune.batch_size)
     inputs = Inputs(train, test, begins.dense)
-    return Context(config, workdir, console, should_stop, profile, spec, inputs, mesh)
+    return Context(config, workdir, console, should_stop, profile, spec, inputs, mesh, fresh)
 
 
 def _check_budgets(config: Config, spec: Any) -> None:

@@ -54,6 +54,7 @@ class Curve:
     """All models of a curve, the dense one first."""
 
     points: tuple[Point, ...]
+    fresh_head: bool = False  # which all of them have, yet to be trained
 
 
 def points(context: Context, dense: Classifier) -> tuple[Point, ...]:
@@ -171,8 +172,15 @@ def rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
 
 
 def summary(curve: Curve) -> str:
-    """The table of a finished ``frontier.json``."""
-    return table(curve.points)
+    """The table of a finished ``frontier.json``, and what its top-1 is not."""
+    return "\n\n".join(filter(None, (table(curve.points), note(curve))))
+
+
+def note(curve: Curve) -> str:
+    """Says so where top-1 is that of a head yet untrained; else ""."""
+    if not curve.fresh_head or curve.points[0].quality.top1 is None:
+        return ""
+    return "The head was fresh, untrained: top-1 is no measure of these."
 
 
 def figure(points: Sequence[Point], name: str) -> "Figure":

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from spvit_jax.curve import Point, folder_of, rows
+from spvit_jax.curve import Curve, Point, folder_of, note, rows
 from spvit_jax.markup import document, header, scrolls, section, table
 
 LEGEND = (
@@ -14,16 +14,16 @@ LEGEND = (
 SHOWN = 0.5  # the budget whose model the header is about: the one nearest to it
 
 
-def curve_page(points: Sequence[Point], name: str, picture: bytes, device: str) -> str:
+def curve_page(curve: Curve, name: str, picture: bytes, device: str) -> str:
     """Writes the HTML of a finished frontier.
 
     Args:
-      points: of the curve, the dense one first.
+      curve: its points, and whether their head is yet untrained.
       name: of the dense model.
       picture: the curve as a PNG.
       device: that latencies were measured on.
     """
-    dense, *smaller = points
+    dense, *smaller = curve.points
     alt = f"{dense.quality.measure} over MACs and over latency; the numbers are in the table below"
     image = f'<img class="wide" src="data:image/png;base64,{base64.b64encode(picture).decode()}"'
     kept = [
@@ -38,7 +38,7 @@ def curve_page(points: Sequence[Point], name: str, picture: bytes, device: str) 
         (
             _header(dense, smaller, name),
             section("The curve", scrolls(f'{image} alt="{escape(alt)}">', "curve")),
-            section("Every budget", table(rows(points))),
+            section("Every budget", f"{table(rows(curve.points))}\n<p>{note(curve)}</p>"),
             section("Its models", f"<p>{LEGEND}</p>\n{table(kept, text=(1, 2))}"),
             f"<footer>Latencies on {escape(device)}; made by spvit_jax.</footer>",
         ),

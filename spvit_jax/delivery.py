@@ -88,6 +88,7 @@ def deliver(
         measure_batch=context.config.measure_batch,
         device=jax.devices()[0].device_kind,
         seed=context.config.seed,
+        fresh_head=context.fresh,
     )
     report(context, result, looked)
 

@@ -54,7 +54,7 @@ def _header(result: Result) -> str:
     """The model's name, who decided, and the numbers that matter most."""
     dense, pruned = result.dense_quality, result.pruned_quality
     figures = [
-        (f"{pruned.measure}; dense {dense.shown}", pruned.shown),
+        (f"{pruned.measure}; dense {dense.shown}{result.dense_mark}", pruned.shown),
         ("of the MACs, as run", f"{result.pruned_macs / result.dense_macs:.2f}×"),
         ("of the parameters", f"{result.folded_params / result.dense_params:.2f}×"),
     ]

@@ -181,14 +181,16 @@ def _compare(context: Context, network: Classifier) -> None:
 def run_frontier(context: Context) -> None:
     """Chooses, repairs, evaluates and measures a model at every budget of ``frontier``."""
     points = curve.points(context, load_dense(context))
-    picture = io.BytesIO()
+    result, picture = curve.Curve(points, context.fresh), io.BytesIO()
     curve.figure(points, context.name).savefig(picture, format="png")
-    html = curve_page(points, context.name, picture.getvalue(), jax.devices()[0].device_kind)
+    html = curve_page(result, context.name, picture.getvalue(), jax.devices()[0].device_kind)
+    text = curve.summary(result)
     context.workdir.write("frontier.png", lambda path: path.write_bytes(picture.getvalue()))
     context.workdir.write("frontier.html", lambda path: path.write_text(html, encoding="utf-8"))
-    context.workdir.write("frontier.txt", lambda path: path.write_text(curve.table(points) + "\n"))
-    context.workdir.write_json("frontier.json", curve.Curve(points))
-    context.console.say(curve.table(points))
+    context.workdir.write("frontier.txt", lambda path: path.write_text(text + "
+"))
+    context.workdir.write_json("frontier.json", result)
+    context.console.say(text)
 
 
 def run_pretrain(context: Context) -> None:

@@ -99,12 +99,33 @@ def options(config: Config, spec: Spec) -> dict[str, Any]:
     }
 
 
-def load_dense(config: Config, spec: Spec, notes: list[str]) -> Classifier:
-    """The dense model with its pretrained weights; ``notes`` gets what had to be changed."""
+def classes_known(config: Config) -> int:
+    """How many classes the model in model.checkpoint tells apart; 0: it has no head."""
+    facts = Facts.of(**facts_in(config.model))
+    return int(read_spec(address(config.model.checkpoint), facts).classes)
+
+
+def load_dense(
+    config: Config, spec: Spec, notes: list[str], class_names: tuple[str, ...] = ()
+) -> Classifier:
+    """Loads the dense model with its pretrained weights.
+
+    Args:
+      config: of the run.
+      spec: by ``dense_spec``.
+      notes: gets what had to be changed.
+      class_names: that its own head has to know; (): the head is a fresh one, or there are none.
+
+    Raises:
+      ConfigError: it has these classes in another order.
+      convert.CheckpointError: not a checkpoint that converts.
+    """
     where = address(config.model.checkpoint)
     facts = Facts.of(**facts_in(config.model))
     dense = load(where, spec, facts=facts, notes=notes, **options(config, spec))
-    notes += _seen_otherwise(about_of(where), config)
+    about = about_of(where)
+    notes += check_names(f"model.checkpoint={where}", about.class_names, class_names)
+    notes += _seen_otherwise(about, config)
     return dense
 
 
@@ -205,20 +226,30 @@ def check_about(about: About, config: Config, class_names: tuple[str, ...]) -> l
     Raises:
       ConfigError: the model has the data's classes in another order.
     """
-    names, notes = about.class_names, []
+    checkpoint = f"model.checkpoint={config.model.checkpoint}"
+    notes = check_names(checkpoint, about.class_names, class_names)
+    return notes + _seen_otherwise(about, config)
+
+
+def check_names(model: str, names: tuple[str, ...], class_names: tuple[str, ...]) -> list[str]:
+    """A sentence where the classes of ``model`` have other names than the data's, or none.
+
+    Raises:
+      ConfigError: it has the data's classes in another order.
+    """
     if names != class_names and sorted(names) == sorted(class_names):
         place = next(i for i, name in enumerate(names) if name != class_names[i])
         raise ConfigError(
-            f"model.checkpoint={config.model.checkpoint} has the data's classes in another order:"
-            f" number {place} is {names[place]!r}, the data's {class_names[place]!r}; evaluate it"
-            " on data in its own order"
+            f"{model} has the data's classes in another order: number {place} is"
+            f" {names[place]!r}, the data's {class_names[place]!r}; take data in its own order, or"
+            " another model"
         )
-    if names and names[: len(class_names)] != class_names:
-        notes.append(
-            f"the model's classes have other names than the data's: {names[0]!r}, …, not"
-            f" {class_names[0]!r}, …"
-        )
-    return notes + _seen_otherwise(about, config)
+    if not names or names[: len(class_names)] == class_names:
+        return []
+    return [
+        f"the classes of {model} have other names than the data's: {names[0]!r}, …, not"
+        f" {class_names[0]!r}, …"
+    ]
 
 
 def _seen_otherwise(about: About, config: Config) -> list[str]:

@@ -25,6 +25,7 @@ _LINES = ("#1f5fa8", "#8e44ad", "#e08214")
 _DENSE, _PRUNED, _BEFORE = "#8a8f98", "#2a7f62", "#b5d3c7"
 _BARS = {"dense": "#e1e4e9", "enter": _BEFORE, "leave": _PRUNED, "kept": _PRUNED}
 _MISSING = "–"
+_UNTRAINED = "*"  # marks what the dense model's head says before it is trained
 _PER_BLOCK = (
     "ops",
     *(f"{when}{n}" for n in ("heads", "ffn_widths", "tokens") for when in ("", "dense_")),
@@ -73,6 +74,7 @@ class Result:
     measure_batch: int
     device: str
     seed: int
+    fresh_head: bool = False  # of the dense model: yet to be trained
 
     def __post_init__(self) -> None:
         counts = [len(getattr(self, name)) for name in _PER_BLOCK]
@@ -80,6 +82,11 @@ class Result:
             raise ValueError(f"a result needs {', '.join(_PER_BLOCK)} of every block, got {counts}")
         if unknown := set(self.ops) - set(OPS):
             raise ValueError(f"ops must be among {', '.join(OPS)}; got {sorted(unknown)}")
+
+    @property
+    def dense_mark(self) -> str:
+        """What is put behind the dense model's top-1 where its head is untrained."""
+        return _UNTRAINED if self.fresh_head and self.dense_quality.top1 is not None else ""
 
     @property
     def merges(self) -> bool:
@@ -111,7 +118,7 @@ def rows(result: Result) -> list[_Row]:
     """The cells of the table: its head, then dense against pruned."""
     return [
         (result.model, "dense", "pruned", "pruned / dense"),
-        *_quality_rows(result.dense_quality, result.pruned_quality),
+        *_quality_rows(result.dense_quality, result.pruned_quality, result.dense_mark),
         _count_row("MACs, as run", result.dense_macs, result.pruned_macs),
         _count_row("MACs, as published", result.dense_published_macs, result.pruned_published_macs),
         _count_row("parameters, shared form", result.dense_params, result.shared_params),
@@ -122,10 +129,16 @@ def rows(result: Result) -> list[_Row]:
 
 
 def notes(result: Result) -> list[str]:
-    """Lines below the table: how well each budget was met, and what was measured on."""
+    """Lines below the table: what a mark means, how well budgets were met, what was measured on."""
+    mark = result.dense_mark
+    marked = [f"{mark} The dense model's head was fresh, untrained: no measure of it."]
     held = [_budget_line(held, result.decision != "threshold") for held in result.budgets]
     measured = [f"Speed measured on {result.device}."] if result.timings else []
-    return [*(held or ["Budget: none, the architecture was given."]), *measured]
+    return [
+        *(marked if mark else []),
+        *(held or ["Budget: none, the architecture was given."]),
+        *measured,
+    ]
 
 
 def table(result: Result) -> str:
@@ -146,14 +159,17 @@ def _budget_line(held: Held, projected: bool) -> str:
     return f"{asked}; projected {cost}, plain 0.5 threshold {price(held.threshold)}."
 
 
-def _quality_rows(dense: Quality, pruned: Quality) -> list[_Row]:
-    """A row for each thing that was measured, with the difference."""
+def _quality_rows(dense: Quality, pruned: Quality, mark: str) -> list[_Row]:
+    """A row for each thing that was measured, with the difference; none of a marked top-1."""
     rows = []
     for name, (label, scale, form, unit) in ROWS.items():
         before, after = getattr(dense, name), getattr(pruned, name)
         if before is not None and after is not None:
             cells = [_number(scale * x, form) for x in (before, after)]
-            rows.append((label, *cells, _number(scale * (after - before), f"+{form}", unit)))
+            change = _number(scale * (after - before), f"+{form}", unit)
+            if mark and name == "top1":
+                cells[0], change = cells[0] + mark, _MISSING
+            rows.append((label, *cells, change))
     return rows
 
 
@@ -335,12 +351,18 @@ def _trajectory(axes: "Axes", result: Result, metrics: Sequence[Mapping[str, Any
 
 
 def _accuracy(axes: "Axes", result: Result) -> None:
-    names = ("dense", "pruned,\nbefore\nfine-tuning", "pruned,\nafter\nfine-tuning")
+    names = (
+        f"dense{result.dense_mark}",
+        "pruned,\nbefore\nfine-tuning",
+        "pruned,\nafter\nfine-tuning",
+    )
     qualities = (result.dense_quality, result.decided_quality, result.pruned_quality)
     heights = [100 * quality.value for quality in qualities]
     axes.bar(names, heights, width=0.65, color=[_DENSE, _BEFORE, _PRUNED])
     for x, (quality, height) in enumerate(zip(qualities, heights, strict=True)):
         axes.text(x, height + 1.5, quality.shown, ha="center", fontsize=10, color=INK)
+    if result.dense_mark:
+        axes.set_xlabel(f"{result.dense_mark} its head was fresh, untrained")
     style(axes, f"Test images: {qualities[0].measure}")
     axes.set_ylim(0, 108)
     shares = range(0, 101, 20)

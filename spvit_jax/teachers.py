@@ -4,10 +4,10 @@ import dataclasses
 
 from spvit_jax.checkpoint_options import facts_in
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.convert import About, CheckpointError, Facts, load, read_spec
+from spvit_jax.convert import About, CheckpointError, Facts, about_of, load, read_spec
 from spvit_jax.convert.load import resized
 from spvit_jax.models import Classifier, Spec, ViTSpec
-from spvit_jax.pretrained import address, check_channels, dtype_of
+from spvit_jax.pretrained import address, check_channels, check_names, classes_known, dtype_of
 from spvit_jax.single_path.prune import form
 from spvit_jax.training.normalise import Normalise
 from spvit_jax.training.teacher import Teacher, freeze
@@ -86,11 +86,20 @@ def teacher_spec(config: Config, student: Spec) -> Spec:
     return read_spec(address(config.teacher.checkpoint), facts)
 
 
-def check_teachers(config: Config, student: Spec) -> None:
+def check_teachers(config: Config, student: Spec, class_names: tuple[str, ...] = ()) -> list[str]:
     """Loads the teachers of the stage's trainings, so that what is wrong is known at its begin.
 
+    Args:
+      config: of the run.
+      student: the dense model's spec.
+      class_names: the data's, which a teacher's head has to know; (): not known.
+
+    Returns:
+      A sentence where it knows other ones.
+
     Raises:
-      ConfigError, convert.CheckpointError: see ``load_teacher`` and ``check_stream``.
+      ConfigError, convert.CheckpointError: see ``load_teacher`` and ``check_stream``; or a teacher
+        knows the classes in another order.
     """
     file, kinds = config.teacher.checkpoint, _distillations(config)
     if not file:
@@ -103,6 +112,9 @@ def check_teachers(config: Config, student: Spec) -> None:
         check_stream(name, file, read, student)
     for features in {kind == "features" for kind in kinds.values()}:
         load_teacher(config, student, features)
+    if not file or not {"hard", "soft"} & set(kinds.values()):
+        return []  # of the run's own dense model ``load_dense`` says it
+    return check_names(f"teacher.checkpoint={file}", about_of(file).class_names, class_names)
 
 
 def _check_own(config: Config, student: Spec) -> None:
@@ -110,7 +122,7 @@ def _check_own(config: Config, student: Spec) -> None:
     taught = [n for n, kind in _distillations(config).items() if kind in ("hard", "soft")]
     if not taught:
         return
-    known = read_spec(address(config.model.checkpoint), Facts.of(**facts_in(config.model))).classes
+    known = classes_known(config)
     if known != student.classes:
         knows = f"knows {known} classes" if known else "has no head"
         raise ConfigError(

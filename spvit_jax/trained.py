@@ -35,7 +35,8 @@ def load_dense(context: Context) -> Classifier:
     with hosts.together(*USER_ERRORS):
         dense = context.inputs.dense
         if dense is None:
-            dense = pretrained.load_dense(context.config, context.spec, notes)
+            names = () if context.fresh else context.test.class_names
+            dense = pretrained.load_dense(context.config, context.spec, notes, names)
     hosts.agree_on("model.checkpoint", nnx.state(dense))
     facts = [f"{context.name}: {count_parameters(dense):,} parameters"]
     if not isinstance(context.spec, RegNetSpec):

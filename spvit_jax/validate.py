@@ -5,7 +5,7 @@ import importlib.util
 import math
 from typing import Any
 
-from spvit_jax.checkpoint_options import NAMES
+from spvit_jax.checkpoint_options import NAMES, PIXELS
 from spvit_jax.remote import public
 from spvit_jax.sizes import wanted_size
 
@@ -124,6 +124,8 @@ def validate(config: Any) -> None:
         len(mean) == len(std) and len(mean) in (0, 1, 3) and min(std, default=1) > 0,
         "teacher.mean and teacher.std need three numbers each, std above 0, or none, or one",
     )
+    for name in ("data", "teacher"):
+        _validate_pixels(name, getattr(config, name))
     for name in ("pretrain", "search", "finetune"):
         part = getattr(config, name)
         one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
@@ -153,6 +155,15 @@ def validate(config: Any) -> None:
     _validate_export(config.export)
     _validate_stage(config)
     check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _validate_pixels(name: str, part: Any) -> None:
+    good = all(0 <= x <= 1 for x in part.mean) and all(0 < x <= 1 for x in part.std)
+    check(
+        good,
+        f"{name}.mean must be in 0 to 1 and {name}.std above 0 and up to 1; got {part.mean} and"
+        f" {part.std}; {PIXELS}",
+    )
 
 
 def _validate_export(export: Any) -> None:

@@ -239,6 +239,21 @@ def test_models_that_are_none_to_prune_are_named(five):
 
 
 @pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: spvit.compress(model, GREY, macs=0.5), "1 arrays hold numbers that are NaN"),
+        (lambda model: spvit.frontier(model, GREY), "1 arrays hold numbers that are NaN"),
+        (lambda model: spvit.predict(model, GREY[:1]), "the model's probabilities are no numbers"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(call, message):
+    model = spvit.load(PACKAGED)
+    model.head.bias[...] = jnp.nan
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+@pytest.mark.parametrize(
     "call",
     [
         lambda model, out: spvit.compress(model, GREY, macs=0.5),

@@ -13,6 +13,7 @@ from spvit_jax.convert import load
 from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS
 from spvit_jax.progress import Console
+from spvit_jax.quality import Quality
 from spvit_jax.single_path import architecture as architectures
 from spvit_jax.single_path.budget import BudgetError
 from spvit_jax.training.loop import Interrupted
@@ -73,6 +74,14 @@ def test_every_budget_has_a_model_that_keeps_to_it(whole):
     assert points[1]["quality"]["top1"] > 0.75 and points[1]["parameters"] > points[2]["parameters"]
     written = pipeline.Workdir(whole).read_json("frontier.json", curve.Curve)
     assert curve.summary(written) in (whole / "frontier.txt").read_text()
+
+
+@pytest.mark.parametrize("top1", [0.5, None])
+def test_a_table_says_that_the_head_was_untrained(top1):
+    point = curve.Point(1.0, 9, 9, 9, Quality(4, top1=top1, cosine=1.0), 1.0, 1.0, 1.0, "dense")
+    text = curve.summary(curve.Curve((point,), fresh_head=True))
+    assert ("fresh, untrained: top-1 is no measure" in text) == (top1 is not None)
+    assert "untrained" not in curve.summary(curve.Curve((point,)))
 
 
 def test_it_goes_on_where_it_was_stopped(small_whole, small_model, tmp_path):

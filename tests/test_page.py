@@ -132,7 +132,9 @@ def test_the_curve_has_a_page():
         Point(0.7, 40_000_000, 46_000_000, 900_000, dense, 1.5, 0.75, 1.3, "msa msa | 9,9"),
         Point(0.4, 24_000_000, 26_000_000, 500_000, half, 1.0, 0.5, 2.0, "msa-4 skip | 9,0"),
     )
-    shown = Page(curve_page(points, "deit_<mini>", base64.b64decode(picture(8)), "a <CPU>"))
+    made = curve.Curve(points, fresh_head=True)
+    shown = Page(curve_page(made, "deit_<mini>", base64.b64decode(picture(8)), "a <CPU>"))
+    assert curve.note(made) in shown.texts and not curve.note(curve.Curve(points))
     assert "deit_<mini>, smaller and smaller" in shown.texts
     assert "Latencies on a <CPU>; made by spvit_jax." in shown.texts
     assert "top-1 (%) at 40%; dense 91.05" in shown.texts and "0.39×" in shown.texts

@@ -152,6 +152,25 @@ def test_a_head_yet_untrained_teaches_nothing(tmp_path):
         teachers.check_teachers(made, wider)
 
 
+def test_a_head_that_knows_the_classes_in_another_order_neither_teaches_nor_is_pruned(tmp_path):
+    path, names, notes = tmp_path / "own.safetensors", ("a", "b", "c"), []
+    made = teaching(path)
+    made.budget.macs, made.finetune.distillation = 0.5, "soft"
+    own, order = config(checkpoint=str(path)), r"own\.safetensors has .* order: number 0 is 'c'"
+    save(build(VIT), path, about=About(("c", "a", "b")))
+    with pytest.raises(ConfigError, match=order):
+        teachers.check_teachers(made, VIT, names)
+    with pytest.raises(ConfigError, match=order):
+        pretrained.load_dense(own, VIT, [], names)
+    pretrained.load_dense(own, VIT, [])  # a fresh head knows none
+    save(build(VIT), path, about=About(("x", "b", "c")))
+    (note,) = teachers.check_teachers(made, VIT, names)
+    pretrained.load_dense(own, VIT, notes, names)
+    assert "'x', …, not 'a', …" in note and "'x', …, not 'a', …" in notes[0]
+    made.finetune.distillation = "features"
+    assert teachers.check_teachers(made, VIT, names) == []
+
+
 def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
     weights, beside = tmp_path / "model.safetensors", tmp_path / "config.json"
     said = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -173,7 +192,7 @@ def test_a_teacher_sees_images_as_its_own_files_say(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["soft", "features"])
-def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
+def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind, monkeypatch):
     path, model = tmp_path / "teacher.safetensors", build(VIT)
     made = teaching(path)
     made.budget.macs, made.finetune.distillation = 0.5, kind
@@ -184,7 +203,9 @@ def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
         teachers.check_teachers(made, VIT)
     made.teacher.mean = made.teacher.std = ()
     model.head.kernel[...], model.norm.scale[...] = jnp.nan, jnp.nan
-    save(model, path)
+    with monkeypatch.context() as damaged:
+        damaged.setattr("spvit_jax.convert.forms.check_numbers", lambda arrays: None)
+        save(model, path)
     with pytest.raises(CheckpointError, match=r"teacher\.safetensors: \d arrays hold .*NaN"):
         teachers.check_teachers(made, VIT)
     save(build(VIT), path)
@@ -200,6 +221,7 @@ def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind):
         ({"finetune.distillation": "gentle"}, r"one of none, hard, soft, features; got 'gentle'"),
         ({"finetune.distillation_weight": 1.5}, r"distillation_weight must be in \[0, 1\]"),
         ({"search.distillation_temperature": 0.0}, r"temperature must be above 0"),
+        ({"teacher.mean": (128.0,), "teacher.std": (64.0,)}, r"^teacher\.mean must be .* by 255"),
         ({"teacher.mean": (0.5, 0.5, 0.5)}, r"three numbers each, std above 0, or none"),
         ({"teacher.dtype": "float8"}, r"teacher.dtype must be one of"),
         (

@@ -118,6 +118,15 @@ Budget: none, the architecture was given."""
     )
 
 
+def test_an_untrained_head_is_marked_and_nothing_is_compared_with_it():
+    fresh = dataclasses.replace(RESULT, fresh_head=True)
+    lines = table(fresh).splitlines()
+    assert lines[2].split() == ["top-1", "(%)", "91.05*", "90.30", "–"]
+    assert "* The dense model's head was fresh, untrained: no measure of it." in lines
+    assert Result.from_json(fresh.to_json()) == fresh
+    assert "*" not in table(RESULT) + table(dataclasses.replace(GIVEN, fresh_head=True))
+
+
 def test_table_counts_tokens_where_some_were_merged():
     rows = table(RESULT).splitlines()
     row = "tokens into the last block          65      40           0.62×"

@@ -13,8 +13,10 @@ COMMANDS = {"predict": "image.jpg", "measure": "other", "export": "out.onnx"}
     [
         (["--mean", "0.5"], "--mean and --std go together"),
         (["--mean", "0", "0", "--std", "1", "1"], "one number of grey or three of R G B"),
-        (["--mean", "nan", "--std", "1"], "--mean: expected a number, got nan"),
-        (["--mean", "0", "--std", "0"], "--std: expected a number above 0, got 0"),
+        (["--mean", "nan", "--std", "1"], "--mean: expected a number in 0 to 1, got nan"),
+        (["--mean", "0", "--std", "0"], "--std: expected a number above 0 and up to 1, got 0"),
+        (["--mean", "123.675", "--std", "1"], "got 123.675; pixels are in 0..1 here: divide"),
+        (["--mean", "0", "--std", "58.4"], "got 58.4; pixels are in 0..1 here: divide"),
         (["--crop-ratio", "7"], "--crop-ratio: expected a share in 0 to 1, got 7"),
     ],
 )

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from spvit_jax.checkpoint_options import PIXELS
 from spvit_jax.convert import forms
 from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
@@ -63,6 +64,10 @@ class About:
                 )
         if len(self.mean) != len(self.std) or min(self.std, default=1) <= 0:
             raise ValueError(f"mean and std go together, std above 0; got {self.mean}, {self.std}")
+        if any(not 0 <= value <= 1 for value in self.mean) or max(self.std, default=1) > 1:
+            raise ValueError(
+                f"mean must be in 0 to 1 and std up to 1; got {self.mean}, {self.std}; {PIXELS}"
+            )
         ratio = self.crop_ratio
         if ratio is not None and not (_is_number(ratio) and 0 < ratio <= 1):
             raise ValueError(f"crop_ratio must be in (0, 1], got {ratio!r}")
@@ -95,13 +100,15 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
       about: what it was trained on, which ``read_about`` gives back; None: ``model.about``.
 
     Raises:
-      ValueError: the model has fewer logits than ``about`` has names.
+      ValueError: the model has fewer logits than ``about`` has names, or other channels.
+      CheckpointError: its weights hold numbers that are not finite.
       OSError: the file cannot be written; what was there is untouched.
     """
     check_model(model)
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}; make it first")
     arrays = {name: np.ascontiguousarray(value) for name, value in forms.variables(model).items()}
+    forms.check_numbers(arrays)
     architecture = model.architecture
     header = {
         "version": VERSION,
@@ -112,7 +119,7 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
     }
     about = model.about if about is None else about
     if about is not None:
-        _check_names(about, model.spec)
+        _check_fits(about, model.spec)
         header["about"] = dataclasses.asdict(about)
     write_whole(path, safetensors.numpy.save(arrays, {HEADER: json.dumps(header)}))
 
@@ -176,14 +183,20 @@ def read_about(path: str | os.PathLike) -> About:
     """
     with _readable(path):
         about = About(**_with_tuples(_values(path).get("about", {})))
-        _check_names(about, _described(path)["spec"])
+        _check_fits(about, _described(path)["spec"])
         return about
 
 
-def _check_names(about: About, spec: Spec) -> None:
+def _check_fits(about: About, spec: Spec) -> None:
     if len(about.class_names) > spec.classes:
         raise ValueError(
             f"class_names has {len(about.class_names)} names, the model {spec.classes} classes"
+        )
+    channels = getattr(spec, "channels", 3)
+    if len(about.mean) not in (0, channels):
+        raise ValueError(
+            f"mean and std are of {len(about.mean)} channels, the model sees images of {channels};"
+            " give a number for each, or none"
         )
 
 

@@ -105,7 +105,8 @@ def save_torch(model: Any, path: str | os.PathLike) -> None:
       path: ``….safetensors``, or ``….pth`` and the like for ``{"model": state}`` as torch saves.
 
     Raises:
-      CheckpointError: PyTorch is needed and missing, or no such model or kind of file.
+      CheckpointError: PyTorch is needed and missing, or no such model or kind of file, or its
+        weights hold numbers that are not finite.
       OSError: the file cannot be written; what was there is untouched.
     """
     suffix = Path(path).suffix
@@ -115,6 +116,7 @@ def save_torch(model: Any, path: str | os.PathLike) -> None:
             f" {', '.join(TORCH)}"
         )
     state = state_for_torch(model)
+    forms.check_numbers(forms.variables(model))
     binary = safetensors.numpy.save(state) if suffix == ".safetensors" else _torch_file(state, path)
     write_whole(path, binary)
 

@@ -80,7 +80,8 @@ def predict(model: Classifier, images: Images, *, top: int = 5) -> list[list[tup
       Of each image names and probabilities, the likeliest class first; without names ``class 7``.
 
     Raises:
-      DataError: images that are none, or a model without a head, or a supernet.
+      DataError: images that are none, or a model without a head, or a supernet, or one whose
+        weights give no probabilities.
       ValueError: ``top`` is below 1.
     """
     check_model(model)
@@ -125,7 +126,8 @@ def classifier(
 ) -> Callable[[np.ndarray], tuple[Any, ...]]:
     """Compiles a function of uint8 ``[b, h, w, 3]``: labels and probabilities, ``[b, top]``.
 
-    Then, if ``merged``, the token that each patch is in at the end, ``[b, patches]``.
+    Then, if ``merged``, the token that each patch is in at the end, ``[b, patches]``. The function
+    raises DataError where probabilities are none.
     """
     graph, state = nnx.split(model)
 
@@ -143,4 +145,13 @@ def classifier(
         shares, labels = jax.lax.top_k(jax.nn.softmax(logits), top)
         return labels, shares, *sources
 
-    return lambda images: tuple(map(np.asarray, classify(state, jnp.asarray(images))))
+    def checked(images: np.ndarray) -> tuple[Any, ...]:
+        labels, shares, *sources = map(np.asarray, classify(state, jnp.asarray(images)))
+        if np.isnan(shares).any():
+            raise DataError(
+                "the model's probabilities are no numbers: its weights hold NaN or infinite ones,"
+                " or it computes beyond its dtype; take weights of before that"
+            )
+        return labels, shares, *sources
+
+    return checked

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from spvit_jax.convert import CheckpointError, files, forms, load, native, save
+from spvit_jax.convert import CheckpointError, files, forms, load, native, save, save_torch
 from spvit_jax.models import MODELS, RegNetSpec, SwinSpec, ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.gates import decide, initial_logits
@@ -342,6 +342,25 @@ def test_what_it_was_trained_on_is_kept(models, tmp_path, about):
     assert model.architecture == models["folded"].architecture
 
 
+@pytest.mark.parametrize("write", [save, save_torch])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, write, value):
+    model = ViT(SPEC, rngs=nnx.Rngs(0))
+    model.norm.scale[...] = value
+    with pytest.raises(CheckpointError, match=r"1 arrays hold .* NaN, infinite or .*: norm\.scale"):
+        write(model, tmp_path / "m.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_mean_and_std_are_of_the_channels_that_a_model_sees(models, tmp_path):
+    path, grey = tmp_path / "m.safetensors", native.About(mean=(0.5,), std=(0.5,))
+    with pytest.raises(ValueError, match="are of 1 channels, the model sees images of 3; give"):
+        save(models["dense"], path, about=grey)
+    model = ViT(dataclasses.replace(SPEC, channels=1), rngs=nnx.Rngs(0))
+    save(model, path, about=grey)
+    assert native.read_about(path) == grey
+
+
 def test_a_file_that_does_not_say_what_it_was_trained_on(models, tmp_path):
     path = tmp_path / "m.safetensors"
     save(models["dense"], path)
@@ -364,6 +383,8 @@ def test_a_file_that_does_not_say_what_it_was_trained_on(models, tmp_path):
         ("mean", (0.1, 0.2, float("nan")), "three numbers"),
         ("mean", (), "go together"),
         ("std", (0.1, 0.2, 0.0), "above 0"),
+        ("mean", (123.7, 116.3, 103.5), "divide what is of pixels in 0..255 by 255"),
+        ("std", (58.4, 57.1, 57.4), "divide what is of pixels in 0..255 by 255"),
         ("crop_ratio", 0.0, "crop_ratio must be in"),
         ("crop_ratio", "half", "crop_ratio must be in"),
         ("colour", "red", "colour"),
