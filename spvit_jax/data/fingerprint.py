@@ -5,10 +5,13 @@ import zlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from spvit_jax.data import splits
 from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.images import Pictures
-from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source
+from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source, TfdsSource
+from spvit_jax.remote import reading
 
 SAMPLE = 8  # images whose pixels are looked at
 SIZED = 10_000  # files at most whose size is asked for, which a disk elsewhere takes its time for
@@ -34,12 +37,29 @@ def _whole(source: Source) -> dict[str, int]:
         labels = zlib.crc32(np.asarray(source.labels, np.int64).tobytes())
         pixels = zlib.crc32(np.asarray(source.images).tobytes(), labels)
         return {"CRC-32 of all pixels and labels": pixels}
+    inner = source.source if isinstance(source, Some) else source
+    if isinstance(inner, TfdsSource):
+        return _records(inner)
     files, crc = _files(source), 0
     every = len(files) // SIZED + 1
     for number, (name, label, path) in enumerate(files):
         size = 0 if number % every else _size(path)
         crc = zlib.crc32(os.fsencode(name) + f"\0{label} {size}\0".encode(), crc)
     return {"CRC-32 of the files' names, labels and sizes": crc} if files else {}
+
+
+def _records(source: TfdsSource) -> dict[str, int]:
+    """A checksum of the manifest of all images of a set, or of its files' names and sizes."""
+    from spvit_jax.data import manifest  # late: it needs TFDS, which other sources do not
+
+    info, split = source.records.dataset_info, source.records.split
+    held = int(info.splits[splits.parse(split).split_name].num_bytes)  # files grow by 64 KiB
+    with reading(info.data_dir, DataError):
+        if (file := epath.Path(info.data_dir) / manifest.FILE).exists():
+            return {f"CRC-32 of {manifest.FILE}": zlib.crc32(file.read_bytes())}
+        files = info.splits[split].filepaths
+        sizes = f"{held}" + "".join(f"\0{path.name}\0{path.stat().length}" for path in files)
+    return {"CRC-32 of the record files' names and sizes": zlib.crc32(sizes.encode())}
 
 
 def _files(source: Source) -> list[tuple[str, int, str]]:

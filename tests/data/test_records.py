@@ -18,9 +18,10 @@ from spvit_jax.config import Data
 from spvit_jax.data import manifest
 from spvit_jax.data.encoded import storable
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.originals import list_folder
 from spvit_jax.data.records import Recorder
-from spvit_jax.data.sources import open_source
+from spvit_jax.data.sources import Some, open_source
 
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 SMALL = 2000  # bytes a shard: a few images
@@ -118,6 +119,25 @@ def test_a_set_reads_as_the_folder_it_was_made_of(made, split):
     source, folder = made
     stored = Data(source="tfds:pets", directory=str(folder.parents[1]))
     assert contents(stored, split) == contents(Data(source=f"folder:{source}"), split)
+
+
+@pytest.mark.parametrize("compared", ["manifest.json", "the record files' names and sizes"])
+def test_a_set_prepared_again_of_other_images_is_another_one(source, tmp_path, compared):
+    first, second = (source / "train" / name / "1.png" for name in ("a b", "b"))
+    seen = []
+    for number in range(3):
+        if number == 2:
+            swapped = first.read_bytes(), second.read_bytes()
+            second.write_bytes(swapped[0])
+            first.write_bytes(swapped[1] + bytes(compared != "manifest.json"))
+        folder = tmp_path / str(number) / "pets" / "1.0.0"
+        record(source, folder)
+        if compared != "manifest.json":
+            (folder / "manifest.json").unlink()
+        data = Data(source="tfds:pets", directory=str(folder.parents[1]))
+        for one in (open_source(data, "train"), Some(open_source(data, "train[:50%]"), [0, 1])):
+            seen.append(fingerprint(one)[f"CRC-32 of {compared}"])
+    assert len(set(seen[:4])) == 1 and len(set(seen)) == 2
 
 
 def test_data_source_of_tfds(made):
