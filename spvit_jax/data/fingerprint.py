@@ -13,6 +13,7 @@ from spvit_jax.data.images import Pictures
 from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source, TfdsSource
 from spvit_jax.remote import reading
 
+ALL = "CRC-32 of all pixels and labels"
 SAMPLE = 8  # images whose pixels are looked at
 SIZED = 10_000  # files at most whose size is asked for, which a disk elsewhere takes its time for
 
@@ -26,9 +27,14 @@ def fingerprint(source: Source) -> dict[str, Any]:
     sample = 0
     for index in np.linspace(0, len(source) - 1, SAMPLE, dtype=int):
         sample = zlib.crc32(_bytes(source, int(index)), sample)
-    names = {str(label): name for label, name in enumerate(source.class_names)}
+    names = numbered(source.class_names)
     found = {"images": len(source), "class names": names, "CRC-32 of some images": sample}
     return found | _whole(source)
+
+
+def numbered(names: tuple[str, ...]) -> dict[str, str]:
+    """Each name by its number, so that what differs of them is said in words."""
+    return {str(number): name for number, name in enumerate(names)}
 
 
 def _whole(source: Source) -> dict[str, int]:
@@ -36,7 +42,7 @@ def _whole(source: Source) -> dict[str, int]:
     if isinstance(source, ArraySource):
         labels = zlib.crc32(np.asarray(source.labels, np.int64).tobytes())
         pixels = zlib.crc32(np.asarray(source.images).tobytes(), labels)
-        return {"CRC-32 of all pixels and labels": pixels}
+        return {ALL: pixels}
     inner = source.source if isinstance(source, Some) else source
     if isinstance(inner, TfdsSource):
         return _records(inner)
@@ -45,7 +51,13 @@ def _whole(source: Source) -> dict[str, int]:
     for number, (name, label, path) in enumerate(files):
         size = 0 if number % every else _size(path)
         crc = zlib.crc32(os.fsencode(name) + f"\0{label} {size}\0".encode(), crc)
-    return {"CRC-32 of the files' names, labels and sizes": crc} if files else {}
+    if files:
+        return {"CRC-32 of the files' names, labels and sizes": crc}
+    if isinstance(inner, Pictures):  # in memory
+        for index in range(len(source)):
+            crc = zlib.crc32(_bytes(source, index), crc)
+        return {ALL: crc}
+    return {}
 
 
 def _records(source: TfdsSource) -> dict[str, int]:
