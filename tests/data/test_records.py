@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -138,6 +139,15 @@ def test_a_set_prepared_again_of_other_images_is_another_one(source, tmp_path, c
         for one in (open_source(data, "train"), Some(open_source(data, "train[:50%]"), [0, 1])):
             seen.append(fingerprint(one)[f"CRC-32 of {compared}"])
     assert len(set(seen[:4])) == 1 and len(set(seen)) == 2
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", [b"", b"[1, 2]", b"[" * 100_000, b"\xff\xfe{}", b'{"name": 5}'])
+def test_a_set_whose_description_is_damaged_is_to_be_prepared_again(made, tmp_path, file, damage):
+    shutil.copytree(made[1], tmp_path / "pets" / "1.0.0")
+    (tmp_path / "pets" / "1.0.0" / file).write_bytes(damage)
+    with pytest.raises(DataError, match=rf"cannot open 'pets' in {tmp_path} \(.*prepare it again"):
+        open_source(Data(source="tfds:pets", directory=str(tmp_path)), "train")
 
 
 def test_data_source_of_tfds(made):
