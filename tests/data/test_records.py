@@ -451,6 +451,45 @@ def test_verify_compares_with_the_manifest(made, tmp_path, key, value):
         manifest.verify(folder)
 
 
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("[1, 2]", r"it lacks listing \(str\), splits \(dict\)"),
+        ("[" * 100_000, "recursion"),
+        ('{"listing": "", "splits": {"val": []}}', r"its split val lacks images \(int\), bytes"),
+        (None, "it holds 48 images, manifest.json says 1,000,000,000,000,024;"),
+    ],
+)
+def test_a_manifest_that_is_damaged_is_refused_before_the_set_is_read(
+    made, tmp_path, damaged, message
+):
+    folder = tmp_path / "pets" / "1.0.0"
+    shutil.copytree(made[1], folder)
+    content = manifest.read(folder)
+    content["splits"]["train"]["images"] = 10**15
+    (folder / manifest.FILE).write_text(damaged or json.dumps(content))
+    with pytest.raises(DataError, match=f"is damaged.*{message}.*remove"):
+        manifest.count(folder)
+
+
+def test_a_set_that_tfds_cannot_open_is_damaged(made, tmp_path):
+    shutil.copytree(made[1], tmp_path / "pets")
+    (tmp_path / "pets" / "features.json").write_text("[1]")
+    with pytest.raises(DataError, match="is damaged: TFDS cannot open it .*; remove it, prepare"):
+        manifest.verify(tmp_path / "pets")
+
+
+@pytest.mark.parametrize("damaged", ["[1]", "[" * 100_000, '{"images": 5, "shards": 5}'])
+@pytest.mark.parametrize("file", ["plan.json", "pets-*.json"])
+def test_notes_of_an_interrupted_set_that_are_damaged_are_none(source, tmp_path, file, damaged):
+    folder = tmp_path / "pets" / "1.0.0"
+    break_off(source, folder)
+    for note in (tmp_path / "pets" / "1.0.0.incomplete").glob(file):
+        note.write_text(damaged)
+    recorder = Recorder(list_folder(source), folder, shard_bytes=SMALL)
+    assert recorder.done == 0 and recorder.run() == manifest.read(folder)
+
+
 def test_verify_refuses_labels_of_no_class(made, tmp_path):
     folder = tmp_path / "pets" / "1.0.0"
     record(made[0], folder)
