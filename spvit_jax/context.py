@@ -17,7 +17,7 @@ from spvit_jax.convert import About, about_of
 from spvit_jax.convert import CheckpointError as PretrainedError
 from spvit_jax.convert.fetch import INDEX, fetch, shards_of
 from spvit_jax.data.errors import DataError
-from spvit_jax.data.fingerprint import fingerprint
+from spvit_jax.data.fingerprint import fingerprint, numbered
 from spvit_jax.data.pipeline import steps_per_epoch
 from spvit_jax.data.sources import Source, open_source
 from spvit_jax.export.images import LEAST
@@ -123,7 +123,9 @@ class Beginning:
         if self.config.stage in ("all", "search") and table:
             looks["CRC-32 of the table of budget.latency"] = lambda: _table(table)
         if self.dense is not None:
+            known = (self.dense.about or About()).class_names
             looks["CRC-32 of the model"] = lambda: hosts.checksum(nnx.state(self.dense))
+            looks["class names of the model"] = lambda: numbered(known)
         return looks
 
     def _named(self) -> dict[str, str]:

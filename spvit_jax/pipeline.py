@@ -187,8 +187,7 @@ def run_frontier(context: Context) -> None:
     text = curve.summary(result)
     context.workdir.write("frontier.png", lambda path: path.write_bytes(picture.getvalue()))
     context.workdir.write("frontier.html", lambda path: path.write_text(html, encoding="utf-8"))
-    context.workdir.write("frontier.txt", lambda path: path.write_text(text + "
-"))
+    context.workdir.write("frontier.txt", lambda path: path.write_text(text + "\n"))
     context.workdir.write_json("frontier.json", result)
     context.console.say(text)
 

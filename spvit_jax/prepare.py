@@ -108,8 +108,7 @@ def _verify(options: argparse.Namespace, console: "Console") -> None:
     if not sets:
         raise DataError(f"no finished set in {options.target / _name(options)}; prepare it first")
     for file in sets:
-        total = sum(one["images"] for one in manifest.read(file.parent)["splits"].values())
-        with console.bar(total, 0, "reading", images=1) as bar:
+        with console.bar(manifest.count(file.parent), 0, "reading", images=1) as bar:
             read = manifest.verify(file.parent, bar.update)
         for split, facts in read["splits"].items():
             _report(console, split, facts)

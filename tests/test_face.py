@@ -170,6 +170,15 @@ def test_a_folder_of_its_own_is_gone_on_with(dense, tmp_path, capsys):
     other.head.bias[...] += 1
     with pytest.raises(ConfigError, match="CRC-32 of the model"):
         spvit.compress(other, GREY, workdir=tmp_path, **options)
+    other = spvit.load(PACKAGED)
+    names = ("Jersey", *other.about.class_names[1:])
+    other.about = dataclasses.replace(other.about, class_names=names)
+    with pytest.raises(ConfigError, match=r"class names of the model\.0: T-shirt/top, now Jersey"):
+        spvit.compress(other, GREY, workdir=tmp_path, **options)
+    images = GREY.copy()
+    images[3] = 0
+    with pytest.raises(ConfigError, match=r"data\.train\.CRC-32 of all pixels and labels"):
+        spvit.compress(dense, images, workdir=tmp_path, **options)
 
 
 RGB = np.repeat(GREY[..., None], 3, axis=3)

@@ -5,12 +5,15 @@ import zlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from spvit_jax.data import splits
 from spvit_jax.data.errors import DataError, LabelError
 from spvit_jax.data.images import Pictures
-from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source
-from spvit_jax.remote import raise_transient
+from spvit_jax.data.sources import UNLABELLED, ArraySource, FolderSource, Some, Source, TfdsSource
+from spvit_jax.remote import raise_transient, reading
 
+ALL = "CRC-32 of all pixels and labels"
 SAMPLE = 8  # images whose pixels are looked at
 SIZED = 10_000  # files at most whose size is asked for, which a disk elsewhere takes its time for
 
@@ -24,9 +27,14 @@ def fingerprint(source: Source) -> dict[str, Any]:
     sample = 0
     for index in np.linspace(0, len(source) - 1, SAMPLE, dtype=int):
         sample = zlib.crc32(_bytes(source, int(index)), sample)
-    names = {str(label): name for label, name in enumerate(source.class_names)}
+    names = numbered(source.class_names)
     found = {"images": len(source), "class names": names, "CRC-32 of some images": sample}
     return found | _whole(source)
+
+
+def numbered(names: tuple[str, ...]) -> dict[str, str]:
+    """Each name by its number, so that what differs of them is said in words."""
+    return {str(number): name for number, name in enumerate(names)}
 
 
 def _whole(source: Source) -> dict[str, int]:
@@ -34,13 +42,36 @@ def _whole(source: Source) -> dict[str, int]:
     if isinstance(source, ArraySource):
         labels = zlib.crc32(np.asarray(source.labels, np.int64).tobytes())
         pixels = zlib.crc32(np.asarray(source.images).tobytes(), labels)
-        return {"CRC-32 of all pixels and labels": pixels}
+        return {ALL: pixels}
+    inner = source.source if isinstance(source, Some) else source
+    if isinstance(inner, TfdsSource):
+        return _records(inner)
     files, crc = _files(source), 0
     every = len(files) // SIZED + 1
     for number, (name, label, path) in enumerate(files):
         size = 0 if number % every else _size(path)
         crc = zlib.crc32(os.fsencode(name) + f"\0{label} {size}\0".encode(), crc)
-    return {"CRC-32 of the files' names, labels and sizes": crc} if files else {}
+    if files:
+        return {"CRC-32 of the files' names, labels and sizes": crc}
+    if isinstance(inner, Pictures):  # in memory
+        for index in range(len(source)):
+            crc = zlib.crc32(_bytes(source, index), crc)
+        return {ALL: crc}
+    return {}
+
+
+def _records(source: TfdsSource) -> dict[str, int]:
+    """A checksum of the manifest of all images of a set, or of its files' names and sizes."""
+    from spvit_jax.data import manifest  # late: it needs TFDS, which other sources do not
+
+    info, split = source.records.dataset_info, source.records.split
+    held = int(info.splits[splits.parse(split).split_name].num_bytes)  # files grow by 64 KiB
+    with reading(info.data_dir, DataError):
+        if (file := epath.Path(info.data_dir) / manifest.FILE).exists():
+            return {f"CRC-32 of {manifest.FILE}": zlib.crc32(file.read_bytes())}
+        files = info.splits[split].filepaths
+        sizes = f"{held}" + "".join(f"\0{path.name}\0{path.stat().length}" for path in files)
+    return {"CRC-32 of the record files' names and sizes": zlib.crc32(sizes.encode())}
 
 
 def _files(source: Source) -> list[tuple[str, int, str]]:

@@ -33,7 +33,14 @@ def list_split(folder: Path, split: str) -> tuple[Files, tuple[str, ...]]:
     for annotation in train["annotations"]:
         labels.setdefault(annotation["category_id"], len(labels))
     listing = train if split == "train" else _read(folder, split)
-    categories = {one["image_id"]: one["category_id"] for one in listing["annotations"]}
+    categories: dict[int | str, int] = {}
+    for one in listing["annotations"]:
+        image, category = one["image_id"], one["category_id"]
+        if categories.setdefault(image, category) != category:
+            raise DataError(
+                f"{folder}: image {image} of {split} has two categories, {categories[image]} and"
+                f" {category}; leave one annotation of it in the JSON"
+            )
     odd = sorted(set(categories.values()) - set(labels))
     if odd:
         raise DataError(f"{folder}: categories {odd[:10]} of {split} have no training image")
@@ -57,12 +64,17 @@ def _read(folder: Path, split: str) -> dict[str, Any]:
             " they and the images come from https://github.com/visipedia/inat_comp"
         )
     content = _load(files[0])
-    needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id")}
-    for group, keys in needed.items():
+    needed: dict[str, dict[str, Any]] = {
+        "images": {"id": int | str, "file_name": str},
+        "annotations": {"image_id": int | str, "category_id": int},
+    }
+    for group, kinds in needed.items():
         rows = content.get(group) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and set(keys) <= row.keys() for row in rows
+            isinstance(row, dict) and all(isinstance(row.get(key), kinds[key]) for key in kinds)
+            for row in rows
         ):
+            keys = ", ".join(f"{key} ({getattr(of, '__name__', of)})" for key, of in kinds.items())
             raise DataError(f"{files[0]}: expected {group!r}, a list of objects with {keys}")
     return content
 
@@ -70,7 +82,7 @@ def _read(folder: Path, split: str) -> dict[str, Any]:
 def _load(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if is_transient(error):
             raise
         raise DataError(f"cannot read {file}: {error}; fetch it again") from error

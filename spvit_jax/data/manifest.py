@@ -20,6 +20,11 @@ from spvit_jax.data.errors import DataError, LabelError, check_label
 from spvit_jax.remote import raise_transient
 
 FILE = "manifest.json"
+OF_SET: dict[str, type] = {"listing": str, "splits": dict}  # fields and their types
+OF_SPLIT: dict[str, type] = {
+    **{"images": int, "bytes": int, "sha256": str, "stored_sha256": str, "converted": int},
+    "skipped": dict,
+}
 
 
 def make(listing: str, noted: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -47,13 +52,51 @@ def read(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / FILE).read_text())
+        _check(manifest, OF_SET, "it")
+        for split, facts in manifest["splits"].items():
+            _check(facts, OF_SPLIT, f"its split {split}")
         return manifest
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no {FILE}, so something else made it; choose another name or folder"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / FILE} is damaged ({error}); remove {folder}") from error
+
+
+def _check(value: Any, kinds: dict[str, type], name: str) -> None:
+    """Raises ValueError unless it is an object of these fields, each of its type."""
+    has = {key: type(one) for key, one in value.items()} if isinstance(value, dict) else {}
+    odd = [f"{key} ({kind.__name__})" for key, kind in kinds.items() if has.get(key) is not kind]
+    if odd:
+        raise ValueError(f"{name} lacks {', '.join(odd)}")
+
+
+def count(folder: Path) -> int:
+    """How many images the set ``folder`` has, by its manifest and by TFDS's description of it.
+
+    Raises:
+      DataError: one of them is damaged, or they disagree.
+    """
+    wanted = sum(one["images"] for one in read(folder)["splits"].values())
+    held = sum(split.num_examples for split in _opened(folder).info.splits.values())
+    if wanted != held:
+        raise DataError(
+            f"{folder} is damaged: it holds {held:,} images, {FILE} says {wanted:,}; remove it,"
+            " prepare it again"
+        )
+    return held
+
+
+def _opened(folder: Path) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of TFDS, of protobuf, of Python: they have no kind in common
+        if isinstance(error, OSError):
+            raise
+        raise DataError(
+            f"{folder} is damaged: TFDS cannot open it ({error}); remove it, prepare it again"
+        ) from error
 
 
 def checksum(sums: Iterable[tuple[str, str]]) -> str:
@@ -71,14 +114,14 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda images: None
       DataError: an image or label is not the one that was stored.
     """
     manifest = read(folder)
-    builder = tfds.builder_from_directory(folder)
+    builder = _opened(folder)
     wrong = []
     for split, expected in manifest["splits"].items():
         try:
             sums = _stored_sums(builder, split, progress)
         except LabelError as error:
             wrong.append(f"of {split} {error}")
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
+        except (RuntimeError, ValueError, LookupError, OSError) as error:
             raise_transient(error)
             wrong.append(f"{split} cannot be read ({error})")
         else:

@@ -109,13 +109,14 @@ class Recorder:
         """The notes of the shards that earlier runs left and that can stay."""
         try:
             plan = json.loads((self._work / "plan.json").read_text())
-        except (FileNotFoundError, ValueError):
+            begun = sum(count for _, count in plan["shards"])
+        except (FileNotFoundError, ValueError, RecursionError, TypeError, KeyError):
             return {}
         if plan != self._plan():
             raise DataError(
                 f"{self._work} was begun with other images or options"
-                f" ({sum(count for _, count in plan['shards']):,} images, now {self.total:,}); go"
-                " on with those, or remove it to begin anew"
+                f" ({begun:,} images, now {self.total:,}); go on with those, or remove it to begin"
+                " anew"
             )
         notes = {shard.file: shards.noted(shard, self._set) for shard in self._shards}
         return {

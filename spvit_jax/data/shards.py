@@ -98,9 +98,9 @@ def noted(shard: Shard, folder: Path) -> dict[str, Any] | None:
     """What ``write`` returned for the shard in ``folder``; None: not written, or of other files."""
     try:
         note: dict[str, Any] = json.loads(_note(shard, folder).read_text())
-    except (FileNotFoundError, ValueError):
+        sizes = {path: size for path, size, *_ in note["images"] + note["skipped"]}
+    except (FileNotFoundError, ValueError, RecursionError, TypeError, KeyError):
         return None
-    sizes = {path: size for path, size, *_ in note["images"] + note["skipped"]}
     same = sizes == {one.path: one.size for one in shard.originals}
     return note if same and (folder / shard.file).exists() else None
 

@@ -327,14 +327,23 @@ def _classification_keys(name: str, info: Any) -> tuple[str, str]:
 
 def _prepared_builder(name: str, directory: str) -> Any:
     how, tfds = _how_to_prepare(name, directory), tensorflow_datasets()
+    where = directory or "its default data directory"
+    _check_name(name)
     with reading(directory, DataError):
         try:
             builder = tfds.builder(name, data_dir=directory or None)
         except tfds.core.DatasetNotFoundError as error:
             raise DataError(
-                f"TFDS knows no set {name!r} and finds none prepared in"
-                f" {directory or 'its default data directory'}; see"
+                f"TFDS knows no set {name!r} and finds none prepared in {where}; see"
                 f" https://tensorflow.org/datasets, or make one of your images:\n  {how}"
+            ) from error
+        except Exception as error:  # of TFDS, of protobuf, of Python: they have no kind in common
+            if isinstance(error, OSError) or is_remote(directory):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(
+                f"TFDS cannot open {name!r} in {where} ({reason}); if a file of it is damaged,"
+                f" remove the set and prepare it again:\n  {how}"
             ) from error
         if not builder.is_prepared():
             raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; run\n  {how}")
@@ -347,6 +356,18 @@ def _prepared_builder(name: str, directory: str) -> Any:
             " --out_file_format=array_record"
         )
     return builder
+
+
+def _check_name(name: str) -> None:
+    """Raises DataError for what cannot be the name of a set, as folders and other hubs' names."""
+    try:
+        tensorflow_datasets().core.naming.parse_builder_name_kwargs(name)
+    except ValueError as error:
+        raise DataError(
+            f"data.source=tfds:{name}: expected NAME, NAME/CONFIG or NAME:1.0.0 of letters, digits"
+            " and _, as in tfds:imagenet2012; the folder that holds the set goes into"
+            " data.directory, and a folder of images into data.source=folder:FOLDER"
+        ) from error
 
 
 def _how_to_prepare(name: str, directory: str) -> str:

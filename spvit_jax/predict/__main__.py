@@ -241,7 +241,7 @@ def class_names(file: str | None, known: Sequence[str], classes: int) -> list[st
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
         names = _json_names(text) if text.lstrip()[:1] in ("[", "{") else text.split("\n")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"--names {file}: {error}; expected a name a line in UTF-8, a JSON list, or JSON"
             ' {"0": "name", …}'
@@ -258,9 +258,9 @@ def class_names(file: str | None, known: Sequence[str], classes: int) -> list[st
 
 def _json_names(text: str) -> list[str]:
     """Names of a JSON list, or of an object from class numbers to names or [id, name]."""
-    values = json.loads(text)
-    if isinstance(values, dict):
-        numbered = {int(number): name for number, name in values.items()}
+    values = json.loads(text, object_pairs_hook=tuple)  # which keeps a number that is there twice
+    if isinstance(values, tuple):
+        numbered = {int(number): name for number, name in values}
         if sorted(numbered) != list(range(len(values))):
             raise ValueError(f"its numbers are not 0 to {len(values) - 1}, each once")
         values = [numbered[i] for i in range(len(values))]

@@ -80,6 +80,19 @@ def test_names_and_sizes_of_all_files_count(tmp_path, monkeypatch):
     assert len({one["CRC-32 of the files' names, labels and sizes"] for one in seen}) == 3
 
 
+@pytest.mark.parametrize("kind", [np.asarray, Image.fromarray])
+@pytest.mark.parametrize("judged", [range(40), range(1, 40, 2)])
+def test_all_pictures_in_memory_count(kind, judged):
+    changed = IMAGES.copy()
+    changed[3] = 0  # not in the sample
+    seen = [
+        fingerprint(Some(open_images(list(map(kind, images))), judged))
+        for images in (IMAGES, IMAGES.copy(), changed)
+    ]
+    assert seen[0] == seen[1]
+    assert {name for name in seen[0] if seen[0][name] != seen[2][name]} == {ALL}
+
+
 def test_a_damaged_image_is_left_to_whoever_trains_on_it():
     class Damaged(ArraySource):
         def __getitem__(self, index):

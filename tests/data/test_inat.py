@@ -76,9 +76,35 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     val.write_text(json.dumps({"images": [{"id": 3}], "annotations": []}))
     with pytest.raises(DataError, match=r"val2018.json: expected 'images', a list of objects"):
         read(tmp_path, "val")
-    val.write_text("{")
-    with pytest.raises(DataError, match="cannot read .*val2018.json"):
-        read(tmp_path, "val")
+    for group, row in (
+        ("images", {"id": [3]}),
+        ("images", {"file_name": 5}),
+        ("annotations", {"category_id": [5]}),
+        ("annotations", {"category_id": "5"}),
+    ):
+        odd = content | {group: [content[group][0] | row]}
+        val.write_text(json.dumps(odd))
+        with pytest.raises(
+            DataError, match=rf"val2018.json: expected '{group}', .*_.* \((int|str)\)"
+        ):
+            read(tmp_path, "val")
+    for text in ("{", "[" * 100_000):
+        val.write_text(text)
+        with pytest.raises(DataError, match="cannot read .*val2018.json"):
+            read(tmp_path, "val")
     (tmp_path / "categories.json").write_text("[1]")
     with pytest.raises(DataError, match="expected a list of objects with 'id' and 'name'"):
         read(tmp_path)
+
+
+def test_an_image_of_two_categories_is_refused(tmp_path):
+    write(tmp_path)
+    file = tmp_path / "val2018.json"
+    content = json.loads(file.read_text())
+    for category in (5, 3):  # the one it has, another one
+        content["annotations"].append({"image_id": 100, "category_id": category})
+        file.write_text(json.dumps(content))
+        if category == 5:
+            assert len(read(tmp_path, "val")) == 2
+    with pytest.raises(DataError, match="image 100 of val has two categories, 5 and 3; leave one"):
+        read(tmp_path, "val")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,9 +20,10 @@ from spvit_jax.config import Data
 from spvit_jax.data import manifest
 from spvit_jax.data.encoded import storable
 from spvit_jax.data.errors import DataError
+from spvit_jax.data.fingerprint import fingerprint
 from spvit_jax.data.originals import list_folder
 from spvit_jax.data.records import Recorder
-from spvit_jax.data.sources import open_source
+from spvit_jax.data.sources import Some, open_source
 
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 SMALL = 2000  # bytes a shard: a few images
@@ -119,6 +121,34 @@ def test_a_set_reads_as_the_folder_it_was_made_of(made, split):
     source, folder = made
     stored = Data(source="tfds:pets", directory=str(folder.parents[1]))
     assert contents(stored, split) == contents(Data(source=f"folder:{source}"), split)
+
+
+@pytest.mark.parametrize("compared", ["manifest.json", "the record files' names and sizes"])
+def test_a_set_prepared_again_of_other_images_is_another_one(source, tmp_path, compared):
+    first, second = (source / "train" / name / "1.png" for name in ("a b", "b"))
+    seen = []
+    for number in range(3):
+        if number == 2:
+            swapped = first.read_bytes(), second.read_bytes()
+            second.write_bytes(swapped[0])
+            first.write_bytes(swapped[1] + bytes(compared != "manifest.json"))
+        folder = tmp_path / str(number) / "pets" / "1.0.0"
+        record(source, folder)
+        if compared != "manifest.json":
+            (folder / "manifest.json").unlink()
+        data = Data(source="tfds:pets", directory=str(folder.parents[1]))
+        for one in (open_source(data, "train"), Some(open_source(data, "train[:50%]"), [0, 1])):
+            seen.append(fingerprint(one)[f"CRC-32 of {compared}"])
+    assert len(set(seen[:4])) == 1 and len(set(seen)) == 2
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", [b"", b"[1, 2]", b"[" * 100_000, b"\xff\xfe{}", b'{"name": 5}'])
+def test_a_set_whose_description_is_damaged_is_to_be_prepared_again(made, tmp_path, file, damage):
+    shutil.copytree(made[1], tmp_path / "pets" / "1.0.0")
+    (tmp_path / "pets" / "1.0.0" / file).write_bytes(damage)
+    with pytest.raises(DataError, match=rf"cannot open 'pets' in {tmp_path} \(.*prepare it again"):
+        open_source(Data(source="tfds:pets", directory=str(tmp_path)), "train")
 
 
 def test_data_source_of_tfds(made):
@@ -430,6 +460,45 @@ def test_verify_compares_with_the_manifest(made, tmp_path, key, value):
     (folder / manifest.FILE).write_text(json.dumps(found))
     with pytest.raises(DataError, match="damaged: train has other images than were"):
         manifest.verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("[1, 2]", r"it lacks listing \(str\), splits \(dict\)"),
+        ("[" * 100_000, "recursion"),
+        ('{"listing": "", "splits": {"val": []}}', r"its split val lacks images \(int\), bytes"),
+        (None, "it holds 48 images, manifest.json says 1,000,000,000,000,024;"),
+    ],
+)
+def test_a_manifest_that_is_damaged_is_refused_before_the_set_is_read(
+    made, tmp_path, damaged, message
+):
+    folder = tmp_path / "pets" / "1.0.0"
+    shutil.copytree(made[1], folder)
+    content = manifest.read(folder)
+    content["splits"]["train"]["images"] = 10**15
+    (folder / manifest.FILE).write_text(damaged or json.dumps(content))
+    with pytest.raises(DataError, match=f"is damaged.*{message}.*remove"):
+        manifest.count(folder)
+
+
+def test_a_set_that_tfds_cannot_open_is_damaged(made, tmp_path):
+    shutil.copytree(made[1], tmp_path / "pets")
+    (tmp_path / "pets" / "features.json").write_text("[1]")
+    with pytest.raises(DataError, match="is damaged: TFDS cannot open it .*; remove it, prepare"):
+        manifest.verify(tmp_path / "pets")
+
+
+@pytest.mark.parametrize("damaged", ["[1]", "[" * 100_000, '{"images": 5, "shards": 5}'])
+@pytest.mark.parametrize("file", ["plan.json", "pets-*.json"])
+def test_notes_of_an_interrupted_set_that_are_damaged_are_none(source, tmp_path, file, damaged):
+    folder = tmp_path / "pets" / "1.0.0"
+    break_off(source, folder)
+    for note in (tmp_path / "pets" / "1.0.0.incomplete").glob(file):
+        note.write_text(damaged)
+    recorder = Recorder(list_folder(source), folder, shard_bytes=SMALL)
+    assert recorder.done == 0 and recorder.run() == manifest.read(folder)
 
 
 def test_verify_refuses_labels_of_no_class(made, tmp_path):

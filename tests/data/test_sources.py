@@ -358,6 +358,9 @@ def test_tfds_set_without_images_is_refused(tmp_path):
         ("folder:gs://bucket/pets", "train", "of a bucket only tfds: sets are read; make one"),
         ("zip:there", "train", "must begin with packaged:, idx:, inat:, folder: or tfds:"),
         ("tfds:no_such_set", "train", "knows no set 'no_such_set'"),
+        ("tfds:imagenet-1k", "train", "=tfds:imagenet-1k: expected NAME, .* letters, digits and _"),
+        ("tfds:/a/path", "train", "=tfds:/a/path: expected .* goes into data.directory"),
+        ("tfds:My Photos", "train", "=tfds:My Photos: expected NAME, .*data.source=folder:FOLDER"),
         ("idx:/nowhere", "train", "no train-images-idx3-ubyte.gz"),
     ],
 )
