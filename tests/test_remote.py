@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from spvit_jax.remote import absolute, is_remote, public, reading
+from spvit_jax.remote import absolute, followed, is_remote, public, reading
 
 
 class Unreadable(Exception):
@@ -25,6 +27,16 @@ def test_only_errors_of_a_store_are_explained(raised, path, expected):
     assert explained or found.value is raised
     assert ("gcloud auth application-default login" in str(found.value)) == explained
     assert not explained or f"cannot read {path} ({type(raised).__name__}: " in str(found.value)
+
+
+def test_what_a_link_leads_to_is_the_file_and_a_pipe_is_none(tmp_path):
+    real, link, pipe = (tmp_path / name for name in ("real", "link", "pipe"))
+    link.symlink_to(real)
+    os.mkfifo(pipe)
+    assert followed(link) == followed(real) == real.resolve()
+    assert followed(tmp_path) == tmp_path.resolve()
+    with pytest.raises(FileExistsError, match="pipe is a pipe or a device, expected a file"):
+        followed(pipe)
 
 
 def test_local_paths_are_made_absolute_and_remote_ones_are(tmp_path, monkeypatch):
