@@ -82,6 +82,22 @@ def public(address: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else f"%{ord(c):02X}" for c in text)
 
 
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to a pipe or a device, which is written into, never replaced."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def followed(path: str | os.PathLike[str]) -> Path:
+    """The file that is to be replaced for a path: a link stays, what it leads to does not.
+
+    Raises:
+      FileExistsError: what is there is no file.
+    """
+    if is_special(path):
+        raise FileExistsError(f"{path} is a pipe or a device, expected a file; choose another name")
+    return Path(os.path.realpath(path))
+
+
 def publish(file: Path, path: epath.Path) -> None:
     """Makes a local file ``path``, at once: who reads it sees all of the old one or the new one."""
     if is_remote(path):

@@ -108,7 +108,7 @@ def check_teachers(config: Config, student: Spec, class_names: tuple[str, ...] =
         try:
             read = _as_read(resized(teacher_spec(config, student), student.image_size), student)
         except CheckpointError as error:
-            raise CheckpointError(f"teacher.checkpoint={file}: {error}") from error
+            raise type(error)(f"teacher.checkpoint={file}: {error}") from error
         check_stream(name, file, read, student)
     for features in {kind == "features" for kind in kinds.values()}:
         load_teacher(config, student, features)

@@ -361,6 +361,13 @@ def test_without_onnxruntime_the_error_names_what_to_install(there, capsys, monk
     assert "pip install 'spvit_jax[export]'" in capsys.readouterr().err
 
 
+def test_a_figure_replaces_no_pipe(there, tmp_path, capsys):
+    os.mkfifo(tmp_path / "a.pipe")
+    figure = ["--figure", str(tmp_path / "a.pipe")]
+    assert run(there, "dense.onnx", "--test", "labelled", *figure) == 2
+    assert "a.pipe is a pipe or a device, expected a file" in capsys.readouterr().err
+
+
 def test_a_figure_needs_test_images(there, capsys):
     with pytest.raises(SystemExit):
         run(there, "dense.onnx", "--figure", "a.png")

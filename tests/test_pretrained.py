@@ -11,6 +11,7 @@ from flax import nnx
 from spvit_jax import pretrained, teachers
 from spvit_jax.config import Config, ConfigError, Model, from_config_dict
 from spvit_jax.convert import CheckpointError, about_of, save, save_torch
+from spvit_jax.convert.errors import Unreachable
 from spvit_jax.convert.native import About
 from spvit_jax.models import MODELS, VARIANTS, RegNetSpec, SwinSpec, ViTSpec
 from spvit_jax.single_path.architecture import Architecture, from_gates
@@ -212,6 +213,17 @@ def test_a_teacher_is_looked_through_before_it_teaches(tmp_path, kind, monkeypat
     made = dataclasses.replace(made, model=Model(checkpoint=str(path)))
     made.teacher = dataclasses.replace(made.teacher, checkpoint="", mean=(0.5,), std=(0.5,))
     with pytest.raises(ConfigError, match=r"RGB images: .* for teacher\.mean and std; got 1"):
+        teachers.check_teachers(made, VIT)
+
+
+def test_a_teacher_that_cannot_be_reached_now_may_be_later(monkeypatch):
+    def fail(*_):
+        raise Unreachable("connection refused")
+
+    monkeypatch.setattr(teachers, "read_spec", fail)
+    made = teaching("https://host/teacher.safetensors")
+    made.finetune.distillation = "features"
+    with pytest.raises(Unreachable, match=r"teacher\.checkpoint=https.*: connection refused"):
         teachers.check_teachers(made, VIT)
 
 

@@ -3,7 +3,15 @@ import os
 
 import pytest
 
-from spvit_jax.remote import absolute, is_remote, is_transient, public, raise_transient, reading
+from spvit_jax.remote import (
+    absolute,
+    followed,
+    is_remote,
+    is_transient,
+    public,
+    raise_transient,
+    reading,
+)
 
 
 class Unreadable(Exception):
@@ -55,6 +63,16 @@ def test_what_may_pass_is_raised_however_it_is_wrapped(error, passes):
         assert passes and is_transient(raised)
     else:
         assert not passes
+
+
+def test_what_a_link_leads_to_is_the_file_and_a_pipe_is_none(tmp_path):
+    real, link, pipe = (tmp_path / name for name in ("real", "link", "pipe"))
+    link.symlink_to(real)
+    os.mkfifo(pipe)
+    assert followed(link) == followed(real) == real.resolve()
+    assert followed(tmp_path) == tmp_path.resolve()
+    with pytest.raises(FileExistsError, match="pipe is a pipe or a device, expected a file"):
+        followed(pipe)
 
 
 def test_local_paths_are_made_absolute_and_remote_ones_are(tmp_path, monkeypatch):

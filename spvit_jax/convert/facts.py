@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 from spvit_jax.models.rotary import KINDS
 from spvit_jax.remote import is_transient
-from spvit_jax.sizes import Size, sides, wanted_size
+from spvit_jax.sizes import Size, shown, sides, wanted_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OPEN_CLIP = "open_clip_config.json"
@@ -27,6 +28,8 @@ ACTIVATIONS = {  # transformers' and timm's names, ours
     "silu": "silu",
     "swish": "silu",
 }
+TOKENS = ("cls_token", "dist_token", "reg_token")
+POOLS = ("token", "avg", "map")  # timm's names
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, whose files may leave them out
     "vit": {"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
@@ -85,12 +88,15 @@ class Facts:
       epsilon: of the layer norms.
       activation: of the FFNs: "gelu", "gelu_tanh", "quick_gelu" or "silu".
       image_size: pixels of the images it is for: a side of a square, or height and width.
+      built_for: pixels of those that its learned positions have to be of.
       asked: of those it is wanted for; tells a map of positions that nothing else tells.
       patch_size: pixels per side.
       mean: of each colour, of images between 0 and 1.
       std: of each colour, likewise.
       crop_ratio: of the side that is cropped to that which an image was resized to.
       interpolation: "bicubic", "bilinear", …
+      crop_mode: timm's "center", "squash" or "border", open_clip's "shortest" or "longest".
+      classes: outputs of its head.
       class_names: of the classifier's outputs, in their order.
       pool: timm's "token", "avg" or "map".
       rotary: the rotary position embedding.
@@ -104,12 +110,15 @@ class Facts:
     epsilon: float | None = None
     activation: str | None = None
     image_size: Size | None = None
+    built_for: Size | None = None
     asked: Size | None = None
     patch_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_ratio: float | None = None
     interpolation: str | None = None
+    crop_mode: str | None = None
+    classes: int | None = None
     class_names: tuple[str, ...] | None = None
     pool: str | None = None
     rotary: Rotary | None = None
@@ -190,12 +199,7 @@ def check(facts: Facts, state: State) -> None:
         f"{CONFIG} says {name} {fact}, the arrays {there} ({where})"
         for name, fact, there, where in (
             ("width", facts.width, width, projection),
-            (
-                "patch size",
-                facts.patch_size,
-                patch,
-                f"patch_embed.proj.weight {list(patches.shape)}",
-            ),
+            ("patch size", facts.patch_size, patch, projection),
             ("depth", facts.depth, depth, "blocks"),
         )
         if fact is not None and fact != there
@@ -211,6 +215,19 @@ def check(facts: Facts, state: State) -> None:
             f"{CONFIG} names {len(facts.class_names)} classes, the arrays have {len(head)}"
             " (head.weight)"
         )
+    if facts.classes and head is not None and len(head) != facts.classes:
+        lines.append(
+            f"{CONFIG} says {facts.classes} classes, the arrays have {len(head)} (head.weight)"
+        )
+    positions = state.get("pos_embed")
+    if facts.built_for and patch and positions is not None and positions.ndim == 3:
+        tokens = (state[name].shape[1] for name in TOKENS if name in state)
+        count = positions.shape[1] - sum(tokens)
+        if count != math.prod(side // patch for side in sides(facts.built_for)):
+            lines.append(
+                f"{CONFIG} says images of {shown(facts.built_for)} pixels, the arrays have"
+                f" positions of {count} patches of {patch} (pos_embed)"
+            )
     if lines:
         raise CheckpointError(
             "the files beside the weights are of another model:\n  "
@@ -255,13 +272,16 @@ def _timm(config: Fields) -> dict[str, Any]:
         "epsilon": known.epsilon,
         "activation": _activation(options, "act_layer") or known.activation,
         "image_size": options.size("img_size") or own.size("input_size"),
+        "built_for": options.size("img_size"),
         "patch_size": options.side("patch_size") or known.patch_size,
         "mean": own.numbers("mean"),
         "std": own.numbers("std"),
         "crop_ratio": own.number("crop_pct"),
         "interpolation": own.text("interpolation"),
+        "crop_mode": own.text("crop_mode"),
+        "classes": config.count("num_classes", least=0),
         "class_names": own.names("label_names"),
-        "pool": options.text("global_pool") or config.text("global_pool"),
+        "pool": _pool(options, "global_pool") or _pool(config, "global_pool"),
         "rotary": rotary,
     }
 
@@ -287,6 +307,7 @@ def _transformers(config: Fields) -> dict[str, Any]:
         "epsilon": config.number("layer_norm_eps"),
         "activation": "silu" if gated else _activation(config, "hidden_act"),
         "image_size": config.size("image_size"),
+        "built_for": config.size("image_size"),
         "patch_size": config.side("patch_size"),
         "class_names": None if placeholder else labels,
         "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,
@@ -308,6 +329,7 @@ def _open_clip(config: Fields) -> dict[str, Any]:
         "mean": images.numbers("mean"),
         "std": images.numbers("std"),
         "interpolation": images.text("interpolation"),
+        "crop_mode": images.text("resize_mode"),
     }
     family = tower.text("timm_model_name")
     if family is not None:
@@ -318,7 +340,7 @@ def _open_clip(config: Fields) -> dict[str, Any]:
             "epsilon": known.epsilon,
             "activation": known.activation,
             "patch_size": known.patch_size,
-            "pool": tower.text("timm_pool") or None,
+            "pool": _pool(tower, "timm_pool"),
             "rotary": Rotary(*known.rotary) if known.rotary else None,
         }
     width = tower.count("width") or 768
@@ -335,7 +357,11 @@ def _open_clip(config: Fields) -> dict[str, Any]:
 
 def _preprocessing(config: Fields) -> dict[str, Any]:
     """Facts of transformers' image processors; what is not said there stays as it was."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"crop_mode": "squash" if config.has_both_sides("size") else None}
+    if not config.flag("do_rescale", True):
+        raise config.wrong("do_rescale", "true: mean and std are of pixels between 0 and 1 here")
+    if not math.isclose(config.number("rescale_factor") or 1 / 255, 1 / 255, rel_tol=1e-3):
+        raise config.wrong("rescale_factor", "1/255: mean and std are of pixels between 0 and 1")
     if config.flag("do_normalize", True):
         facts |= {"mean": config.numbers("image_mean"), "std": config.numbers("image_std")}
     else:
@@ -364,3 +390,10 @@ def _activation(config: Fields, name: str) -> str | None:
     if activation not in ACTIVATIONS:
         raise config.wrong(name, f"one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[activation]
+
+
+def _pool(config: Fields, name: str) -> str | None:
+    pool = config.text(name)
+    if pool and pool not in POOLS:
+        raise config.wrong(name, f"one of {', '.join(POOLS)}")
+    return pool or None

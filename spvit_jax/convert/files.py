@@ -3,7 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
+
+from spvit_jax.remote import followed, is_special
 
 
 @contextlib.contextmanager
@@ -18,16 +19,22 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file; when that fails, what was there is untouched.
+    """Writes a file, or what a link leads to; when that fails, what was there is untouched.
+
+    Pipes and devices are written into.
 
     Raises:
       OSError: the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if is_special(path):
+        with naming(path), open(path, "wb") as file:
+            file.write(data)
+        return
+    target = followed(path)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with naming(path):
             part.write_bytes(data)
-            os.replace(part, path)
+            os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

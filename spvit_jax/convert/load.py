@@ -100,7 +100,22 @@ def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, Sta
     facts = facts.over(beside).over(Facts(heads=heads_of(arrays)))
     family, state = recognise(arrays, notes, facts)
     check(beside, state)
+    notes += _prepared_otherwise(beside)
     return family, state, facts
+
+
+def _prepared_otherwise(facts: Facts) -> list[str]:
+    """A sentence on each way in which images are not prepared as the files beside weights say."""
+    ways = (
+        ("interpolation", facts.interpolation, ("bicubic",)),
+        ("crop_mode", facts.crop_mode, ("center", "shortest")),
+    )
+    return [
+        f"the files beside the weights say {name}={way}, images are prepared with"
+        f" {name}={ours[0]} here: the model sees them somewhat otherwise than in its training"
+        for name, way, ours in ways
+        if way and way not in ours
+    ]
 
 
 def _load_native(

@@ -114,6 +114,11 @@ class Fields:
         """
         return self._size(name, "pixels: the side of a square, or height and width")
 
+    def has_both_sides(self, name: str) -> bool:
+        """Whether a size is of both sides, whatever shape an image has, not of the shorter one."""
+        value = self._content.get(name)
+        return isinstance(value, Mapping) and "height" in value
+
     def _size(self, name: str, expected: str) -> Size | None:
         value = self._content.get(name)
         if value is None:

@@ -23,7 +23,7 @@ from spvit_jax.export.near import BATCH, COSINE, SAME, Near, Run, batched, near,
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged, run_onnx
 from spvit_jax.models import Classifier, check_model
-from spvit_jax.remote import is_utf8, public
+from spvit_jax.remote import followed, is_special, is_utf8, public
 from spvit_jax.single_path.prune import fold, form
 
 PIXELS = ("float32", "uint8")
@@ -111,8 +111,8 @@ def export(
     needs(suffix, images is not None)
     if not path.absolute().parent.is_dir():
         raise ExportError(f"{path}: there is no such folder; make it first")
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; give the name of a file")
+    if path.is_dir() or is_special(path):
+        raise ExportError(f"{path} is a folder, a pipe or a device; give the name of a file")
     model = exportable(model)
     about = about or model.about or About()
     preprocess = Preprocess.of(model, about, noted)
@@ -227,7 +227,13 @@ def _draft(path: Path) -> Iterator[Path]:
 def _move(folder: Path, path: Path, suffix: str = "") -> None:
     """Moves all files of a folder next to ``path``, itself the last."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-        os.replace(file, path.with_name(file.name + suffix))
+        target = followed(path.with_name(file.name + suffix))
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            shutil.move(file, part)  # a link may lead to another disk
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _emitted(job: Job, dtype: Any = np.float32) -> Any:

@@ -618,11 +618,11 @@ def save(model: Network, path: str | os.PathLike) -> None:
         body += data
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    temporary = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.writelines((len(text).to_bytes(8, "little"), text, body))
-        os.replace(temporary, path)
+        os.replace(temporary, os.path.realpath(path))  # what a link leads to
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)

@@ -16,6 +16,7 @@ from spvit_jax.checkpoint_options import (
     count,
     facts_in,
 )
+from spvit_jax.remote import followed
 from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _measure(options: argparse.Namespace) -> None:
     for file in (options.figure, options.json):  # before minutes of measuring
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise FileNotFoundError(f"{file}: there is no such folder; make it first")
+    if options.figure is not None:
+        followed(options.figure)
     source = None if options.test is None else photographs.open_test(options.test)
     threads = options.threads or comparison.cores()
     contestants = _contestants(options, threads)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from spvit_jax.drawing import INK, style
 from spvit_jax.measure.comparison import Comparison
 from spvit_jax.measure.contestants import RUNTIMES, Contestant
+from spvit_jax.remote import followed
 from spvit_jax.text import aligned
 
 _MISSING = "–"
@@ -109,7 +110,8 @@ def figure(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     axes.margins(y=0.15)
     axes.set(xlabel="latency of one image (ms)", xlim=(0, 1.1 * widest))
     axes.legend(loc="best", frameon=False, fontsize=9)
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    path = followed(path)
+    temporary = path.with_name(path.name + ".tmp")
     page.savefig(temporary, format="png")
     os.replace(temporary, path)
 

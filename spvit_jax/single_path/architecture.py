@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from spvit_jax.models import Geometry
-from spvit_jax.remote import reading
+from spvit_jax.remote import followed, reading
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.axes import AXES, GATED
 from spvit_jax.single_path.gates import Gates
@@ -148,6 +148,7 @@ class Architecture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
+        path = followed(path)
         temporary = Path(f"{path}.tmp")
         temporary.write_text(self.to_json())
         temporary.replace(path)

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from spvit_jax.models import Geometry
-from spvit_jax.remote import is_transient, reading
+from spvit_jax.remote import followed, is_transient, reading
 from spvit_jax.single_path.merging import Merges, merged
 from spvit_jax.single_path.prices import Prices
 
@@ -123,6 +123,7 @@ class Table:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
+        path = followed(path)
         temporary = Path(f"{path}.tmp")
         temporary.write_text(self.to_json())
         temporary.replace(path)

@@ -40,7 +40,7 @@ TIMM_FACTS = Facts(
     family="vit_base_patch16_clip_quickgelu_224", width=768, heads=12, epsilon=1e-5,
     activation="quick_gelu", image_size=224, patch_size=16, mean=(0.48, 0.46, 0.41),
     std=(0.27, 0.26, 0.28), crop_ratio=0.9, interpolation="bicubic",
-    class_names=("cat", "dog", "owl"), pool="token",
+    classes=3, class_names=("cat", "dog", "owl"), pool="token",
 )  # fmt: skip
 NAMES = {  # one for each row of the tables of architectures
     "vit_tiny_patch16_224": Known(3, 1e-6, "gelu", 16),
@@ -177,7 +177,8 @@ VIT = {
 def test_transformers_form(tmp_path):
     expected = Facts(
         family="vit", width=768, depth=12, heads=12, epsilon=1e-12, activation="gelu",
-        image_size=384, patch_size=16, class_names=("cat", "dog", "owl"), positions="bicubic",
+        image_size=384, built_for=384, patch_size=16, class_names=("cat", "dog", "owl"),
+        positions="bicubic",
     )  # fmt: skip
     assert beside(tmp_path, VIT) == expected
     labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(2)}}
@@ -185,15 +186,17 @@ def test_transformers_form(tmp_path):
     assert beside(tmp_path, {"model_type": "vit", "image_size": [64, 96]}).image_size == (64, 96)
     bare = {"model_type": "vit", "image_size": [64, 64]}
     assert beside(tmp_path, bare) == Facts(
-        family="vit", epsilon=1e-12, activation="gelu", image_size=64, positions="bicubic"
-    )
+        family="vit", epsilon=1e-12, activation="gelu", image_size=64, built_for=64,
+        positions="bicubic",
+    )  # fmt: skip
 
 
 def test_towers_say_only_how_they_differ_from_transformers_defaults(tmp_path):
     clip = {"model_type": "clip", "vision_config": {"patch_size": 14}, "hidden_size": 512}
     assert beside(tmp_path, clip) == Facts(
         family="clip_vision_model", width=768, depth=12, heads=12, epsilon=1e-5,
-        activation="quick_gelu", image_size=224, patch_size=14, positions="bicubic",
+        activation="quick_gelu", image_size=224, built_for=224, patch_size=14,
+        positions="bicubic",
     )  # fmt: skip
     siglip = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}
     found = beside(tmp_path, siglip)
@@ -216,6 +219,7 @@ def test_rotary_and_gated_models_of_transformers(tmp_path):
 
 def test_open_clips_form(tmp_path):
     images = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
+    images["resize_mode"] = "squash"
     tower = {"image_size": 224, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14}
 
     def read(vision, **model):
@@ -224,6 +228,7 @@ def test_open_clips_form(tmp_path):
         return facts_beside(tmp_path)
 
     shared = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
+    shared["crop_mode"] = "squash"
     huge = Facts(
         family="open_clip", width=1280, depth=32, heads=16, epsilon=1e-5, activation="gelu",
         image_size=224, patch_size=14, **shared,
@@ -282,12 +287,15 @@ def test_what_transformers_itself_writes(family, tmp_path):
         ),
         (
             {"size": {"height": 224, "width": 224}, "resample": 2, "do_normalize": False},
-            Facts(mean=(0.0,) * 3, std=(1.0,) * 3, crop_ratio=1.0, interpolation="bilinear"),
+            Facts(
+                mean=(0.0,) * 3, std=(1.0,) * 3, crop_ratio=1.0, interpolation="bilinear",
+                crop_mode="squash",
+            ),
         ),
         ({"size": 256, "crop_size": 224, "do_center_crop": False}, Facts(crop_ratio=1.0)),
         (
             {"size": {"height": 256, "width": 512}, "crop_size": {"height": 224, "width": 448}},
-            Facts(crop_ratio=0.875),
+            Facts(crop_ratio=0.875, crop_mode="squash"),
         ),
     ],
 )  # fmt: skip
@@ -377,6 +385,8 @@ def test_fields_of_stages(field, value, expected, tmp_path):
     [
         ("image_mean", [0.5, 0.5], "three numbers"),
         ("image_std", [0.5, 0.5, float("nan")], "three numbers"),
+        ("do_rescale", False, "true: mean and std are of pixels between 0 and 1"),
+        ("rescale_factor", 1.0, "1/255"),
         ("resample", 9, "one of Pillow's filters"),
         ("size", {"longest_edge": 3}, "pixels: the side of a square"),
     ],
@@ -410,6 +420,23 @@ def test_contradictions_are_all_named():
         "names 1 classes, the arrays have 3 (head.weight)",
     ):
         assert said in str(caught.value)
+
+
+def test_classes_and_positions_are_counted():
+    arrays = state(patch=8) | {"pos_embed": np.ones((1, 17, 768)), "cls_token": np.ones((1, 1, 1))}
+    check(Facts(built_for=32, classes=3), arrays)
+    check(Facts(built_for=(16, 64), image_size=96), arrays)
+    with pytest.raises(CheckpointError) as caught:
+        check(Facts(built_for=64, classes=7), arrays)
+    assert "images of 64 pixels, the arrays have positions of 16 patches of 8" in str(caught.value)
+    assert "says 7 classes, the arrays have 3 (head.weight)" in str(caught.value)
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_a_pooling_that_no_model_here_has_is_refused(pool, tmp_path):
+    for config in ({"global_pool": pool}, {"model_args": {"global_pool": pool}}):
+        with pytest.raises(CheckpointError, match="global_pool is .* one of token, avg, map"):
+            beside(tmp_path, TIMM | config)
 
 
 def test_depths_of_stages_are_counted():

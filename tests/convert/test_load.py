@@ -264,6 +264,20 @@ def test_a_disk_that_fails_is_said_to_be_one(released, tmp_path, monkeypatch, ba
     assert is_transient(error.value)
 
 
+def test_images_that_are_prepared_otherwise_than_the_files_say_are_noted(released, tmp_path):
+    safetensors.numpy.save_file(released("vit_dense_a"), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch4", "interpolation": "lanczos", "crop_mode": "squash"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    notes = []
+    load(tmp_path, facts=Facts(heads=3), notes=notes)
+    assert "interpolation=lanczos, images are prepared with interpolation=bicubic" in notes[0]
+    assert "crop_mode=squash, images are prepared with crop_mode=center here" in notes[1]
+    config |= {"interpolation": "bicubic", "crop_mode": "center"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load(tmp_path, facts=Facts(heads=3), notes=notes)
+    assert len(notes) == 2
+
+
 @pytest.mark.parametrize("stem", ["swin_dense_a", "swin_timm_a"])
 def test_a_swin_of_another_window_is_interpolated_and_said(released, images, run, stem):
     torch = pytest.importorskip("torch")

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import re
+import threading
 
 import jax
 import numpy as np
@@ -164,6 +166,24 @@ def test_model_options_are_the_readers(models, tmp_path):
     save(models["dense"], tmp_path / "m")
     loaded = load(str(tmp_path / "m"), drop_path=0.5, remat=True)
     assert (loaded.remat, loaded.blocks[-1].drop_path) == (True, 0.5)
+
+
+def test_links_stay_and_pipes_are_written_into(models, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    real, link, pipe = folder / "real.safetensors", tmp_path / "link", tmp_path / "pipe"
+    real.write_text("the one before")
+    link.symlink_to(real)
+    save(models["dense"], link)
+    assert link.is_symlink() and load(real).spec == SPEC
+    assert list(folder.iterdir()) == [real]
+    os.mkfifo(pipe)
+    came = []
+    reader = threading.Thread(target=lambda: came.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    save(models["dense"], pipe)
+    reader.join(10)
+    assert came == [real.read_bytes()] and pipe.is_fifo()
 
 
 def test_float64_is_kept_under_x64_only(tmp_path):

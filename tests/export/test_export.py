@@ -1,6 +1,7 @@
 """``export`` and its command: suffixes, what is refused, what is kept of a failure."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -69,6 +70,17 @@ def test_what_cannot_be_is_said(name, options, said, made, tmp_path):
     with pytest.raises(ExportError, match=said):
         export(made("vit"), tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_links_stay_and_pipes_are_refused(made, tmp_path):
+    folder, link, pipe = (tmp_path / name for name in ("there", "a.safetensors", "b.safetensors"))
+    folder.mkdir()
+    link.symlink_to(folder / "real.safetensors")
+    export(made("vit"), link, about=ABOUT)
+    assert link.is_symlink() and [file.name for file in folder.iterdir()] == ["real.safetensors"]
+    os.mkfifo(pipe)
+    with pytest.raises(ExportError, match="is a folder, a pipe or a device"):
+        export(made("vit"), pipe, about=ABOUT)
 
 
 def test_a_supernet_is_no_model_to_run(made, tmp_path):

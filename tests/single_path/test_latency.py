@@ -191,7 +191,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_budget_of_time_is_a_share_of_the_dense_models(tmp_path):
+    (tmp_path / "table.json").symlink_to(tmp_path / "real.json")
     TABLE.save(tmp_path / "table.json")
+    assert (tmp_path / "table.json").is_symlink()
     given = config.Budget(latency=f"{tmp_path}/table.json:0.8")
     (held,) = budgets(given, SPEC, PAPER)
     assert held.target == pytest.approx(40) and held.field == "budget.latency"
