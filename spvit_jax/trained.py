@@ -100,9 +100,8 @@ def fit(
     def begin(state: TrainState) -> tuple[TakeStep, Iterator[Batch]]:
         context.workdir.forget(f"{name}/{METRICS_FILE}")
         teacher = load_teacher(context, training)
-        program, frozen = recipe.program(graph, mesh, state, teacher), None
-        if teacher:
-            frozen = place(teacher.state, sharded(mesh, teacher.state))
+        program = recipe.program(graph, mesh, state, teacher)
+        frozen = teacher and place(teacher.state, sharded(mesh, teacher.state))
         batches = train_batches(
             context.train,
             config.data,

@@ -81,13 +81,31 @@ def check(good: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ``ConfigError`` where a field has none of the allowed values."""
+    check(value in allowed, f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
 def validate(config: Any) -> None:
     """Raises ``ConfigError`` where fields of a ``Config`` cannot be, or contradict each other."""
-
-    def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-        check(value in allowed, f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-
     one_of("stage", config.stage, tuple(STAGES))
+    _validate_models(config)
+    _validate_data(config.data)
+    _validate_pixels("teacher", config.teacher)
+    one_of("budget.count", config.budget.count, ("run", "published"))
+    one_of("search.decision", config.search.decision, ("project", "threshold"))
+    one_of("search.start", config.search.start, ("released", "scores"))
+    one_of("finetune.start", config.finetune.start, ("pretrained", "searched", "repaired"))
+    for name in ("pretrain", "search", "finetune"):
+        _validate_training(name, getattr(config, name))
+    weight = config.score.patch_weight
+    check(weight <= 1, f"score.patch_weight is a share, in [0, 1]; got {weight}")
+    _validate_export(config.export)
+    _validate_stage(config)
+    check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _validate_models(config: Any) -> None:
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     for name in NAMES:
         one_of(f"model.{name}", getattr(config.model, name), ("", *NAMES[name]))
@@ -104,65 +122,55 @@ def validate(config: Any) -> None:
         )
     one_of("model.output", config.model.output, ("", "logits", "features"))
     one_of("teacher.dtype", config.teacher.dtype, ("float32", "bfloat16"))
-    one_of("data.augment", config.data.augment, AUGMENTATIONS)
-    one_of("data.on_error", config.data.on_error, ("raise", "skip"))
-    check(config.data.val_share < 1, "data.val_share must be in [0, 1)")
-    check(config.data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
-    one_of("budget.count", config.budget.count, ("run", "published"))
-    one_of("search.decision", config.search.decision, ("project", "threshold"))
-    one_of("search.start", config.search.start, ("released", "scores"))
-    one_of("finetune.start", config.finetune.start, ("pretrained", "searched", "repaired"))
-    kind = config.data.source.partition(":")[0]
-    one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "inat", "idx"))
-    check(
-        len(config.data.mean) == len(config.data.std) in (1, 3) and min(config.data.std) > 0,
-        "data.mean and data.std need three numbers each, or one of grey, std above 0",
-    )
-    check(0 < config.data.crop_ratio <= 1, "data.crop_ratio must be in (0, 1]")
-    mean, std = config.teacher.mean, config.teacher.std
-    check(
-        len(mean) == len(std) and len(mean) in (0, 1, 3) and min(std, default=1) > 0,
-        "teacher.mean and teacher.std need three numbers each, std above 0, or none, or one",
-    )
-    for name in ("data", "teacher"):
-        _validate_pixels(name, getattr(config, name))
-    for name in ("pretrain", "search", "finetune"):
-        part = getattr(config, name)
-        one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
-        check(
-            part.batch_size % part.accumulation == 0,
-            f"{name}.accumulation must divide {name}.batch_size={part.batch_size},"
-            f" got {part.accumulation}",
-        )
-        check(
-            part.epochs == 0 or part.warmup_epochs < part.epochs,
-            f"{name}.warmup_epochs={part.warmup_epochs:g} never ends in {name}.epochs="
-            f"{part.epochs:g}; make it shorter",
-        )
-        check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
-        check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
-        one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft", "features"))
-        check(part.distillation_weight <= 1, f"{name}.distillation_weight must be in [0, 1]")
-        check(
-            part.distillation != "features" or part.batch_size > part.accumulation,
-            f"{name}.distillation=features compares images: {name}.batch_size must be above"
-            f" {name}.accumulation, which leaves one image at a time",
-        )
     for name in ("dropout", "drop_path"):
         check(getattr(config.model, name) < 1, f"model.{name} must be in [0, 1)")
-    weight = config.score.patch_weight
-    check(weight <= 1, f"score.patch_weight is a share, in [0, 1]; got {weight}")
-    _validate_export(config.export)
-    _validate_stage(config)
-    check(config.seed < 2**32, f"seed must be below 2**32, got {config.seed}")
+
+
+def _validate_data(data: Any) -> None:
+    one_of("data.augment", data.augment, AUGMENTATIONS)
+    one_of("data.on_error", data.on_error, ("raise", "skip"))
+    check(data.val_share < 1, "data.val_share must be in [0, 1)")
+    check(data.erasing <= 1, "data.erasing is a probability, in [0, 1]")
+    kind = data.source.partition(":")[0]
+    one_of("data.source (before the colon)", kind, ("packaged", "folder", "tfds", "inat", "idx"))
+    check(bool(data.mean), "data.mean and data.std need three numbers each, or one of grey")
+    _validate_pixels("data", data)
+    check(0 < data.crop_ratio <= 1, "data.crop_ratio must be in (0, 1]")
+
+
+def _validate_training(name: str, part: Any) -> None:
+    one_of(f"{name}.schedule", part.schedule, ("constant", "cosine"))
+    check(
+        part.batch_size % part.accumulation == 0,
+        f"{name}.accumulation must divide {name}.batch_size={part.batch_size},"
+        f" got {part.accumulation}",
+    )
+    check(
+        part.epochs == 0 or part.warmup_epochs < part.epochs,
+        f"{name}.warmup_epochs={part.warmup_epochs:g} never ends in {name}.epochs="
+        f"{part.epochs:g}; make it shorter",
+    )
+    check(part.ema_decay < 1, f"{name}.ema_decay must be in [0, 1)")
+    check(part.label_smoothing < 1, f"{name}.label_smoothing must be in [0, 1)")
+    one_of(f"{name}.distillation", part.distillation, ("none", "hard", "soft", "features"))
+    check(part.distillation_weight <= 1, f"{name}.distillation_weight must be in [0, 1]")
+    check(
+        part.distillation != "features" or part.batch_size > part.accumulation,
+        f"{name}.distillation=features compares images: {name}.batch_size must be above"
+        f" {name}.accumulation, which leaves one image at a time",
+    )
 
 
 def _validate_pixels(name: str, part: Any) -> None:
-    good = all(0 <= x <= 1 for x in part.mean) and all(0 < x <= 1 for x in part.std)
+    mean, std = part.mean, part.std
     check(
-        good,
-        f"{name}.mean must be in 0 to 1 and {name}.std above 0 and up to 1; got {part.mean} and"
-        f" {part.std}; {PIXELS}",
+        len(mean) == len(std) and len(mean) in (0, 1, 3) and min(std, default=1) > 0,
+        f"{name}.mean and {name}.std need three numbers each, std above 0, or one of grey",
+    )
+    check(
+        all(0 <= x <= 1 for x in mean) and all(x <= 1 for x in std),
+        f"{name}.mean must be in 0 to 1 and {name}.std above 0 and up to 1; got {mean} and {std};"
+        f" {PIXELS}",
     )
 
 

@@ -234,7 +234,7 @@ def test_a_teacher_that_cannot_be_reached_now_may_be_later(monkeypatch):
         ({"finetune.distillation_weight": 1.5}, r"distillation_weight must be in \[0, 1\]"),
         ({"search.distillation_temperature": 0.0}, r"temperature must be above 0"),
         ({"teacher.mean": (128.0,), "teacher.std": (64.0,)}, r"^teacher\.mean must be .* by 255"),
-        ({"teacher.mean": (0.5, 0.5, 0.5)}, r"three numbers each, std above 0, or none"),
+        ({"teacher.mean": (0.5, 0.5, 0.5)}, r"three numbers each, std above 0, or one of"),
         ({"teacher.dtype": "float8"}, r"teacher.dtype must be one of"),
         (
             {"stage": "pretrain", "pretrain.distillation": "soft"},

@@ -161,13 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of a .stablehlo: in it, or as NAME.weights.safetensors next to it (default:"
         " %(default)s)",
     )
-    add(
-        "--batch",
-        type=count,
-        default=1,
-        metavar="N",
-        help="of a .tflite: images at once (default: 1)",
-    )
+    add("--batch", type=count, default=1, metavar="N", help="of a .tflite: images at once (1)")
     add(
         "--images",
         metavar="SOURCE",
