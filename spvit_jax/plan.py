@@ -20,6 +20,7 @@ takes minutes for each training. Without it, and for GPUs, the compiler for CPUs
 Exit codes: 0; 1 a program does not fit the memory; 2 bad input, which the message explains.
 """
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _DEVICES = flags.DEFINE_integer("devices", None, "Chips, each a device", lower_bound=1)
 _CHIP = flags.DEFINE_string("chip", "v5e", "Their kind")
 _UTILIZATION = flags.DEFINE_float("utilization", 0.3, "Share of their peak", 0.001, 1.0)
+flags.register_validator(_UTILIZATION, math.isfinite, "expected a share in 0.001 to 1")
 _IMAGES = flags.DEFINE_list("images", [], "TRAIN,TEST,CLASSES of data that is not here")
 
 

@@ -46,6 +46,7 @@ def test_a_plan_for_eight_chips():
         ([TINY, "--devices=7"], "slices of TPU v5e have 1, 4, 8"),
         ([TINY, "--devices=64"], "finetune.batch_size=32 cannot be divided among 64 devices"),
         ([TINY, "--devices=8", "--utilization=2"], "utilization"),
+        ([TINY, "--devices=8", "--utilization=nan"], "expected a share in 0.001 to 1"),
         ([TINY, "--devices=8", "--images=10"], "expected three numbers"),
         ([TINY, "--devices=8", "--config.stage=evaluate"], "trains nothing"),
         ([TINY, "--devices=8", "--config.sharding.fsdp=3"], "sharding.fsdp=3 does not divide"),
