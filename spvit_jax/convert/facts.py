@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spvit_jax.checkpoint_options import NAMES
 from spvit_jax.convert.architectures import architecture
-from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 from spvit_jax.models.rotary import KINDS
@@ -115,6 +115,17 @@ class Facts:
     rotary: Rotary | None = None
     positions: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.rotary is not None and not isinstance(self.rotary, Rotary):
+            raise CheckpointError(
+                f"rotary must be a Rotary, as Facts.of(rotary=…) makes it; got {self.rotary!r}"
+            )
+        for name, known in NAMES.items():
+            value = getattr(self, name)
+            value = getattr(value, "kind", value)  # of rotary positions
+            if value not in (None, *known):
+                raise CheckpointError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
     @classmethod
     def of(
         cls,
@@ -170,53 +181,6 @@ def facts_beside(path: Path) -> Facts:
     if preprocessor is not None:
         facts |= _preprocessing(preprocessor)
     return Facts(**{name: value for name, value in facts.items() if value is not None})
-
-
-def check(facts: Facts, state: State) -> None:
-    """Raises ``CheckpointError`` where what is said contradicts the arrays; names all of it.
-
-    Args:
-      facts: of the files beside a checkpoint.
-      state: its arrays, in timm's names.
-    """
-    patches = state.get("patch_embed.proj.weight")
-    if patches is None or patches.ndim != 4:
-        return  # reported with everything else that does not fit
-    width, patch = patches.shape[0], patches.shape[2]
-    projection = f"patch_embed.proj.weight {list(patches.shape)}"
-    pattern = re.compile(r"(layers\.\d+\.)?blocks\.\d+\.")
-    depth = len({match[0] for name in state if (match := pattern.match(name))})
-    lines = [
-        f"{CONFIG} says {name} {fact}, the arrays {there} ({where})"
-        for name, fact, there, where in (
-            ("width", facts.width, width, projection),
-            (
-                "patch size",
-                facts.patch_size,
-                patch,
-                f"patch_embed.proj.weight {list(patches.shape)}",
-            ),
-            ("depth", facts.depth, depth, "blocks"),
-        )
-        if fact is not None and fact != there
-    ]
-    if facts.heads and width % facts.heads:
-        lines.append(
-            f"{CONFIG} says {facts.heads} heads, which do not divide the arrays' width of {width}"
-            " (patch_embed.proj.weight)"
-        )
-    head = state.get("head.weight", state.get("head.fc.weight"))
-    if facts.class_names and head is not None and len(head) != len(facts.class_names):
-        lines.append(
-            f"{CONFIG} names {len(facts.class_names)} classes, the arrays have {len(head)}"
-            " (head.weight)"
-        )
-    if lines:
-        raise CheckpointError(
-            "the files beside the weights are of another model:\n  "
-            + "\n  ".join(lines)
-            + f"\ntake the {CONFIG} that belongs to the weights, or move this one away"
-        )
 
 
 def _read(path: Path) -> Fields | None:
