@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from spvit_jax.checkpoint_options import facts_in
 from spvit_jax.config import Config, ConfigError
 from spvit_jax.convert import About, CheckpointError, Facts, about_of, load, read_spec
+from spvit_jax.convert.fetch import fetch
 from spvit_jax.convert.load import resized
+from spvit_jax.convert.native import is_native
 from spvit_jax.models import VARIANTS, Classifier, RegNetSpec, Spec, SwinSpec, ViTSpec
 from spvit_jax.single_path.prune import form, prune
 from spvit_jax.sizes import shown
@@ -143,7 +145,7 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
     model, where = config.model, address(config.model.checkpoint)
     dtype = dtype_of(model.dtype)
     facts = Facts.of(**facts_in(model))
-    if model.variant:
+    if model.variant and not is_native(fetch(where)):  # a file of ours says its heads
         facts = facts.over(Facts.of(_heads(VARIANTS[model.variant])))
     network = load(where, facts=facts, notes=notes, dtype=dtype)
     _check_trained(config, network.spec, spec.classes)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spvit_jax.checkpoint_options import NAMES
 from spvit_jax.convert.architectures import architecture
-from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 from spvit_jax.models.rotary import KINDS
 from spvit_jax.remote import is_transient
-from spvit_jax.sizes import Size, shown, sides, wanted_size
+from spvit_jax.sizes import Size, sides, wanted_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OPEN_CLIP = "open_clip_config.json"
@@ -28,7 +28,6 @@ ACTIVATIONS = {  # transformers' and timm's names, ours
     "silu": "silu",
     "swish": "silu",
 }
-TOKENS = ("cls_token", "dist_token", "reg_token")
 POOLS = ("token", "avg", "map")  # timm's names
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, whose files may leave them out
@@ -124,6 +123,17 @@ class Facts:
     rotary: Rotary | None = None
     positions: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.rotary is not None and not isinstance(self.rotary, Rotary):
+            raise CheckpointError(
+                f"rotary must be a Rotary, as Facts.of(rotary=…) makes it; got {self.rotary!r}"
+            )
+        for name, known in NAMES.items():
+            value = getattr(self, name)
+            value = getattr(value, "kind", value)  # of rotary positions
+            if value not in (None, *known):
+                raise CheckpointError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
     @classmethod
     def of(
         cls,
@@ -179,61 +189,6 @@ def facts_beside(path: Path) -> Facts:
     if preprocessor is not None:
         facts |= _preprocessing(preprocessor)
     return Facts(**{name: value for name, value in facts.items() if value is not None})
-
-
-def check(facts: Facts, state: State) -> None:
-    """Raises ``CheckpointError`` where what is said contradicts the arrays; names all of it.
-
-    Args:
-      facts: of the files beside a checkpoint.
-      state: its arrays, in timm's names.
-    """
-    patches = state.get("patch_embed.proj.weight")
-    if patches is None or patches.ndim != 4:
-        return  # reported with everything else that does not fit
-    width, patch = patches.shape[0], patches.shape[2]
-    projection = f"patch_embed.proj.weight {list(patches.shape)}"
-    pattern = re.compile(r"(layers\.\d+\.)?blocks\.\d+\.")
-    depth = len({match[0] for name in state if (match := pattern.match(name))})
-    lines = [
-        f"{CONFIG} says {name} {fact}, the arrays {there} ({where})"
-        for name, fact, there, where in (
-            ("width", facts.width, width, projection),
-            ("patch size", facts.patch_size, patch, projection),
-            ("depth", facts.depth, depth, "blocks"),
-        )
-        if fact is not None and fact != there
-    ]
-    if facts.heads and width % facts.heads:
-        lines.append(
-            f"{CONFIG} says {facts.heads} heads, which do not divide the arrays' width of {width}"
-            " (patch_embed.proj.weight)"
-        )
-    head = state.get("head.weight", state.get("head.fc.weight"))
-    if facts.class_names and head is not None and len(head) != len(facts.class_names):
-        lines.append(
-            f"{CONFIG} names {len(facts.class_names)} classes, the arrays have {len(head)}"
-            " (head.weight)"
-        )
-    if facts.classes and head is not None and len(head) != facts.classes:
-        lines.append(
-            f"{CONFIG} says {facts.classes} classes, the arrays have {len(head)} (head.weight)"
-        )
-    positions = state.get("pos_embed")
-    if facts.built_for and patch and positions is not None and positions.ndim == 3:
-        tokens = (state[name].shape[1] for name in TOKENS if name in state)
-        count = positions.shape[1] - sum(tokens)
-        if count != math.prod(side // patch for side in sides(facts.built_for)):
-            lines.append(
-                f"{CONFIG} says images of {shown(facts.built_for)} pixels, the arrays have"
-                f" positions of {count} patches of {patch} (pos_embed)"
-            )
-    if lines:
-        raise CheckpointError(
-            "the files beside the weights are of another model:\n  "
-            + "\n  ".join(lines)
-            + f"\ntake the {CONFIG} that belongs to the weights, or move this one away"
-        )
 
 
 def _read(path: Path) -> Fields | None:

@@ -11,15 +11,16 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.convert import blocks, forms, native
+from spvit_jax.convert.agreement import check, check_spec, check_user
 from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.facts import UNKNOWN, Facts, check, facts_beside
+from spvit_jax.convert.facts import UNKNOWN, Facts, facts_beside
 from spvit_jax.convert.families import FAMILIES, Family, ignored, recognise, revert_model
 from spvit_jax.convert.fetch import fetch
 from spvit_jax.convert.native import About
 from spvit_jax.convert.spellings import heads_of
 from spvit_jax.convert.tables import apply
-from spvit_jax.models import Spec
+from spvit_jax.models import Spec, check_options
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.gates import Gates, decide
 from spvit_jax.single_path.ops import PAPER
@@ -53,8 +54,11 @@ def load(
       options: of the model: dropout, drop_path, dtype, remat; a RegNet has dtype alone.
 
     Raises:
-      CheckpointError: not such a checkpoint, or it does not fit; names all that does not.
+      CheckpointError: not such a checkpoint, or it does not fit, or contradicts the facts; names
+        all that does not.
+      ValueError: options that no model has.
     """
+    check_options(**options)
     path, said = fetch(address), [] if notes is None else notes
     with _naming(path):
         model = _loaded(path, spec, _size(image_size), facts, said, options)
@@ -96,10 +100,11 @@ def _loaded(
 
 def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, State, Facts]:
     """A checkpoint's family and its arrays in timm's names, and all that is known besides."""
-    arrays, beside = read_state(str(path), notes), facts_beside(path)
+    arrays, beside, user = read_state(str(path), notes), facts_beside(path), facts
     facts = facts.over(beside).over(Facts(heads=heads_of(arrays)))
     family, state = recognise(arrays, notes, facts)
     check(beside, state)
+    check_user(user, state)
     notes += _prepared_otherwise(beside)
     return family, state, facts
 
@@ -127,6 +132,7 @@ def _load_native(
     options: dict[str, Any],
 ) -> Any:
     has, form = native.load_spec(path), native.load_form(path)
+    check_spec(facts, has)
     if form != "dense" and spec is not None:
         raise _not_dense(form)
     wanted = resized(spec or has, size if form == "dense" else 0)
@@ -188,7 +194,9 @@ def read_spec(address: str, facts: Facts = UNKNOWN) -> Spec:
     path = fetch(address)
     with _naming(path):
         if native.is_native(path):
-            return native.load_spec(path)
+            spec = native.load_spec(path)
+            check_spec(facts, spec)
+            return spec
         family, state, facts = _recognised(path, facts, [])
         return family.spec_from_state(state, facts)
 

@@ -5,7 +5,7 @@ from spvit_jax.models.layers import Geometry
 from spvit_jax.models.regnet import RegNet, RegNetSpec
 from spvit_jax.models.swin import Swin, SwinSpec
 from spvit_jax.models.tokens import Tokens
-from spvit_jax.models.transformer import Classifier, check_model, mean_logits
+from spvit_jax.models.transformer import Classifier, check_model, check_options, mean_logits
 from spvit_jax.models.vit import ViT, ViTSpec
 
 Spec = ViTSpec | SwinSpec | RegNetSpec
@@ -26,5 +26,6 @@ __all__ = [
     "ViT",
     "ViTSpec",
     "check_model",
+    "check_options",
     "mean_logits",
 ]

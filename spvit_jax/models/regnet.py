@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.layers import Array, BatchNorm, Dense, check_numbers
-from spvit_jax.models.transformer import Classifier, wide
+from spvit_jax.models.transformer import Classifier, check_options, wide
 from spvit_jax.sizes import Size, as_size
 
 STEM = 32  # channels of the first convolution
@@ -113,6 +113,7 @@ class RegNet(Classifier):
     """A RegNetY. It is a teacher: what the search replaces, it has not."""
 
     def __init__(self, spec: RegNetSpec, *, dtype: jnp.dtype | None = None, rngs: nnx.Rngs):
+        check_options(dtype=dtype)
         self.spec = spec
         self.dtype = dtype
         self.stem = ConvNorm(3, STEM, 3, 2, 1, dtype, rngs)

@@ -77,6 +77,17 @@ def check_model(model: object) -> None:
         )
 
 
+def check_options(
+    dropout: float = 0.0, drop_path: float = 0.0, dtype: Any = None, **others: Any
+) -> None:
+    """Raises ValueError unless a network can be regularised and compute so; others are free."""
+    for name, share in (("dropout", dropout), ("drop_path", drop_path)):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {share}")
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be of floating-point numbers, such as bfloat16; got {dtype}")
+
+
 class Transformer(Classifier):
     """Patches, then residual blocks. The search and pruning replace ``blocks`` one by one."""
 
@@ -93,6 +104,7 @@ class Transformer(Classifier):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
+        check_options(dropout, drop_path, dtype)
         self.spec = spec
         self.dropout = dropout
         self.dtype = dtype

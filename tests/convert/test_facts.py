@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spvit_jax.convert import CheckpointError
+from spvit_jax.convert.agreement import check
 from spvit_jax.convert.architectures import (
     ACTIVATIONS,
     EPSILONS,
@@ -16,7 +17,7 @@ from spvit_jax.convert.architectures import (
     Known,
     architecture,
 )
-from spvit_jax.convert.facts import DEFAULTS, Facts, Rotary, check, facts_beside
+from spvit_jax.convert.facts import DEFAULTS, Facts, Rotary, facts_beside
 
 from . import stand_ins
 
@@ -417,7 +418,7 @@ def test_contradictions_are_all_named():
         "says depth 6, the arrays 12",
         "says patch size 32, the arrays 16",
         "says 5 heads, which do not divide the arrays' width of 768",
-        "names 1 classes, the arrays have 3 (head.weight)",
+        "says names of 1 classes, the arrays have 3 (head.weight)",
     ):
         assert said in str(caught.value)
 
@@ -446,3 +447,17 @@ def test_depths_of_stages_are_counted():
     check(Facts(width=8, depth=3, patch_size=4, heads=2), swin)
     with pytest.raises(CheckpointError, match="depth 4, the arrays 3"):
         check(Facts(depth=4), swin)
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"positions": "x"}, "positions must be one of antialiased, bicubic; got 'x'"),
+        ({"activation": "relu"}, "activation must be one of gelu, .*; got 'relu'"),
+        ({"rotary": "eva"}, r"rotary must be a Rotary, as Facts\.of\(rotary=…\) .* got 'eva'"),
+        ({"rotary": Rotary("x", 1.0)}, "rotary must be one of dinov3, eva, none; got 'x'"),
+    ],
+)
+def test_facts_that_there_are_not(fact, message):
+    with pytest.raises(CheckpointError, match=message):
+        Facts(**fact)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from spvit_jax.convert import (
     CheckpointError,
@@ -20,9 +21,9 @@ from spvit_jax.convert import (
     save,
     save_torch,
 )
-from spvit_jax.convert.facts import Facts
+from spvit_jax.convert.facts import Facts, Rotary
 from spvit_jax.convert.fit import resize_grid
-from spvit_jax.models import SwinSpec, ViTSpec
+from spvit_jax.models import SwinSpec, ViT, ViTSpec
 from spvit_jax.remote import is_transient
 from spvit_jax.single_path.architecture import ArchitectureError
 from spvit_jax.single_path.prune import fold, form, prune
@@ -556,3 +557,56 @@ def test_an_image_size_that_cannot_be_is_named(both, stem, size, said):
     for path in (theirs, ours):
         with pytest.raises(CheckpointError, match=rf"{path}: {said}"):
             load(path, facts=facts, image_size=size)
+
+
+CONTRADICTIONS = {
+    "width": 8,
+    "depth": 4,
+    "patch_size": 8,
+    "pool": "map",
+    "heads": 7,
+    "activation": "silu",
+    "epsilon": 1e-5,
+    "rotary": Rotary("eva", 10_000.0),
+    "image_size": 64,
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_what_is_said_of_a_model_and_is_not_so_is_refused(released, tmp_path, name):
+    theirs, ours = str(tmp_path / "theirs.safetensors"), str(tmp_path / "ours.safetensors")
+    model, _ = released_from_state(released("vit_dense_a"), Facts(heads=3))
+    save_torch(model, theirs)
+    save(model, ours)
+    fields = {field: getattr(SPEC, field) for field in CONTRADICTIONS}
+    so = Facts(**fields | {"rotary": Rotary("none", 0.0)})
+    facts, field = dataclasses.replace(so, **{name: CONTRADICTIONS[name]}), name.replace("_", ".")
+    for path in [ours] + [theirs] * (list(CONTRADICTIONS).index(name) < 5):
+        assert load(path, facts=so).spec == read_spec(path, so) == SPEC
+        for reads in (lambda path: load(path, facts=facts), lambda path: read_spec(path, facts)):
+            with pytest.raises(CheckpointError, match=rf"s: what is said .*another(?s:.*){field}"):
+                reads(path)
+
+
+def test_what_is_said_of_a_swin_counts_its_stages(released, tmp_path):
+    path = str(tmp_path / "swin.safetensors")
+    save(dense(released("swin_dense_a"), SWIN)[0], path)
+    assert load(path, facts=Facts(heads=2, depth=4, width=16, pool="avg")).spec == SWIN
+    with pytest.raises(CheckpointError, match="depth 2, its file says 4\n.*heads 4, its file sa"):
+        load(path, facts=Facts(heads=4, depth=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 2.0}, r"^dropout must be in \[0, 1\), got 2\.0"),
+        ({"dropout": float("nan")}, r"^dropout must be in \[0, 1\), got nan"),
+        ({"drop_path": -1}, r"^drop_path must be in \[0, 1\), got -1"),
+        ({"dtype": "int8"}, r"^dtype must be of floating-point numbers, .* got int8"),
+    ],
+)
+def test_options_that_no_model_has_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        load("packaged:deit_fashion_mnist", **options)
+    with pytest.raises(ValueError, match=message):
+        ViT(SPEC, rngs=nnx.Rngs(0), **options)
