@@ -82,4 +82,6 @@ def _read(folder: Path, name: str, rank: int) -> np.ndarray:
     array = read_idx(paths[0])
     if array.ndim != rank:
         raise DataError(f"{paths[0]} should have {rank} dimensions, found shape {array.shape}")
+    if not array.size:
+        raise DataError(f"{paths[0]} holds nothing, its shape is {array.shape}; fetch it again")
     return array

@@ -90,3 +90,17 @@ def test_rank_is_checked(tmp_path):
     (tmp_path / name).write_bytes(gzip.compress(encode(np.zeros((2, 16), np.uint8))))
     with pytest.raises(DataError, match=r"3 dimensions, found shape \(2, 16\)"):
         idx.read_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "shape"),
+    [("images-idx3", np.zeros((2, 0, 4)), r"2, 0, 4"), ("labels-idx1", np.zeros(0), "0,")],
+)
+def test_files_that_hold_nothing_are_refused(tmp_path, kind, array, shape):
+    write_set(tmp_path, [0, 1])
+    raw = gzip.compress(encode(array.astype(np.uint8)))
+    (tmp_path / f"train-{kind}-ubyte.gz").write_bytes(raw)
+    with pytest.raises(
+        DataError, match=rf"{kind}-ubyte.gz holds nothing, its shape is \({shape}\)"
+    ):
+        idx.read_split(tmp_path, "train")
