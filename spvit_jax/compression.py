@@ -188,6 +188,7 @@ def frontier(
         measure_batch=8,
         measure_seconds=MEASURED * (len(budgets) + 1),
     )
+    workdir = _folder(workdir)
     folder = Path(tempfile.mkdtemp(prefix="spvit_")) if workdir is None else Path(workdir)
     with _opened(config, model, _source(images), folder, progress) as context:
         dense, *points = curve.points(context, load_dense(context))
@@ -290,6 +291,17 @@ def _axes(model: Classifier, axes: Sequence[str]) -> tuple[str, ...]:
     return tuple(axes) or ("op", "heads", *tokens, "ffn")
 
 
+def _folder(workdir: str | os.PathLike[str] | None) -> str | None:
+    """Where everything is kept, ~ being the user's folder; None: nowhere.
+
+    Raises:
+      ConfigError: an empty name, which would be the folder one happens to be in.
+    """
+    if workdir is not None and not os.fspath(workdir):
+        raise ConfigError("workdir is empty; give a folder, '.' for this one, or None for none")
+    return None if workdir is None else os.path.expanduser(os.fspath(workdir))
+
+
 @contextlib.contextmanager
 def _opened(
     config: Config,
@@ -305,7 +317,7 @@ def _opened(
     _check_judging(Some(source, judging))
     inputs = Inputs(Some(source, rest), Some(source, judging), model)
     with contextlib.ExitStack() as stack:
-        if workdir is None:
+        if (workdir := _folder(workdir)) is None:
             workdir = stack.enter_context(tempfile.TemporaryDirectory(prefix="spvit_"))
         console = Console(silent=not progress)
         files = stack.enter_context(claimed(config, workdir, console))

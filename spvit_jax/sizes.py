@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 Size = int | tuple[int, int]
+MOST = 1 << 14  # pixels a side: what more take, no device has, and XLA aborts for want of it
 
 
 def as_size(value: Any) -> Size:
     """Reads a size, of one number or a pair; a pair of equal numbers becomes one.
 
     Raises:
-      ValueError: it is neither, or a number is not whole or not above 0.
+      ValueError: it is neither, or a number is not whole, not above 0 or above ``MOST``.
     """
     numbers = tuple(value) if isinstance(value, Sequence) else (value,)
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
@@ -19,6 +20,8 @@ def as_size(value: Any) -> Size:
             "expected pixels, one number above 0 for a square or two, height and width; got"
             f" {value!r}"
         )
+    if max(numbers) > MOST:
+        raise ValueError(f"expected at most {MOST:,} pixels a side, got {value!r}; give fewer")
     return numbers[0] if len(set(numbers)) == 1 else (numbers[0], numbers[1])
 
 

@@ -317,6 +317,21 @@ def test_a_folder_that_is_not_there_is_named_by_save(dense, tmp_path):
         spvit.save(dense, tmp_path / "missing" / "model.safetensors")
 
 
+def test_a_path_is_the_users_own_and_on_a_disk(dense, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for write in (spvit.save, spvit.save_torch, spvit.export):
+        write(dense, "~/x.safetensors")
+        (tmp_path / "x.safetensors").unlink()
+        with pytest.raises(ValueError, match="gs://b/x.safetensors is no file of this machine"):
+            write(dense, "gs://b/x.safetensors")
+    for start in (spvit.compress, spvit.frontier):
+        with pytest.raises(ConfigError, match="workdir is empty; give a folder"):
+            start(dense, GREY, macs=0.5 if start is spvit.compress else (0.5,), workdir="")
+    with pytest.raises(BudgetError):
+        spvit.compress(dense, GREY, macs=0.001, workdir="~/run")
+    assert (tmp_path / "run").is_dir()
+
+
 def test_images_are_the_same_however_they_are_given(place, dense, tmp_path):
     files = sorted((place / "photos").rglob("*.png"), key=lambda file: file.name)
     pictures = [Image.open(file) for file in files]

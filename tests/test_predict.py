@@ -250,6 +250,7 @@ def test_what_cannot_work_is_said_and_nothing_is_printed(model, folder, tmp_path
         ["--epsilon", "-1"],
         ["--image-size", "big"],
         ["--image-size", "0"],
+        ["--image-size", "224", "10000000"],
         ["--image-size", "224", "384", "3"],
     ],
 )

@@ -7,8 +7,10 @@ import sys
 from typing import Any
 
 from spvit_jax.checkpoint_options import add_arguments, add_image_size, facts_in
+from spvit_jax.convert.contents import TORCH
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import Facts
+from spvit_jax.convert.files import local
 from spvit_jax.convert.load import about_of, load
 from spvit_jax.convert.native import save
 from spvit_jax.convert.to_torch import save_torch, unsaid
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spvit_jax").setLevel(logging.INFO)  # of a download
     try:
+        _check_target(options)
         facts, size = Facts.of(**facts_in(options)), options.image_size
         notes: list[str] = []
         model = load(options.source, image_size=size, facts=facts, notes=notes)
@@ -81,6 +84,17 @@ def main(arguments: list[str] | None = None) -> int:
     names = _names(form(model)) if options.to_torch else ""
     print(f"wrote       {options.target}: {form(model)}, {parameters}{names}")
     return 0
+
+
+def _check_target(options: argparse.Namespace) -> None:
+    """Raises before any work where nothing can be written, or something else than is expected."""
+    suffix = local(options.target).suffix
+    if not options.to_torch and suffix not in ("", ".safetensors"):
+        raise CheckpointError(
+            f"{options.target}: a model file's name ends in .safetensors; for PyTorch"
+            f" ({', '.join(TORCH)}) add --to-torch, files of other kinds (.onnx, .tflite, …) are"
+            " written by python -m spvit_jax.export"
+        )
 
 
 def describe(model: Any) -> str:

@@ -22,7 +22,7 @@ from spvit_jax.checkpoint_options import PIXELS
 from spvit_jax.convert import forms
 from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.files import write_whole
+from spvit_jax.convert.files import local, write_whole
 from spvit_jax.models import MODELS, Spec, check_model
 from spvit_jax.remote import is_transient
 from spvit_jax.single_path.architecture import from_json
@@ -100,13 +100,13 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
       about: what it was trained on, which ``read_about`` gives back; None: ``model.about``.
 
     Raises:
-      ValueError: the model has fewer logits than ``about`` has names, or other channels.
+      ValueError: the model has fewer logits than ``about`` has names, or other channels, or
+        ``path`` is an object store's.
       CheckpointError: its weights hold numbers that are not finite.
       OSError: the file cannot be written; what was there is untouched.
     """
     check_model(model)
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}; make it first")
+    path = local(path)
     arrays = {name: np.ascontiguousarray(value) for name, value in forms.variables(model).items()}
     forms.check_numbers(arrays)
     architecture = model.architecture

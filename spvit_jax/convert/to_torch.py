@@ -5,7 +5,6 @@ What is written loads there with ``strict=True``, and here comes back bit for bi
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.contents import TORCH
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.families import FAMILIES, revert_model
-from spvit_jax.convert.files import write_whole
+from spvit_jax.convert.files import local, write_whole
 from spvit_jax.models import ViTSpec
 from spvit_jax.models.layers import BatchNorm
 from spvit_jax.single_path.prune import form
@@ -109,7 +108,8 @@ def save_torch(model: Any, path: str | os.PathLike) -> None:
         weights hold numbers that are not finite.
       OSError: the file cannot be written; what was there is untouched.
     """
-    suffix = Path(path).suffix
+    path = local(path)
+    suffix = path.suffix
     if suffix not in (".safetensors", *TORCH):
         raise CheckpointError(
             f"cannot tell from {path} what to write; end its name in .safetensors or"

@@ -4,7 +4,7 @@ import numpy as np
 
 from spvit_jax.data.augment import plain, recipe_transform, three_augment
 from spvit_jax.data.decode import Opened
-from spvit_jax.sizes import Size, as_size, sides
+from spvit_jax.sizes import Size, sides
 
 SHIFT = 2  # pixels, the most that "shift" moves an image in each direction
 SIMPLE = ("none", "flip", "shift")
@@ -50,8 +50,8 @@ def train_transform(
 
 def before_crop(image_size: Size, crop_ratio: float) -> Size:
     """What a resized image covers before the crop of an evaluation: its share is ``crop_ratio``."""
-    height, width = sides(image_size)
-    return as_size((round(height / crop_ratio), round(width / crop_ratio)))
+    height, width = (round(side / crop_ratio) for side in sides(image_size))
+    return height if height == width else (height, width)
 
 
 def eval_transform(opened: Opened, *, image_size: Size, crop_ratio: float) -> np.ndarray:

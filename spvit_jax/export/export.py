@@ -23,7 +23,7 @@ from spvit_jax.export.near import BATCH, COSINE, SAME, Near, Run, batched, near,
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged, run_onnx
 from spvit_jax.models import Classifier, check_model
-from spvit_jax.remote import followed, is_special, is_utf8, public
+from spvit_jax.remote import followed, is_remote, is_special, is_utf8, public
 from spvit_jax.single_path.prune import fold, form
 
 PIXELS = ("float32", "uint8")
@@ -105,7 +105,11 @@ def export(
       OSError: it cannot be written; what was there is untouched.
     """
     check_model(model)
-    path, noted = Path(path), [] if notes is None else notes
+    if is_remote(path):
+        raise ExportError(
+            f"{public(path)} is no file of this machine; write to a disk, and copy it"
+        )
+    path, noted = Path(os.path.expanduser(path)), [] if notes is None else notes
     suffix = suffix_of(path)
     _check_options(pixels, layout, beside, suffix)
     needs(suffix, images is not None)

@@ -126,6 +126,7 @@ def _features(
     options: argparse.Namespace, files: list[str], model: Any, normalise: "Normalise", around: Size
 ) -> int:
     """Writes the features of every image; the number of those that could not be read."""
+    from spvit_jax.convert.files import local
     from spvit_jax.data.errors import DataError
     from spvit_jax.features import write_features
 
@@ -136,11 +137,10 @@ def _features(
             "this model has no head to predict classes with; --features FILE.npz writes its"
             " features"
         )
-    if not Path(options.features).absolute().parent.is_dir():
-        raise DataError(f"--features {options.features}: there is no such folder; make it first")
+    target = local(options.features)
     batches = _batches(files, min(BATCH, len(files)), model.spec.image_size, around)
     bad = 0
-    for error in write_features(Path(options.features), model, normalise, batches):
+    for error in write_features(target, model, normalise, batches):
         print(f"error: {error}", file=sys.stderr)
         bad += 1
     if bad < len(files):

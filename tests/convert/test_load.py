@@ -548,6 +548,7 @@ def test_a_pruned_model_stays_of_its_image_size(both, stem):
         ("vit_dense_a", (32, 30), "image_size=32x30: the patch size must divide"),
         ("vit_dense_a", (32, 32, 3), r"image_size: expected pixels, .* got \(32, 32, 3\)"),
         ("vit_dense_a", (32, 0), r"image_size: expected pixels, .* got \(32, 0\)"),
+        ("vit_dense_a", 10_000_000, "image_size: expected at most 16,384 pixels a side, got 10000"),
         ("swin_timm_a", 60, "image_size=60: windows of 7x7"),
         ("swin_timm_a", (56, 60), "image_size=56x60: windows of 7x7 .* for their width"),
     ],

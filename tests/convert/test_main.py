@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -132,6 +133,23 @@ def test_unwritable_target(source, tmp_path, capsys):
     target = tmp_path / "no" / "such" / "folder" / "out.safetensors"
     assert main([source("deit_a_folded"), str(target)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("o.pth", r"o\.pth: a model file's name ends in \.safetensors; for PyTorch .*--to-torch"),
+        ("o.onnx", r"o\.onnx: a model file's name .*python -m spvit_jax\.export"),
+        (
+            "gs://b/x.safetensors",
+            "gs://b/x.safetensors is no file of this machine; write to a disk",
+        ),
+        ("none/x.safetensors", "there is no folder none; make it first"),
+    ],
+)
+def test_a_target_of_another_kind_is_refused_before_a_download(target, message, capsys):
+    assert main(["https://localhost:9/x.safetensors", target]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_from_the_shell_it_says_nothing_of_devices(source, tmp_path):
