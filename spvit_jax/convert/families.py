@@ -76,7 +76,14 @@ def recognise(
     Raises:
       CheckpointError: of none that is known, or with a part that none has.
     """
-    state = plain(spelled(state, [] if notes is None else notes), facts)
+    notes = [] if notes is None else notes
+    state = spelled(state, notes)
+    if "head.weight" in state and "head.bias" not in state:
+        notes.append(
+            "the checkpoint's head has no bias: zeros are taken; if its model has one, take a whole"
+            " checkpoint"
+        )
+    state = plain(state, facts)
     for family in FAMILIES.values():
         if family.recognises(state):
             return family, state

@@ -265,6 +265,15 @@ def test_a_disk_that_fails_is_said_to_be_one(released, tmp_path, monkeypatch, ba
     assert is_transient(error.value)
 
 
+def test_a_head_without_bias_is_noted(released):
+    state = {name: value for name, value in released("vit_dense_a").items() if name != "head.bias"}
+    model, notes = dense(state, SPEC)
+    assert not model.head.bias[...].any()
+    assert [note.partition(";")[0] for note in notes] == [
+        "the checkpoint's head has no bias: zeros are taken"
+    ]
+
+
 def test_images_that_are_prepared_otherwise_than_the_files_say_are_noted(released, tmp_path):
     safetensors.numpy.save_file(released("vit_dense_a"), tmp_path / "model.safetensors")
     config = {"architecture": "vit_tiny_patch4", "interpolation": "lanczos", "crop_mode": "squash"}

@@ -32,11 +32,16 @@ def test_json_round_trip():
 
 
 def test_file_round_trip_leaves_one_file(tmp_path):
-    (tmp_path / "architecture.json").symlink_to(tmp_path / "real.json")
     HEADS.save(tmp_path / "architecture.json")
-    assert (tmp_path / "architecture.json").is_symlink()
     assert architectures.load(tmp_path / "architecture.json") == HEADS
     assert [file.name for file in tmp_path.iterdir()] == ["architecture.json"]
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    HEADS.save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert architectures.load(tmp_path / "real.json") == HEADS
 
 
 def test_a_person_writes_widths_and_may_leave_the_model_and_heads_out():
