@@ -117,9 +117,10 @@ class Beginning:
             looks[f"CRC-32 of what is in {name}"] = functools.partial(_checksum, checkpoint)
         if teachers.distils(self.config):
             looks["teacher"] = lambda: _teacher(self.config, self.spec)
-        given, table = self.config.finetune.architecture, self.config.budget.latency
+        file, table = self.config.finetune.architecture, self.config.budget.latency
         if self.config.stage == "finetune":
-            looks["CRC-32 of finetune.architecture"] = lambda: _architecture(given, self.spec)
+            name = "CRC-32 of what is in finetune.architecture"
+            looks[name] = lambda: _architecture(file, self.spec)
         if self.config.stage in ("all", "search") and table:
             looks["CRC-32 of the table of budget.latency"] = lambda: _table(table)
         if self.dense is not None:

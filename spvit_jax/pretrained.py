@@ -103,8 +103,8 @@ def options(config: Config, spec: Spec) -> dict[str, Any]:
 
 def classes_known(config: Config) -> int:
     """How many classes the model in model.checkpoint tells apart; 0: it has no head."""
-    facts = Facts.of(**facts_in(config.model))
-    return int(read_spec(address(config.model.checkpoint), facts).classes)
+    where = address(config.model.checkpoint)
+    return int(read_spec(where, _facts(config, where)).classes)
 
 
 def load_dense(
@@ -143,10 +143,7 @@ def load_trained(config: Config, spec: Spec, notes: list[str]) -> Classifier:
       convert.CheckpointError: not a checkpoint that converts.
     """
     model, where = config.model, address(config.model.checkpoint)
-    dtype = dtype_of(model.dtype)
-    facts = Facts.of(**facts_in(model))
-    if model.variant and not is_native(fetch(where)):  # a file of ours says its heads
-        facts = facts.over(Facts.of(_heads(VARIANTS[model.variant])))
+    dtype, facts = dtype_of(model.dtype), _facts(config, where)
     network = load(where, facts=facts, notes=notes, dtype=dtype)
     _check_trained(config, network.spec, spec.classes)
     if form(network) == "dense":
@@ -271,6 +268,14 @@ def _seen_otherwise(about: About, config: Config) -> list[str]:
         if trained and trained != now:
             notes.append(f"the model was trained with data.{name}={trained}, now it is {now}")
     return notes
+
+
+def _facts(config: Config, where: str) -> Facts:
+    """What the configuration says of model.checkpoint, by its variant as well."""
+    model, facts = config.model, Facts.of(**facts_in(config.model))
+    if model.variant and not is_native(fetch(where)):  # a file of ours says its heads
+        facts = facts.over(Facts.of(_heads(VARIANTS[model.variant])))
+    return facts
 
 
 def _heads(spec: Spec) -> int:

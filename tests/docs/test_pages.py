@@ -111,7 +111,9 @@ def settings(page):
     yield from re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)?)", read(page))
     groups = "|".join(name for name, kind in Config.__annotations__.items() if is_group(kind))
     named = re.findall(rf"`(?:--config\.)?((?:{groups})\.[a-z_]+)[=`]", read(page))
-    yield from (name for name in named if not name.endswith((".py", ".json", ".png", ".txt")))
+    yield from (
+        name for name in named if not name.endswith((".py", ".json", ".png", ".txt", ".html"))
+    )
 
 
 def is_group(kind):
