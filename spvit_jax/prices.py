@@ -23,7 +23,6 @@ Exit codes: 0; 2 bad input, which the message explains.
 """
 
 import dataclasses
-import math
 import os
 import re
 from functools import partial
@@ -42,7 +41,10 @@ if TYPE_CHECKING:
 _BATCH = flags.DEFINE_integer("batch", 1, "Images per call", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "Where the table goes, a .json file")
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Time given to all calls", lower_bound=0.0)
-flags.register_validator(_SECONDS, math.isfinite, "expected a number of seconds, such as 60")
+flags.register_validator(
+    _SECONDS, lambda s: s <= _DAY, "expected a number of seconds, such as 60, up to a day's"
+)
+_DAY = 86_400.0
 _CLASSES = 1000  # where neither the config nor a variant says; a head takes next to nothing
 
 

@@ -287,7 +287,7 @@ class Workdir:
         there = {name for name in notes if (self / name).exists()} | self._checksums.files
         known = notes if self._has_results(STATE) else {checksums.FILE} if there else set()
         gone = ", ".join(sorted(known - there))
-        return gone and f"{gone} is gone: the files of the run are taken as they are"
+        return gone and f"gone: {gone}; whether files, data and weights are the run's is not known"
 
     def _claim(self, config: Config) -> tuple[str, str]:
         """Claims the folder; returns what is to be said of it, and what stands against it."""

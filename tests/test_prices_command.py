@@ -68,6 +68,7 @@ def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
     [
         ([QUICKSTART, "--batch=0"], "batch"),
         ([QUICKSTART, "--seconds=nan"], "--seconds=nan: expected a number of seconds"),
+        ([QUICKSTART, "--seconds=1e308"], "--seconds=1e+308: expected a number of seconds"),
         ([QUICKSTART, "--seconds=inf"], "--seconds=inf: expected a number of seconds"),
         ([QUICKSTART, "--output=none/table.json"], "--output=none/table.json cannot be written"),
         ([QUICKSTART, "--config.search.ops=('skip','pool','msa')"], "ops must be two or more of"),

@@ -158,7 +158,7 @@ def test_damage_to_the_checksums_is_named_and_their_loss_is_said(tmp_path):
         file.write_bytes(whole[:-9])
         folder.claim(config)
     file.unlink()
-    assert "checksums.json is gone" in folder.claim(config)
+    assert "gone: checksums.json; " in folder.claim(config)
     assert folder.claim(config) == "" and folder.read_json("tried.json", Tried)
 
 
@@ -187,7 +187,7 @@ def test_a_note_that_is_gone_and_that_nothing_knows_is_said(tmp_path):
     assert folder.claim(config) == ""
     for name in ("began.json", "checksums.json"):
         (tmp_path / name).unlink()
-    assert folder.claim(config).startswith("began.json, checksums.json is gone: ")
+    assert folder.claim(config).startswith("gone: began.json, checksums.json; whether ")
     folder.began({"images": 4})
     assert folder.claim(config) == ""
     for name in ("config.json", "began.json", "checksums.json"):

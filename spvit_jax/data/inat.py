@@ -5,6 +5,7 @@ released code does: a converted head depends on it.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def list_split(folder: Path, split: str) -> tuple[Files, tuple[str, ...]]:
                 f"{folder}: image {image} of {split} has two categories, {categories[image]} and"
                 f" {category}; leave one annotation of it in the JSON"
             )
+    twice = [i for i, n in Counter(one["id"] for one in listing["images"]).items() if n > 1]
+    if twice:
+        raise DataError(f"{folder}: images {twice[:10]} of {split} are listed more than once")
     odd = sorted(set(categories.values()) - set(labels))
     if odd:
         raise DataError(f"{folder}: categories {odd[:10]} of {split} have no training image")
@@ -93,9 +97,12 @@ def _names(folder: Path, train: dict[str, Any]) -> dict[int, str]:
     file = folder / "categories.json"
     rows = _load(file) if file.exists() else train.get("categories", [])
     try:
-        return {row["id"]: str(row["name"]) for row in rows}
+        names = {row["id"]: str(row["name"]) for row in rows}
     except (TypeError, KeyError) as error:
         raise DataError(f"{file}: expected a list of objects with 'id' and 'name'") from error
+    if not len(rows) == len(names) == len({*names.values()}):
+        raise DataError(f"{folder}: two of its categories have one id, or one name")
+    return names
 
 
 def _path(folder: Path, name: str) -> str:

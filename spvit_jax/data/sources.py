@@ -277,7 +277,7 @@ class TfdsSource:
         splits.bounds(split, builder.info.splits[part].num_examples)  # refuses an empty one
         skip = tensorflow_datasets().decode.SkipDecoding()
         records = builder.as_data_source(split=split, decoders={image_key: skip})
-        names = tuple(builder.info.features[label_key].names)
+        names = _names(builder, label_key)
         return cls(records, image_key, label_key, names, f"tfds:{name}, {split}")
 
     def __len__(self) -> int:
@@ -356,6 +356,14 @@ def _prepared_builder(name: str, directory: str) -> Any:
             " --out_file_format=array_record"
         )
     return builder
+
+
+def _names(builder: Any, key: str) -> tuple[str, ...]:
+    """The names of the classes; TFDS takes numbers where it cannot read their file."""
+    names, file = tuple(builder.info.features[key].names), builder.data_path / f"{key}.labels.txt"
+    if file.exists() and [n.strip() for n in file.read_text().split("\n") if n.strip()] != [*names]:
+        raise DataError(f"{file} does not name the classes of the set; prepare it again")
+    return names
 
 
 def _check_name(name: str) -> None:

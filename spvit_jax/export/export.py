@@ -16,6 +16,7 @@ import numpy as np
 from spvit_jax.config import LIBRARIES
 from spvit_jax.convert import About, save
 from spvit_jax.convert.files import naming
+from spvit_jax.convert.forms import check_numbers, variables
 from spvit_jax.export.check import check
 from spvit_jax.export.errors import CheckFailed, ExportError
 from spvit_jax.export.images import LEAST, halves
@@ -102,9 +103,11 @@ def export(
     Raises:
       ExportError: no such suffix or option, or a model that cannot be exported.
       CheckFailed: the file does not compute what the model does; it stays as ``….failed``.
+      CheckpointError: its weights hold numbers that are not finite.
       OSError: it cannot be written; what was there is untouched.
     """
     check_model(model)
+    check_numbers(variables(model))
     if is_remote(path):
         raise ExportError(
             f"{public(path)} is no file of this machine; write to a disk, and copy it"

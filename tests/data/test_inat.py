@@ -108,3 +108,19 @@ def test_an_image_of_two_categories_is_refused(tmp_path):
             assert len(read(tmp_path, "val")) == 2
     with pytest.raises(DataError, match="image 100 of val has two categories, 5 and 3; leave one"):
         read(tmp_path, "val")
+
+
+def test_what_is_listed_twice_is_refused(tmp_path):
+    write(tmp_path)
+    for names in ([(7, "a"), (7, "b"), (3, "c")], [(7, "a"), (3, "a")]):
+        rows = [{"id": number, "name": name} for number, name in names]
+        (tmp_path / "categories.json").write_text(json.dumps(rows))
+        with pytest.raises(DataError, match="two of its categories have one id, or one name"):
+            read(tmp_path)
+    (tmp_path / "categories.json").unlink()
+    file = tmp_path / "val2018.json"
+    content = json.loads(file.read_text())
+    content["images"] += content["images"][:1]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"images \[100\] of val are listed more than once"):
+        read(tmp_path, "val")

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -273,6 +274,15 @@ def test_records_that_cannot_be_read_are_told_from_those_that_cannot_now(number,
     with pytest.raises(kind, match=f"{os.strerror(number)}; opening x.array_record") as error:
         source[0]
     assert is_transient(error.value) == (kind is OSError)
+
+
+@pytest.mark.parametrize("text", ["", "cat\n", "cat\ndog\nemu\n"])
+def test_names_of_classes_that_are_damaged_are_not_made_up(prepared, tmp_path, text):
+    shutil.copytree(prepared / "tiny_pictures", tmp_path / "tiny_pictures")
+    (file,) = tmp_path.rglob("kind.labels.txt")
+    file.write_text(text)
+    with pytest.raises(DataError, match=r"kind\.labels\.txt does not name the classes|TFDS cannot"):
+        open_source(Data(source="tfds:tiny_pictures", directory=str(tmp_path)), "train")
 
 
 def test_tfds_missing_split_lists_those_there_are(prepared):
