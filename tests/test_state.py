@@ -192,7 +192,7 @@ def test_a_note_that_is_gone_and_that_nothing_knows_is_said(tmp_path):
     assert folder.claim(config) == ""
     for name in ("config.json", "began.json", "checksums.json"):
         (tmp_path / name).unlink()
-    assert folder.claim(Config(seed=1)).startswith("began.json, checksums.json, config.json is")
+    assert folder.claim(Config(seed=1)).startswith("gone: began.json, checksums.json, config")
 
 
 def test_a_finished_run_is_looked_through(tmp_path):
