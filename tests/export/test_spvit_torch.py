@@ -87,6 +87,7 @@ CASES = {  # spec, form, architecture
     ),
 }  # fmt: skip
 ABOUT = native.About(tuple("abcdefg"), (0.1, 0.2, 0.3), (0.4, 0.5, 1.0), 0.875)
+GREY = dataclasses.replace(ABOUT, mean=(0.2,), std=(0.5,))
 
 
 def drawn(spec, name="dense", architecture=None, seed=0):
@@ -114,7 +115,8 @@ def models(tmp_path_factory):
     def one(name):
         if name not in found:
             model, path = drawn(*CASES[name]), folder / f"{name}.safetensors"
-            save(model, path, about=ABOUT if model.spec.classes else None)
+            about = GREY if getattr(model.spec, "channels", 3) == 1 else ABOUT
+            save(model, path, about=about if model.spec.classes else None)
             found[name] = model, path
         model, path = found[name]
         return model, path, spvit_torch.load(path)
