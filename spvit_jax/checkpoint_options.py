@@ -100,8 +100,8 @@ def check_preprocessing(parser: argparse.ArgumentParser, options: argparse.Names
 
 def preprocessing_in(options: argparse.Namespace) -> dict[str, Any]:
     """Reads what those options say: fields of ``About``."""
-    given = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
-    return {name: tuple(v) if type(v) is list else v for name, v in given.items() if v}
+    values = {name: getattr(options, name) for name in ("mean", "std", "crop_ratio")}
+    return {name: tuple(v) if type(v) is list else v for name, v in values.items() if v}
 
 
 def count(text: str) -> int:

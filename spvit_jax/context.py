@@ -159,9 +159,9 @@ def _teacher(config: Config, student: Any) -> dict[str, Any]:
 
 def _architecture(file: str, spec: Any) -> int:
     """The CRC-32 of what is in a file that has an architecture of the dense model ``spec``."""
-    given = architectures.load(file)
-    given.check(spec)
-    return zlib.crc32(given.to_json().encode())
+    architecture = architectures.load(file)
+    architecture.check(spec)
+    return zlib.crc32(architecture.to_json().encode())
 
 
 def _table(latency: str) -> int:

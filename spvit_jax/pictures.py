@@ -16,7 +16,7 @@ from PIL import Image
 from spvit_jax.convert.files import write_whole
 from spvit_jax.data.errors import DataError
 from spvit_jax.mosaic import mosaic
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 SIDE = 448  # pixels that the shorter side of a picture has at least
 
@@ -35,8 +35,7 @@ def places(folder: str, files: Sequence[str], model: Any) -> dict[str, Path]:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise DataError(f"--merged {folder}: no files can be written there: {error}") from error
     names = picture_names(list(dict.fromkeys(map(os.path.abspath, files))))
     return {file: Path(folder, names[os.path.abspath(file)]) for file in files}
@@ -75,6 +74,5 @@ def draw(path: Path, pixels: np.ndarray, sources: np.ndarray, grid: tuple[int, i
     try:
         write_whole(path, data.getvalue())
     except OSError as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error

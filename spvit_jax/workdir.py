@@ -273,8 +273,8 @@ class Workdir:
         """
         first = jax.process_index() == 0
         with hosts.together(OSError):
-            found = self._claim(config) if first else None
-        note, problem = hosts.from_first(found)
+            claimed = self._claim(config) if first else None
+        note, problem = hosts.from_first(claimed)
         if problem:
             raise ConfigError(problem)
         if jax.process_count() > 1:

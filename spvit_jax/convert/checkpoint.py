@@ -15,7 +15,7 @@ import safetensors.numpy
 from spvit_jax.convert.contents import EXPECTED, TORCH, describe
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.fetch import INDEX, fetch, shards_of
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 State = dict[str, np.ndarray]
 
@@ -108,8 +108,7 @@ def _read_npz(path: Path) -> State:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise CheckpointError(
             f"{path} is not a whole .npz file of nothing but arrays; it looks like"
             f" {describe(path)}, {path.stat().st_size:,} bytes. Nothing in it was executed. NumPy"
@@ -134,8 +133,7 @@ def _read_torch(path: Path, notes: list[str]) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or hostile file makes it fail in any way whatever
-        if is_transient(error):
-            raise
+        raise_transient(error)
         unsafe = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if unsafe:
             raise CheckpointError(

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 from spvit_jax.convert.contents import READ, flaw
 from spvit_jax.convert.errors import CheckpointError, Unreachable
 from spvit_jax.convert.partial import Partial, sweep
-from spvit_jax.remote import is_transient, public
+from spvit_jax.remote import public, raise_transient
 
 HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch hub's: name-<first digits of sha256>.pth
 CHUNK = 1 << 20
@@ -86,8 +86,7 @@ def download(url: str, version: str = "", md5: str = "", ask: Ask | None = None)
     except CheckpointError:
         raise
     except OSError as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise CheckpointError(
             f"could not download {public(url)}: {folder} cannot be written:"
             f" {error.strerror or error}; free some space, or say with"

@@ -13,7 +13,7 @@ from spvit_jax.convert.architectures import architecture
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 from spvit_jax.models.rotary import KINDS
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 from spvit_jax.sizes import Size, sides, wanted_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -198,8 +198,7 @@ def _read(path: Path) -> Fields | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise CheckpointError(
             f"{path} is not whole JSON: {error}; download it again, or move it away"
         ) from error

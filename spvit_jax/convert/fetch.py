@@ -11,7 +11,7 @@ from spvit_jax import models
 from spvit_jax.convert import hub
 from spvit_jax.convert.download import Answer, download
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.remote import is_transient, public, reading
+from spvit_jax.remote import public, raise_transient, reading
 
 PACKAGED = Path(models.__file__).parent / "packaged"
 INDEX = ".index.json"  # the end of the name of what says which arrays are in which file
@@ -79,8 +79,7 @@ def shards_of(index: Path) -> list[str]:
     try:
         content = json.loads(index.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise CheckpointError(f"{index} is not whole JSON: {error}; download it again") from error
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:

@@ -59,13 +59,13 @@ def load(
       ValueError: options that no model has.
     """
     check_options(**options)
-    path, said = fetch(address), [] if notes is None else notes
+    path, listed = fetch(address), [] if notes is None else notes
     with _naming(path):
-        model = _loaded(path, spec, _size(image_size), facts, said, options)
+        model = _loaded(path, spec, _size(image_size), facts, listed, options)
     try:
         about = about_of(path)
     except CheckpointError as error:  # the model does not need it
-        said.append(str(error))
+        listed.append(str(error))
         if notes is None:
             warnings.warn(str(error), stacklevel=2)
         return model

@@ -24,7 +24,7 @@ from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.files import local, write_whole
 from spvit_jax.models import MODELS, Spec, check_model
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 from spvit_jax.single_path.architecture import from_json
 from spvit_jax.single_path.prune import form
 from spvit_jax.single_path.sharing import SharedConv
@@ -281,8 +281,7 @@ def _header(path: str | os.PathLike) -> str | None:
         with open(path, "rb"), safetensors.safe_open(path, "np") as file:
             return (file.metadata() or {}).get(HEADER)
     except (OSError, safetensors.SafetensorError) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise CheckpointError(
             f"{path} cannot be read as a model file: {error}; it is missing, damaged or of another"
             " kind; write it again, or convert it: python -m spvit_jax.convert"

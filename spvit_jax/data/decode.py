@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spvit_jax.data.errors import DataError
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 from spvit_jax.sizes import Size, shown, sides
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the whole image
@@ -167,8 +167,7 @@ def _as_data_error(name: str) -> Iterator[None]:
             " replace it"
         ) from error
     except DAMAGE as error:
-        if is_transient(error):
-            raise  # of the disk, not of the image
+        raise_transient(error)  # of the disk, not of the image
         raise DataError(f"cannot decode the image {name}: {error}; replace it") from error
 
 

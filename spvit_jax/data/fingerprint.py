@@ -28,8 +28,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
     for index in np.linspace(0, len(source) - 1, SAMPLE, dtype=int):
         sample = zlib.crc32(_bytes(source, int(index)), sample)
     names = numbered(source.class_names)
-    found = {"images": len(source), "class names": names, "CRC-32 of some images": sample}
-    return found | _whole(source)
+    facts = {"images": len(source), "class names": names, "CRC-32 of some images": sample}
+    return facts | _whole(source)
 
 
 def numbered(names: tuple[str, ...]) -> dict[str, str]:

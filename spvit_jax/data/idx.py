@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from spvit_jax.data.errors import DataError
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 PREFIXES = {"train": "train", "test": "t10k"}  # split → how its two file names begin
 _UNSIGNED_BYTE = 8  # the type code in the third byte of the magic number
@@ -26,8 +26,7 @@ def read_idx(path: Path) -> np.ndarray:
         with opener(path, "rb") as file:
             raw = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise DataError(f"cannot read the idx file {path}: {error}; fetch it again") from error
     if len(raw) < 4 or raw[:3] != bytes((0, 0, _UNSIGNED_BYTE)):
         raise DataError(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.folders import EXTENSIONS
 from spvit_jax.data.originals import Original, Originals, checked_names, in_order
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 TRAIN = "ILSVRC2012_img_train.tar"  # of a tar a class, n01440764.tar
 VALIDATION = "ILSVRC2012_img_val.tar"  # of images, ILSVRC2012_val_00000001.JPEG
@@ -145,8 +145,7 @@ def _read_devkit(file: Path) -> tuple[list[str], list[str]]:
         classes = [str(one["WNID"]) for one in synsets if int(one["num_children"]) == 0]
         return [wnids[int(number)] for number in truth.split()], classes
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise DataError(
             f"{file} is damaged ({error!r}): expected {_TRUTH} and {_META} in it; download it again"
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_jax.data.errors import DataError
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 SPLITS = ("train", "val")
 Files = list[tuple[str, int]]  # path below the folder, label
@@ -87,8 +87,7 @@ def _load(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise DataError(f"cannot read {file}: {error}; fetch it again") from error
 
 

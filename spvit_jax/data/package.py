@@ -14,7 +14,7 @@ import numpy as np
 
 from spvit_jax.data import idx
 from spvit_jax.data.errors import DataError
-from spvit_jax.remote import is_transient
+from spvit_jax.remote import raise_transient
 
 FOLDER = Path(__file__).parent / "packaged"
 
@@ -109,8 +109,7 @@ def read(name: str, split: str, folder: Path = FOLDER) -> tuple[np.ndarray, np.n
     try:
         raw = path.read_bytes()
     except OSError as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise DataError(f"cannot read the packaged file {path}: {error}; {restore}") from error
     digest = hashlib.sha256(raw).hexdigest()
     if digest != expected:

@@ -28,7 +28,7 @@ from spvit_jax.export.runtimes import (
 )
 from spvit_jax.measure.errors import MeasureError
 from spvit_jax.measure.turns import compiled
-from spvit_jax.remote import is_transient, public
+from spvit_jax.remote import public, raise_transient
 
 Outputs = dict[str, Any]  # logits [batch, classes], features [batch, D], …
 Bind = Callable[[np.ndarray], Callable[[], Outputs]]
@@ -323,8 +323,7 @@ def _preprocess(
                 f" resizing: ImageNet's usual, taken here"
             )
     except (ValueError, TypeError, OSError) as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise MeasureError(
             f"{path}: its preprocessing cannot be read: {error}; export the model again"
         ) from error
@@ -342,8 +341,7 @@ def _reading(path: Path, reader: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise MeasureError(
             f"{path}: {reader} cannot read it: {str(error).strip().splitlines()[:1]}; export the"
             " model again"

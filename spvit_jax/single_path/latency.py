@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from spvit_jax.models import Geometry
-from spvit_jax.remote import followed, is_transient, reading
+from spvit_jax.remote import followed, raise_transient, reading
 from spvit_jax.single_path.merging import Merges, merged
 from spvit_jax.single_path.prices import Prices
 
@@ -247,8 +247,7 @@ def load(path: str | os.PathLike[str]) -> Table:
     except FileNotFoundError:
         raise TableError(f"no table of times at {path}; {_AGAIN} --output={path}") from None
     except OSError as error:
-        if is_transient(error):
-            raise
+        raise_transient(error)
         raise TableError(f"{path}: {error.strerror or error}; {_AGAIN}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, TableError):

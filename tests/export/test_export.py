@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import spvit_jax as spvit
-from spvit_jax.convert import About, load, save
+from spvit_jax.convert import About, CheckpointError, load, save
 from spvit_jax.export import CheckFailed, ExportError, __main__, export
 from spvit_jax.export.onnx import layers
 from spvit_jax.export.outputs import named_outputs
@@ -151,3 +151,11 @@ def test_without_onnx_the_error_names_what_to_install(made, tmp_path, monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"pip install 'spvit_jax\[export\]'"):
         export(made("vit"), tmp_path / "small.onnx")
+
+
+def test_weights_that_are_no_numbers_are_refused_before_work(made, tmp_path):
+    model = nnx.clone(made("vit"))
+    model.norm.scale[...] = np.nan
+    with pytest.raises(CheckpointError, match=r"norm\.scale"):
+        export(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
