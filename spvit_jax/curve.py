@@ -5,7 +5,7 @@ Nothing is trained and no label is read; labels only say how good each model is,
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,7 +13,7 @@ from spvit_jax.calibrated import calibrate, repaired, score
 from spvit_jax.context import Context, budget_at
 from spvit_jax.convert import save
 from spvit_jax.judged import judge
-from spvit_jax.measure import measure
+from spvit_jax.measure import Programs, measure
 from spvit_jax.merges import Schedules
 from spvit_jax.models import Classifier
 from spvit_jax.quality import Quality
@@ -64,39 +64,73 @@ def points(context: Context, dense: Classifier) -> tuple[Point, ...]:
       The dense model's point, then one for each budget.
     """
     calibration = calibrate(context)
-    scores = score(context, dense, calibration)
-    rows = [_point(context, "frontier/dense", 1.0, dense, dense, "dense")]
-    for number, share in enumerate(context.config.frontier.budgets):
-        rows.append(_at(context, number, share, dense, calibration, scores))
+    making = _Making(
+        context, dense, calibration, score(context, dense, calibration), Programs(dense)
+    )
+    rows = [making.point("frontier/dense", 1.0, dense, "dense")]
+    rows += [making.at(*numbered) for numbered in enumerate(context.config.frontier.budgets)]
     return tuple(rows)
 
 
-def _at(
-    context: Context,
-    number: int,
-    share: float,
-    dense: Classifier,
-    calibration: Calibration,
-    scores: scoring.Scores,
-) -> Point:
-    """The model of one budget, made or read."""
-    config, folder = context.config, folder_of(number)
-    known = _known(context, folder)
-    if known is not None:
-        return known
-    merges: Merges = ()
-    budget = budget_at(config, share)
-    if config.merges:
-        merges = Schedules(context, folder, budget, dense, scores).choose()
-    gating = Gating.of(config.search, budget, context.spec, dense, merges)
-    architecture = select(gating.space, scores, gating.budgets, config.model.variant)
-    description = architectures.describe(architecture, context.spec)
-    context.announce("repair", f"{share:.0%} of the MACs: {description}")
-    model = repaired(context, dense, architecture, calibration)
-    context.workdir.write(f"{folder}/architecture.json", model.architecture.save)
-    context.workdir.write(f"{folder}/{MODEL}", lambda path: save(model, path, about=context.about))
-    widths = ",".join(map(str, architecture.widths))
-    return _point(context, folder, share, dense, model, f"{description} | {widths}")
+@dataclasses.dataclass(frozen=True)
+class _Making:
+    """What all points of a curve are made with."""
+
+    context: Context
+    dense: Classifier
+    calibration: Calibration
+    scores: scoring.Scores
+    programs: Programs  # of the dense model, which is measured beside each of the others
+
+    def at(self, number: int, share: float) -> Point:
+        """The model of one budget, made or read."""
+        context, config, folder = self.context, self.context.config, folder_of(number)
+        known = _known(context, folder)
+        if known is not None:
+            return known
+        merges: Merges = ()
+        budget = budget_at(config, share)
+        if config.merges:
+            merges = Schedules(context, folder, budget, self.dense, self.scores).choose()
+        gating = Gating.of(config.search, budget, context.spec, self.dense, merges)
+        architecture = select(gating.space, self.scores, gating.budgets, config.model.variant)
+        description = architectures.describe(architecture, context.spec)
+        context.announce("repair", f"{share:.0%} of the MACs: {description}")
+        model = repaired(context, self.dense, architecture, self.calibration)
+        context.workdir.write(f"{folder}/architecture.json", model.architecture.save)
+        context.workdir.write(
+            f"{folder}/{MODEL}", lambda path: save(model, path, about=context.about)
+        )
+        widths = ",".join(map(str, architecture.widths))
+        return self.point(folder, share, model, f"{description} | {widths}")
+
+    def point(self, folder: str, share: float, model: Classifier, description: str) -> Point:
+        """Evaluates and measures a model; the last thing written of it says that it is done."""
+        context, config, spec = self.context, self.context.config, self.context.spec
+        known = _known(context, folder)
+        if known is not None:
+            return known
+        quality = judge(context, model, self.dense)
+        seconds = config.measure_seconds / (len(config.frontier.budgets) + 1)
+        taken: dict[str, Any] = {"dense": self.programs}
+        taken |= {folder: model} if model is not self.dense else {}
+        timings = measure(taken, spec.image_size, config.measure_batch, seconds, spec.channels)
+        timing = timings[list(taken)[-1]]
+        run, published, kept = prices.macs(spec), prices.published_macs(spec), model.architecture
+        point = Point(
+            share,
+            run.dense if kept is None else kept.macs(spec),
+            published.dense if kept is None else kept.published_macs(spec),
+            count_parameters(model),
+            quality,
+            timing.latency_ms,
+            timing.latency_ratio,
+            timing.throughput_ratio,
+            description,
+        )
+        context.workdir.write_json(f"{folder}/point.json", point)
+        context.console.stage("evaluate", quality.summary())
+        return point
 
 
 def folder_of(number: int) -> str:
@@ -106,41 +140,6 @@ def folder_of(number: int) -> str:
 
 def _known(context: Context, folder: str) -> Point | None:
     point: Point | None = context.workdir.read_json(f"{folder}/point.json", Point)
-    return point
-
-
-def _point(
-    context: Context,
-    folder: str,
-    share: float,
-    dense: Classifier,
-    model: Classifier,
-    description: str,
-) -> Point:
-    """Evaluates and measures a model; the last thing written of it says that it is done."""
-    known = _known(context, folder)
-    if known is not None:
-        return known
-    config, spec = context.config, context.spec
-    quality = judge(context, model, dense)
-    seconds = config.measure_seconds / (len(config.frontier.budgets) + 1)
-    taken = {"dense": dense} | ({folder: model} if model is not dense else {})
-    timings = measure(taken, spec.image_size, config.measure_batch, seconds, spec.channels)
-    timing = timings[list(taken)[-1]]
-    run, published, kept = prices.macs(spec), prices.published_macs(spec), model.architecture
-    point = Point(
-        share,
-        run.dense if kept is None else kept.macs(spec),
-        published.dense if kept is None else kept.published_macs(spec),
-        count_parameters(model),
-        quality,
-        timing.latency_ms,
-        timing.latency_ratio,
-        timing.throughput_ratio,
-        description,
-    )
-    context.workdir.write_json(f"{folder}/point.json", point)
-    context.console.stage("evaluate", quality.summary())
     return point
 
 

@@ -19,7 +19,7 @@ from spvit_jax.export import export, photographs
 from spvit_jax.export.export import macs
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import onnx_session
-from spvit_jax.measure import Timing, __main__, measure
+from spvit_jax.measure import Programs, Timing, __main__, measure
 from spvit_jax.measure import turns as module
 from spvit_jax.measure.contestants import open_contestants, runtimes
 from spvit_jax.measure.errors import MeasureError
@@ -92,6 +92,15 @@ def test_shapes_are_batch_1_then_the_batch_and_compiled_once(monkeypatch):
 
     measure({"a": model}, 6, 5, 0.01)
     assert traced == [((1, 6, 6, 3), jnp.float32), ((5, 6, 6, 3), jnp.float32)]
+
+
+def test_programs_are_compiled_once(monkeypatch):
+    shapes, compiled = [], module.compiled
+    monkeypatch.setattr(module, "compiled", lambda m, x: shapes.append(x.shape) or compiled(m, x))
+    dense = Programs(jnp.sum)
+    for name in ("b", "c"):
+        measure({"a": dense, name: jnp.max}, 6, 5, 0.01)
+    assert shapes == [(n, 6, 6, 3) for n in (1, 1, 5, 5, 1, 5)]
 
 
 def test_captured_weights_become_arguments():

@@ -1,5 +1,5 @@
 """Latency and throughput of models next to each other; the command is ``__main__``."""
 
-from spvit_jax.measure.turns import Timing, measure
+from spvit_jax.measure.turns import Programs, Timing, measure
 
-__all__ = ["Timing", "measure"]
+__all__ = ["Programs", "Timing", "measure"]

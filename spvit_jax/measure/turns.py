@@ -34,8 +34,21 @@ class Timing:
     throughput_ratio: float  # above 1: faster than the first
 
 
+class Programs:
+    """A model as programs for images of several shapes, each compiled when it is asked for."""
+
+    def __init__(self, model: Model):
+        self._model, self._compiled = model, dict[tuple[int, ...], Model]()
+
+    def on(self, images: Array) -> Model:
+        """The program for images of this shape."""
+        if images.shape not in self._compiled:
+            self._compiled[images.shape] = compiled(self._model, images)
+        return self._compiled[images.shape]
+
+
 def measure(
-    models: Mapping[str, Model],
+    models: Mapping[str, Model | Programs],
     image_size: Size,
     batch_size: int,
     seconds: float,
@@ -46,7 +59,7 @@ def measure(
     Args:
       models: pure functions of images [batch, height, width, channels], float32. What
         they close over becomes an argument of the compiled program, as weights are when a model is
-        served.
+        served. ``Programs`` of one that is measured again are compiled once.
       image_size: pixels: a side of a square, or height and width.
       batch_size: images per call when throughput is measured.
       seconds: time given to all calls for latency, and again for throughput; compiling not
@@ -123,13 +136,14 @@ def compiled(model: Model, images: Array) -> Model:
 
 
 def _times(
-    models: Mapping[str, Model], image: tuple[int, ...], batch_size: int, seconds: float
+    models: Mapping[str, Model | Programs], image: tuple[int, ...], batch_size: int, seconds: float
 ) -> np.ndarray:
     """Seconds of each call [turns, models]."""
     shape = (batch_size, *image)
     values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     images = jax.device_put(values, jax.local_devices()[0])
-    calls = [_call(compiled(model, images), images) for model in models.values()]
+    programs = (m if isinstance(m, Programs) else Programs(m) for m in models.values())
+    calls = [_call(program.on(images), images) for program in programs]
     return take_turns(calls, seconds)
 
 

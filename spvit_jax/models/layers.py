@@ -23,6 +23,7 @@ from spvit_jax.models.tokens import Tokens, merge
 
 Array = jax.Array
 Keys = Sequence[Array | None]  # for dropout and stochastic depth; None: off
+Indices = Sequence[int] | np.ndarray
 
 INIT = nnx.initializers.xavier_uniform()
 
@@ -150,8 +151,24 @@ class Dense(nnx.Module):
         """Kernel and bias in the dtype of the computation."""
         return cast(self.kernel[...], self.dtype), cast(self.bias[...], self.dtype)
 
+    def keep_outputs(self, kept: Indices) -> None:
+        """Takes out all outputs but those ``kept``, indices."""
+        self.kernel = nnx.Param(take(self.kernel[...], kept, axis=1))
+        self.bias = nnx.Param(take(self.bias[...], kept, axis=0))
+
     def __call__(self, x: Array) -> Array:
         return dense(cast(x, self.dtype), *self.weights())
+
+
+def take(values: Array, kept: Indices, axis: int) -> Array:
+    """Takes ``kept`` of an axis; on the host, since XLA would compile that for each number of them.
+
+    Within a traced function it is traced as well.
+    """
+    index = np.asarray(kept, int)
+    if isinstance(values, jax.core.Tracer):
+        return jnp.take(values, index, axis)
+    return jax.device_put(np.take(np.asarray(values), index, axis))
 
 
 def cast(x: Array, dtype: jnp.dtype | None) -> Array:
@@ -251,9 +268,8 @@ class Attention(nnx.Module):
         rows = np.arange(width).reshape(self.heads, -1)[list(kept)].ravel()
         both = np.concatenate([rows, width + rows])
         for projection, columns in ((self.qk, both), (self.v, rows)):
-            projection.kernel = nnx.Param(projection.kernel[...][:, columns])
-            projection.bias = nnx.Param(projection.bias[...][columns])
-        self.out.kernel = nnx.Param(self.out.kernel[...][rows])
+            projection.keep_outputs(columns)
+        self.out.kernel = nnx.Param(take(self.out.kernel[...], rows, axis=0))
         self.heads = len(kept)
 
     def __call__(
@@ -301,12 +317,11 @@ class Mlp(nnx.Module):
             return dropout(activate(self.fc1(x)), self.dropout, key)
         return dropout(activate(self.gate(x)) * self.fc1(x), self.dropout, key)
 
-    def keep_units(self, kept: Array) -> None:
+    def keep_units(self, kept: Indices) -> None:
         """Takes out all units but those ``kept``, indices."""
         for projection in (self.fc1, *([self.gate] if self.gate else [])):
-            projection.kernel = nnx.Param(projection.kernel[...][:, kept])
-            projection.bias = nnx.Param(projection.bias[...][kept])
-        self.fc2.kernel = nnx.Param(self.fc2.kernel[...][kept])
+            projection.keep_outputs(kept)
+        self.fc2.kernel = nnx.Param(take(self.fc2.kernel[...], kept, axis=0))
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         return self.fc2(self.units(x, key))

@@ -23,6 +23,7 @@ from spvit_jax.models.layers import (
     cast,
     check_numbers,
     dense,
+    take,
 )
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Transformer
@@ -161,7 +162,7 @@ class WindowAttention(Attention):
 
     def keep_heads(self, kept: tuple[int, ...]) -> None:
         super().keep_heads(kept)
-        self.position_bias = nnx.Param(self.position_bias[...][:, list(kept)])
+        self.position_bias = nnx.Param(take(self.position_bias[...], kept, axis=1))
 
     def bias(self) -> Array:
         """What is added to the logits of each window, ``[windows, heads, tokens, tokens]``."""

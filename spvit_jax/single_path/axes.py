@@ -292,7 +292,7 @@ class FfnAxis(Subset):
 
     def prune(self, block: Any, kept: Kept) -> tuple[int, ...]:
         kept = self.indices(kept, block)
-        block.ffn.keep_units(jnp.asarray(kept, int))
+        block.ffn.keep_units(kept)
         return kept
 
 

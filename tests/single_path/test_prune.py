@@ -92,6 +92,20 @@ def test_the_model_that_is_pruned_stays_as_it_was(dense):
     assert float(jnp.abs(pruned.head.kernel[...] - model.head.kernel[...]).min()) > 0.5
 
 
+def test_other_widths_are_not_compiled_anew(dense):
+    compiled, model = [], dense()
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name)
+    )
+    try:
+        for widths in ((47, 31, 48, 7), (46, 30, 45, 11)):
+            compiled.clear()
+            prune(model, Architecture(("msa",) * 4, widths, heads=(2, 1, 3, 2)))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [name for name in compiled if "compile" in name]
+
+
 def test_norm_skip_adds_the_norm_and_skip_adds_nothing(spec, dense):
     model = dense()
     first, geometry = model.blocks[0], spec.blocks[0]
