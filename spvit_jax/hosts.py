@@ -4,11 +4,13 @@ What is said here is said by all processes: each of them has to call it, in the 
 one process it costs nothing.
 """
 
+import atexit
 import contextlib
 import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,14 +19,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spvit_jax.remote import is_transient, public
-from spvit_jax.signals import TOGETHER, Signals
+from spvit_jax.signals import PATIENCE, Signals
 
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
 LEAVE_SECONDS = 2  # that process 0 gives the others where it cannot go on
+LAST_SECONDS = 0.3  # that process 0 gives them after a signal
+LONGEST = 2**31 - 1  # milliseconds that a process waits for a signal to another one
 
 
 class HostError(RuntimeError):
@@ -207,7 +212,7 @@ class Stop:
     def __init__(self, signals: Signals):
         self._signals = signals
         if jax.process_count() > 1:
-            signals.patience = TOGETHER
+            _share(signals)
         self._calls = 0
         self._known: jax.Array | None = None
         self._stopped = False
@@ -234,6 +239,31 @@ class Stop:
         before, self._known = self._known, self._any(flags)
         self._stopped = self._stopped or (before is not None and bool(before))
         return self._stopped
+
+
+def _share(signals: Signals) -> None:
+    """Has a signal to one process obeyed by all of them, whatever their main threads are at.
+
+    JAX has no public way to say something outside of a program that all of them run; Orbax takes
+    this one as well.
+    """
+    key, all_well = "spvit_jax/signal", 0
+    client: Any = distributed.global_state.client
+
+    def tell(number: int) -> None:
+        with contextlib.suppress(Exception):  # of a run that falls apart
+            client.key_value_set(key, str(number), allow_overwrite=True)
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):
+            number = int(client.blocking_key_value_get(key, LONGEST))
+            if number != all_well:
+                signals.hear(number)
+
+    signals.tell = tell
+    signals.patience = PATIENCE + (LAST_SECONDS if jax.process_index() == 0 else 0)
+    threading.Thread(target=wait, daemon=True).start()
+    atexit.register(tell, all_well)  # a thread that waits may not see the end of Python
 
 
 def unsaved(should_stop: Callable[[], bool]) -> Callable[[bool], None]:

@@ -37,8 +37,8 @@ SLURM they find each other; elsewhere each is told --coordinator=HOST:PORT (of p
 many devices and hosts there are may change between one start and the next.
 
 Ctrl-C or SIGTERM, to any of the processes, ends the step, saves it and exits with 130 or 143 on
-all of them. Outside of training, as in a compilation, it ends what begins again: within two seconds
-where one process is alone, within twenty where several have to agree. A second one exits at once.
+all of them. Outside of training, as in a compilation, it ends what begins again within two seconds.
+A second one exits at once.
 Exit codes: 0 finished; 2 bad input, which the message explains; 75 a fault of a disk or network
 that may pass; 130 and 143 stopped and saved; others: a crash or a lost host. But for 2 the same
 command goes on from the last checkpoint.

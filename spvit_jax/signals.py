@@ -13,9 +13,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
-ALONE, TOGETHER = 1.5, 20.0  # seconds that one process, and one of several, has to end itself
+PATIENCE = 1.5  # seconds that a run has to end itself
 _FLUSH = 0.3  # seconds for what is printed and not shown yet
 _FIRST = b"\nstopping once this step is saved; a second signal stops at once\n"
 _CUT = b"stopped in the midst of what begins again; the same command goes on from there\n"
@@ -25,7 +26,8 @@ class Signals:
     """What was received, and what the run says of itself meanwhile.
 
     Attributes:
-      received: numbers of the signals so far.
+      received: number of the first signal; empty before.
+      tell: passes it on to the other processes of the run, which call ``hear``.
       patience: seconds that the run has, after a signal or after it last looked, to end itself.
       unsaved: whether it has taken steps that are saved if it ends itself; then it has longer.
       obeyed: whether it is ending itself; likewise.
@@ -33,10 +35,12 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self.patience = ALONE
+        self.tell: Callable[[int], object] = lambda number: None
+        self.patience = PATIENCE
         self.unsaved = False
         self.obeyed = False
         self._looked = 0.0
+        self._own = False  # whether a signal was to this process
 
     def listen(self) -> None:
         """Begins to hear signals; to be called by the main thread."""
@@ -55,6 +59,12 @@ class Signals:
         """Notes that the run has looked whether it is to stop."""
         self._looked = time.monotonic()
 
+    def hear(self, number: int) -> None:
+        """Obeys a signal that was to another process; it is the first one or none."""
+        if not self.received:
+            self._begin(number)
+            self._writer.send(b"\0")  # wakes the thread
+
     def _listen(self, heard: socket.socket) -> None:
         while True:
             if select.select([heard], [], [], 0.1 if self.received else None)[0]:
@@ -68,8 +78,14 @@ class Signals:
     def _hear(self, number: int) -> None:
         if number not in CAUGHT:
             return
-        if self.received:
+        if self._own:
             self._end()
+        self._own = True
+        if not self.received:
+            self._begin(number)
+            threading.Thread(target=self.tell, args=(number,), daemon=True).start()
+
+    def _begin(self, number: int) -> None:
         self.looked()
         self.received.append(number)
         os.write(2, _FIRST)  # stderr; print could be interrupting itself

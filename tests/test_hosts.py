@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -23,12 +24,12 @@ def free_port():
         return sock.getsockname()[1]
 
 
-def pair(arguments):
-    """Two processes of this file with 2 devices each; what each of them printed last, read."""
+def started(arguments):
+    """Two processes of this file with 2 devices each."""
     settings = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, __file__, address]
-    started = [
+    return [
         subprocess.Popen(
             [*command, str(number), *arguments],
             env=settings,
@@ -38,8 +39,13 @@ def pair(arguments):
         )
         for number in range(2)
     ]
-    ended = [process.communicate(timeout=120) for process in started]
-    for process, (_, errors) in zip(started, ended, strict=True):
+
+
+def pair(arguments):
+    """Two processes of this file; what each of them printed last, read."""
+    processes = started(arguments)
+    ended = [process.communicate(timeout=120) for process in processes]
+    for process, (_, errors) in zip(processes, ended, strict=True):
         assert process.returncode == 0, errors
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
@@ -105,6 +111,37 @@ def test_a_signal_to_one_stops_all_at_the_same_call(signalled):
     first, second = pair(["stop", str(signalled)])
     assert first["stopped"] == second["stopped"]
     assert first["sent"] + 1 <= first["stopped"] <= first["sent"] + 3
+
+
+def at_work():
+    """Two processes that are busy for a minute."""
+    processes = started(["busy"])
+    for process in processes:
+        while (line := process.stdout.readline()) != "busy\n":  # where Gloo has its say
+            assert line, process.communicate()
+    return processes
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_ends_all_in_time_that_are_in_the_midst_of_something(signalled):
+    processes = at_work()
+    begin = time.monotonic()
+    processes[signalled].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], errors
+    assert time.monotonic() - begin < 4
+    assert all("the same command goes on" in text for text in errors)
+
+
+def test_a_signal_to_all_is_no_second_one():
+    processes = at_work()
+    begin = time.monotonic()
+    processes[0].send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], errors
+    assert time.monotonic() - begin > 1
 
 
 def test_alone_nothing_is_asked_of_anyone():
@@ -187,6 +224,16 @@ def talk(number):
     return found
 
 
+def busy(number):
+    """Does one thing for a minute, in which it does not look for signals."""
+    signals = Signals()
+    signals.listen()
+    hosts.Stop(signals)
+    hosts.from_all(number)
+    print("busy", flush=True)
+    time.sleep(60)
+
+
 def stop_at(number, signalled, sent=20):
     """Calls a ``Stop`` until it says so, one process being signalled on the way."""
     signals = Signals()
@@ -219,7 +266,7 @@ def keep(number, *folders):
 if __name__ == "__main__":
     coordinator, process, what, *rest = sys.argv[1:]
     hosts.connect(coordinator, 2, int(process))
-    say = {"talk": talk, "stop": stop_at, "keep": keep}[what]
+    say = {"talk": talk, "stop": stop_at, "keep": keep, "busy": busy}[what]
     print(json.dumps(say(int(process), *rest)))
 
 

@@ -51,7 +51,7 @@ def begun(process):
 
 
 def test_a_compilation_is_left_in_time_and_at_once_by_a_second_signal():
-    waiting, patient = compiling(signals.ALONE), compiling(60)
+    waiting, patient = compiling(signals.PATIENCE), compiling(60)
     begun(waiting)
     begin = time.monotonic()
     waiting.send_signal(signal.SIGTERM)
