@@ -54,7 +54,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import ConfigError, from_config_dict
-from spvit_jax.shell import PASSES, run
+from spvit_jax.shell import PASSES, failed, is_exhausted, run
 from spvit_jax.signals import Signals
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go")
@@ -107,10 +107,12 @@ def main(arguments: list[str]) -> int:
         code = PASSES if passes else 2
         hosts.leave(code)
         return code
-    except Exception:
-        traceback.print_exc()
-        hosts.leave(1)
-        return 1
+    except Exception as error:
+        code = failed(error) if is_exhausted(error) else 1
+        if code == 1:
+            traceback.print_exc()
+        hosts.leave(code)
+        return code
     return 0
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether an error is of a disk or a network that may be well again in a while."""
     if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
         return False
-    return isinstance(error, TimeoutError | ConnectionError) or error.errno in TRANSIENT
+    kinds = TimeoutError | ConnectionError | socket.gaierror  # of which the last is no server found
+    return isinstance(error, kinds) or error.errno in TRANSIENT
 
 
 def raise_transient(error: BaseException) -> None:
@@ -35,6 +37,8 @@ def raise_transient(error: BaseException) -> None:
     """
     reason: BaseException | None = error
     while reason is not None:
+        if isinstance(reason, socket.gaierror):
+            raise ConnectionError(f"no server found ({reason.strerror}); try again") from error
         if is_transient(reason):
             raise reason
         for number in TRANSIENT:

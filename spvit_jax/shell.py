@@ -1,6 +1,7 @@
 """What every command does with the shell it is started from."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ def run(main: Callable[[], Any]) -> None:
     Output passes in any locale, what a terminal cannot show as a question mark; and where nobody
     reads any more, as in ``… | head``, the command ends quietly.
     """
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises as well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -31,10 +33,25 @@ def run(main: Callable[[], Any]) -> None:
     except BrokenPipeError:
         code = UNREAD
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        code = failed(error)
     sys.exit(code)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the memory of the machine, or of a device, did not do for what was asked."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def failed(error: Exception) -> int:
     """Says on stderr what went wrong; returns the exit code: 2, or 75 where it may pass."""
+    if is_exhausted(error):
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        error = MemoryError(
+            f"out of memory ({reason}); take smaller images, a smaller batch or model, or a machine"
+            " that has more"
+        )
     sys.stderr.write(f"error: {error}\n")
     return PASSES if is_transient(error) else 2

@@ -23,7 +23,7 @@ from etils import epath
 from spvit_jax import checksums, hosts, lock
 from spvit_jax.checksums import Checksums
 from spvit_jax.config import Config, ConfigError
-from spvit_jax.remote import ADVICE, absolute, is_full, is_remote, is_transient, publish
+from spvit_jax.remote import ADVICE, absolute, is_full, is_remote, publish, raise_transient
 from spvit_jax.state import StateError, dumps, loads, typed
 
 CONFIG, VERSIONS, BEGAN = "config.json", "versions.json", "began.json"
@@ -226,8 +226,8 @@ class Workdir:
     def _unwritable(self, error: Exception) -> str:
         """Says why the folder cannot be written; raises what has another remedy than a right."""
         remote = is_remote(self.path)
-        known = remote or isinstance(error, OSError)
-        if not known or is_transient(error) or is_full(error):
+        raise_transient(error)
+        if not (remote or isinstance(error, OSError)) or is_full(error):
             raise error
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         return f"cannot write to --workdir={self.path} ({reason}); {REMEDIES[remote]}"

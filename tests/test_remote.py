@@ -1,5 +1,6 @@
 import errno
 import os
+import socket
 
 import pytest
 
@@ -52,6 +53,7 @@ def wrapped(reason):
         (OSError(errno.EIO, "not now"), True),
         (wrapped(OSError(errno.ESTALE, "not now")), True),
         (wrapped(RuntimeError(f"open() failed: {os.strerror(errno.EIO)}")), True),
+        (wrapped(socket.gaierror(socket.EAI_NONAME, "Name or service not known")), True),
         (wrapped(OSError(errno.EACCES, "never")), False),
         (ValueError("damaged"), False),
     ],

@@ -65,3 +65,26 @@ def test_what_may_pass_has_its_own_exit_code(
     monkeypatch.setattr(f"spvit_jax.{reader}", refuse)
     assert main(list(arguments)) == code
     assert capsys.readouterr().err == f"error: [Errno {number}] not now\n"
+
+
+EXHAUSTED = """
+import sys
+import numpy as np
+from spvit_jax.shell import run
+
+def main():
+    if sys.argv[1] == "device":
+        import jax.numpy as jnp
+        return jnp.zeros(2**46)
+    return np.zeros(2**46)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_too_little_memory_is_one_line(where):
+    command = [sys.executable, "-c", EXHAUSTED, where]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: out of memory (")
+    assert "take smaller images, a smaller batch" in done.stderr and len(done.stderr) < 400
