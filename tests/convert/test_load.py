@@ -368,8 +368,8 @@ def test_a_released_checkpoint_is_loaded_and_folded(
     np.testing.assert_allclose(run(found, inputs), expected, atol=3e-5 * np.abs(expected).max())
     norms = {name for name in forms.variables(found) if ".mixer.norm." in name}
     assert bool(norms) != batch_norm
-    save(found, tmp_path / "own")
-    assert form(fold(load(str(tmp_path / "own")))) == form(found)
+    save(found, tmp_path / "own.safetensors")
+    assert form(fold(load(str(tmp_path / "own.safetensors")))) == form(found)
 
 
 @pytest.mark.parametrize(
