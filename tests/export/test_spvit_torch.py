@@ -274,9 +274,7 @@ def test_what_is_no_file_of_that_kind_is_not_written_over(models, tmp_path):
         with pytest.raises(FileExistsError, match=f"{path.name} is a folder, pipe, device or endl"):
             spvit_torch.save(other, path)
     for name in ("m", "m.pth", "m.onnx"):
-        with pytest.raises(
-            spvit_torch.ModelFileError, match=f"{name}: its name has to end"
-        ):
+        with pytest.raises(spvit_torch.ModelFileError, match=f"{name}: its name has to end"):
             spvit_torch.save(other, tmp_path / name)
     assert loop.is_symlink() and pipe.is_fifo() and len(list(tmp_path.iterdir())) == 3
 
