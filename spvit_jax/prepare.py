@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Imported late: --help does not wait for it.
     from spvit_jax.data.errors import DataError
-    from spvit_jax.data.sources import tensorflow_datasets
+    from spvit_jax.data.prepared import tensorflow_datasets
     from spvit_jax.progress import Console
 
     try:

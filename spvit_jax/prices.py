@@ -32,7 +32,7 @@ from absl import app, flags, logging
 
 from spvit_jax.command_line import CONFIG, parse
 from spvit_jax.config import Config, ConfigError, from_config_dict
-from spvit_jax.remote import is_special
+from spvit_jax.remote import is_loop, is_special
 from spvit_jax.shell import failed, run
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _path(config: Config) -> str:
     words = (model.variant or "model", device, model.dtype, f"batch {_BATCH.value}")
     path = str(_OUTPUT.value or re.sub(r"[^\w.]+", "_", ".".join(words)) + ".json")
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or is_special(path) or not os.access(folder, os.W_OK):
+    if os.path.isdir(path) or is_special(path) or is_loop(path) or not os.access(folder, os.W_OK):
         raise ConfigError(f"--output={path} cannot be written; give a file in a folder you own")
     return path
 

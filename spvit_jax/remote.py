@@ -91,14 +91,28 @@ def is_special(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
+def is_loop(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads through links that lead back to themselves."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def followed(path: str | os.PathLike[str]) -> Path:
     """The file that is to be replaced for a path: a link stays, what it leads to does not.
 
     Raises:
-      FileExistsError: what is there is no file.
+      FileExistsError: what is there is no file, or a link that leads to none.
     """
     if is_special(path):
         raise FileExistsError(f"{path} is a pipe or a device, expected a file; choose another name")
+    if is_loop(path):
+        raise FileExistsError(
+            f"{path} is a link that leads back to itself, to no file; remove it, or choose another"
+            " name"
+        )
     return Path(os.path.realpath(path))
 
 

@@ -377,6 +377,13 @@ def test_a_figure_replaces_no_pipe(there, tmp_path, capsys):
     assert "a.pipe is a pipe or a device, expected a file" in capsys.readouterr().err
 
 
+def test_what_is_measured_is_not_written_into_what_is_no_file(there, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("spvit_jax.measure.comparison.compare", None)  # said before measuring
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    assert run(there, "dense.onnx", "--json", str(tmp_path / "loop.json")) == 2
+    assert "loop.json is a link that leads back to itself" in capsys.readouterr().err
+
+
 def test_a_figure_needs_test_images(there, capsys):
     with pytest.raises(SystemExit):
         run(there, "dense.onnx", "--figure", "a.png")

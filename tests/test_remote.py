@@ -75,6 +75,11 @@ def test_what_a_link_leads_to_is_the_file_and_a_pipe_is_none(tmp_path):
     assert followed(tmp_path) == tmp_path.resolve()
     with pytest.raises(FileExistsError, match="pipe is a pipe or a device, expected a file"):
         followed(pipe)
+    for one, other in (("a", "b"), ("b", "a"), ("itself", "itself"), ("through", "a/file")):
+        (tmp_path / one).symlink_to(tmp_path / other)
+    for loop in ("a", "itself", "through", "a/file"):
+        with pytest.raises(FileExistsError, match=f"{loop} is a link that leads back to itself"):
+            followed(tmp_path / loop)
 
 
 def test_local_paths_are_made_absolute_and_remote_ones_are(tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ from spvit_jax.checkpoint_options import add_arguments, add_image_size, facts_in
 from spvit_jax.convert.contents import TORCH
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import Facts
-from spvit_jax.convert.files import local
+from spvit_jax.convert.files import SUFFIX, local
 from spvit_jax.convert.load import about_of, load
 from spvit_jax.convert.native import save
 from spvit_jax.convert.to_torch import save_torch, unsaid
+from spvit_jax.remote import is_special
 from spvit_jax.shell import failed, run
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import ArchitectureError
@@ -88,10 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check_target(options: argparse.Namespace) -> None:
     """Raises before any work where nothing can be written, or something else than is expected."""
-    suffix = local(options.target).suffix
-    if not options.to_torch and suffix not in ("", ".safetensors"):
+    target = local(options.target)
+    if not options.to_torch and target.suffix != SUFFIX and not is_special(target):
         raise CheckpointError(
-            f"{options.target}: a model file's name ends in .safetensors; for PyTorch"
+            f"{options.target}: a model file's name ends in {SUFFIX}; for PyTorch"
             f" ({', '.join(TORCH)}) add --to-torch, files of other kinds (.onnx, .tflite, …) are"
             " written by python -m spvit_jax.export"
         )

@@ -1,11 +1,16 @@
 """Whether what is said of a model agrees with its arrays, or with what its own file says."""
 
+import dataclasses
 import math
 import re
+from typing import Any
+
+import numpy as np
 
 from spvit_jax.convert.checkpoint import State
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import CONFIG, Facts
+from spvit_jax.convert.native import About
 from spvit_jax.models import Spec, SwinSpec, ViTSpec
 from spvit_jax.sizes import as_size, shown, sides
 
@@ -17,10 +22,22 @@ POOLS = {  # timm's, of those of a spec
 }
 COMPARED = (  # facts that a spec has as well
     *("width", "depth", "heads", "epsilon", "activation", "patch_size", "rotary", "pool"),
-    "image_size",
+    *("image_size", "classes", "channels", "hidden", "class_token", "registers"),
 )
 TOKENS = ("cls_token", "dist_token", "reg_token")
 USER = "it is said to have"
+KINDS = (  # of models, by how the names of their families begin
+    ("Swin", r"swin"),
+    ("RegNet", r"regnet"),
+    ("ViT", r"(vit|deit|deit3|flexivit|eva|eva02|beit|beitv2|dinov2|dinov3)(_|$)"),
+)
+SAID = (
+    *("class_names", "classes", "mean", "std", "crop_ratio"),
+    "family",
+    "interpolation",
+    "crop_mode",
+)  # facts that nobody says instead of the files beside weights
+PREPARED = {"interpolation": ("bicubic",), "crop_mode": ("center", "shortest")}  # images, here
 
 
 def check(facts: Facts, state: State) -> None:
@@ -40,24 +57,73 @@ def check(facts: Facts, state: State) -> None:
 
 def check_user(facts: Facts, state: State) -> None:
     """Raises ``CheckpointError`` where what a user says of a checkpoint contradicts its arrays."""
-    lines, pools = _differences(facts, state, USER), _pools(state)
-    if facts.pool is not None and facts.pool not in pools:
-        lines.append(f"{USER} pool {facts.pool!r}, and its arrays are for {' or '.join(pools)}")
+    of = dataclasses.replace(facts, built_for=facts.built_for or facts.image_size)
+    _refuse(_differences(of, state, USER))
+
+
+def check_beside(user: Facts, beside: Facts) -> None:
+    """Raises ``CheckpointError`` where what a user says is not what the files beside weights say.
+
+    Likewise where images are to be prepared in a way in which they are not, here.
+    """
+    lines = [
+        f"{USER} {name} {said!r:.80}, the files beside it say {has!r:.80}"
+        for name in SAID
+        if (said := getattr(user, name)) is not None
+        and (has := getattr(beside, name)) is not None
+        and said != has
+    ]
+    _refuse(lines or _unprepared(dataclasses.replace(user, **_same(user, beside))))
+
+
+def _same(user: Facts, beside: Facts) -> dict[str, None]:
+    return {name: None for name in PREPARED if getattr(user, name) == getattr(beside, name)}
+
+
+def _unprepared(facts: Facts) -> list[str]:
+    return [
+        f"{USER} {name} {said!r}, images are prepared with {ours[0]} here"
+        for name, ours in PREPARED.items()
+        if (said := getattr(facts, name)) not in (None, *ours)
+    ]
+
+
+def known_about(facts: Facts, about: About, classes: int) -> About:
+    """What a model's file says it was trained on, and what a user says of the rest.
+
+    Raises:
+      CheckpointError: these differ, or no model was trained on that.
+    """
+    names = ("class_names", "mean", "std", "crop_ratio")
+    said = {name: getattr(facts, name) for name in names if getattr(facts, name) is not None}
+    lines = [
+        f"{USER} {name} {value!r:.80}, its file says {has!r:.80}"
+        for name, value in said.items()
+        if (has := getattr(about, name)) and has != value
+    ]
+    if facts.class_names and not about.class_names and len(facts.class_names) != classes:
+        lines.append(f"{USER} class_names of {len(facts.class_names)} classes, it has {classes}")
     _refuse(lines)
+    try:
+        return dataclasses.replace(about, **said)
+    except ValueError as error:
+        raise CheckpointError(f"what is said of the model: {error}") from error
 
 
 def check_spec(facts: Facts, spec: Spec) -> None:
     """Raises ``CheckpointError`` where what a user says of our own file contradicts it."""
-    has = vars(spec) | {
+    kind, of = type(spec).__name__.removesuffix("Spec"), _kind(facts.family)
+    has: dict[str, Any] = vars(spec) | {
         "rotary": getattr(spec, "rotary", "") or "none",
         "pool": POOLS[getattr(spec, "pool", "norm_average")],
     }
     if not isinstance(spec, ViTSpec):
         has["depth"] = sum(spec.depths)
     if isinstance(spec, SwinSpec):
-        has["heads"] = spec.heads[0]
+        has |= {"heads": spec.heads[0], "hidden": spec.hidden[0]}
     claims = vars(facts) | {
         "rotary": facts.rotary and facts.rotary.kind,
+        "hidden": _units(facts, getattr(spec, "width", 0)),
         "image_size": facts.image_size and as_size(facts.image_size),
     }
     lines = [
@@ -65,7 +131,9 @@ def check_spec(facts: Facts, spec: Spec) -> None:
         for name in COMPARED
         if (value := claims[name]) is not None and value != has.get(name, value)
     ]
-    _refuse(lines)
+    if of not in ("", kind):
+        lines.append(f"{USER} family {facts.family}, and it is a {kind}")
+    _refuse(lines + _unprepared(facts))
 
 
 def _refuse(lines: list[str]) -> None:
@@ -87,9 +155,49 @@ def _pools(state: State) -> tuple[str, ...]:
 
 def _differences(facts: Facts, state: State, source: str) -> list[str]:
     """A line for each fact that arrays in timm's names contradict; ``source`` begins it."""
+    lines = _of_its_kind(facts, state, source) + _of_its_head(facts, state, source)
     patches = state.get("patch_embed.proj.weight")
     if patches is None or patches.ndim != 4:
-        return []  # reported with everything else that does not fit
+        return lines  # reported with everything else that does not fit
+    return lines + _of_its_arrays(facts, state, patches, source)
+
+
+def _kind(family: str | None) -> str:
+    """What kind of model a family's name is of; "": of none that is known."""
+    return next((kind for kind, start in KINDS if re.match(start, family or "")), "")
+
+
+def _of_its_kind(facts: Facts, state: State, source: str) -> list[str]:
+    beginnings = {"ViT": "blocks.0.", "Swin": "layers.0.blocks.0.", "RegNet": "s1.b1."}
+    there = [kind for kind, start in beginnings.items() if any(n.startswith(start) for n in state)]
+    if len(there) != 1:
+        return []
+    lines, pools = [], _pools(state)
+    if _kind(facts.family) not in ("", *there):
+        lines.append(f"{source} family {facts.family}, the arrays are a {there[0]}'s")
+    if facts.pool is not None and facts.pool not in pools:
+        lines.append(f"{source} pool {facts.pool!r}, and its arrays are for {' or '.join(pools)}")
+    return lines
+
+
+def _of_its_head(facts: Facts, state: State, source: str) -> list[str]:
+    """A line for each fact that its classifier contradicts."""
+    head = next((n for n in ("head.weight", "head.fc.weight") if n in state), "")
+    if not head:
+        return []
+    lines, count = [], len(state[head])
+    if facts.class_names and count != len(facts.class_names):
+        lines.append(
+            f"{source} names of {len(facts.class_names)} classes, the arrays have {count} ({head})"
+            "; class_names names them all"
+        )
+    if facts.classes and count != facts.classes:
+        lines.append(f"{source} {facts.classes} classes, the arrays have {count} ({head})")
+    return lines
+
+
+def _of_its_arrays(facts: Facts, state: State, patches: np.ndarray, source: str) -> list[str]:
+    """A line for each fact that a transformer's arrays contradict."""
     width, patch = patches.shape[0], patches.shape[2]
     projection = f"patch_embed.proj.weight {list(patches.shape)}"
     pattern = re.compile(r"(layers\.\d+\.)?blocks\.\d+\.")
@@ -100,6 +208,10 @@ def _differences(facts: Facts, state: State, source: str) -> list[str]:
             ("width", facts.width, width, projection),
             ("patch size", facts.patch_size, patch, projection),
             ("depth", facts.depth, depth, "blocks"),
+            ("channels", facts.channels, patches.shape[1], projection),
+            ("class_token", facts.class_token, "cls_token" in state, "cls_token"),
+            ("registers", facts.registers, _tokens(state, "reg_token"), "reg_token"),
+            ("hidden units", *_hidden(facts, state, width), "mlp.fc1.weight"),
         )
         if fact is not None and fact != there
     ]
@@ -108,21 +220,29 @@ def _differences(facts: Facts, state: State, source: str) -> list[str]:
             f"{source} {facts.heads} heads, which do not divide the arrays' width of {width}"
             " (patch_embed.proj.weight)"
         )
-    head = state.get("head.weight", state.get("head.fc.weight"))
-    if facts.class_names and head is not None and len(head) != len(facts.class_names):
-        lines.append(
-            f"{source} names of {len(facts.class_names)} classes, the arrays have {len(head)}"
-            " (head.weight)"
-        )
-    if facts.classes and head is not None and len(head) != facts.classes:
-        lines.append(f"{source} {facts.classes} classes, the arrays have {len(head)} (head.weight)")
     positions = state.get("pos_embed")
     if facts.built_for and patch and positions is not None and positions.ndim == 3:
-        tokens = (state[name].shape[1] for name in TOKENS if name in state)
-        count = positions.shape[1] - sum(tokens)
+        count = positions.shape[1] - sum(_tokens(state, name) for name in TOKENS)
         if count != math.prod(side // patch for side in sides(facts.built_for)):
             lines.append(
                 f"{source} images of {shown(facts.built_for)} pixels, the arrays have positions of"
                 f" {count} patches of {patch} (pos_embed)"
             )
     return lines
+
+
+def _tokens(state: State, name: str) -> int:
+    return state[name].shape[1] if name in state and state[name].ndim == 3 else 0
+
+
+def _hidden(facts: Facts, state: State, width: int) -> tuple[int | None, int]:
+    """How many units its first FFN is said to have, and has; of pruned and gated ones nothing."""
+    start = "layers.0.blocks.0." if "layers.0.blocks.0.norm2.weight" in state else "blocks.0."
+    units = state.get(f"{start}mlp.fc1.weight")
+    if units is None or f"{start}attn.qkv.weight" not in state:
+        return None, 0
+    return _units(facts, width), len(units)
+
+
+def _units(facts: Facts, width: int) -> int | None:
+    return facts.hidden or (int(width * facts.mlp_ratio) if facts.mlp_ratio else None)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ ACTIVATIONS = {  # transformers' and timm's names, ours
     "silu": "silu",
     "swish": "silu",
 }
+COUNTS = ("width", "depth", "heads", "patch_size", "hidden", "channels")  # fields of Facts
+NUMBERS = ("epsilon", "crop_ratio", "mlp_ratio")
 POOLS = ("token", "avg", "map")  # timm's names
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, whose files may leave them out
@@ -99,6 +102,11 @@ class Facts:
       class_names: of the classifier's outputs, in their order.
       pool: timm's "token", "avg" or "map".
       rotary: the rotary position embedding.
+      hidden: units of each FFN.
+      mlp_ratio: likewise, for each feature.
+      channels: of an image.
+      class_token: whether it has one.
+      registers: how many tokens it has that nobody reads.
       positions: how learned ones are interpolated for other image sizes, one of ``fit.RESIZED``.
     """
 
@@ -121,6 +129,11 @@ class Facts:
     class_names: tuple[str, ...] | None = None
     pool: str | None = None
     rotary: Rotary | None = None
+    hidden: int | None = None
+    mlp_ratio: float | None = None
+    channels: int | None = None
+    class_token: bool | None = None
+    registers: int | None = None
     positions: str | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +141,14 @@ class Facts:
             raise CheckpointError(
                 f"rotary must be a Rotary, as Facts.of(rotary=…) makes it; got {self.rotary!r}"
             )
+        for name in COUNTS:
+            value = getattr(self, name)
+            if not (value is None or _is_above(0, value, Integral)):
+                raise CheckpointError(f"{name} must be whole and 1 or more; got {value!r}")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not (value is None or (_is_above(0, value, Real) and value < math.inf)):
+                raise CheckpointError(f"{name} must be a number above 0; got {value!r}")
         for name, known in NAMES.items():
             value = getattr(self, name)
             value = getattr(value, "kind", value)  # of rotary positions
@@ -191,6 +212,10 @@ def facts_beside(path: Path) -> Facts:
     return Facts(**{name: value for name, value in facts.items() if value is not None})
 
 
+def _is_above(least: int, value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(value > least)
+
+
 def _read(path: Path) -> Fields | None:
     """A JSON object; None: no such file."""
     if not path.is_file():
@@ -217,6 +242,7 @@ def _timm(config: Fields) -> dict[str, Any]:
     temperature = options.number("rope_temperature")
     if rotary is not None and temperature:
         rotary = dataclasses.replace(rotary, base=temperature)
+    gated = "mlp_layer" in options or options.flag("swiglu_mlp")
     features = None if known.staged else config.count("num_features")
     return {
         "family": family,
@@ -226,7 +252,11 @@ def _timm(config: Fields) -> dict[str, Any]:
         "epsilon": known.epsilon,
         "activation": _activation(options, "act_layer") or known.activation,
         "image_size": options.size("img_size") or own.size("input_size"),
-        "built_for": options.size("img_size"),
+        "built_for": options.size("img_size") or own.size("input_size"),
+        "mlp_ratio": None if gated else options.number("mlp_ratio"),
+        "channels": options.count("in_chans") or own.channels("input_size"),
+        "class_token": options.flag("class_token") if "class_token" in options else None,
+        "registers": options.count("reg_tokens", least=0),
         "patch_size": options.side("patch_size") or known.patch_size,
         "mean": own.numbers("mean"),
         "std": own.numbers("std"),
@@ -262,6 +292,10 @@ def _transformers(config: Fields) -> dict[str, Any]:
         "activation": "silu" if gated else _activation(config, "hidden_act"),
         "image_size": config.size("image_size"),
         "built_for": config.size("image_size"),
+        "hidden": None if gated else config.count("intermediate_size"),
+        "mlp_ratio": None if gated else config.number("mlp_ratio"),
+        "channels": config.count("num_channels"),
+        "registers": config.count("num_register_tokens", least=0),
         "patch_size": config.side("patch_size"),
         "class_names": None if placeholder else labels,
         "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,

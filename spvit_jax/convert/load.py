@@ -11,7 +11,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from spvit_jax.convert import blocks, forms, native
-from spvit_jax.convert.agreement import check, check_spec, check_user
+from spvit_jax.convert.agreement import (
+    PREPARED,
+    check,
+    check_beside,
+    check_spec,
+    check_user,
+    known_about,
+)
 from spvit_jax.convert.checkpoint import State, read_state
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.facts import UNKNOWN, Facts, facts_beside
@@ -59,16 +66,18 @@ def load(
       ValueError: options that no model has.
     """
     check_options(**options)
+    _check_types(facts, spec)
     path, listed = fetch(address), [] if notes is None else notes
     with _naming(path):
         model = _loaded(path, spec, _size(image_size), facts, listed, options)
-    try:
-        about = about_of(path)
-    except CheckpointError as error:  # the model does not need it
-        listed.append(str(error))
-        if notes is None:
-            warnings.warn(str(error), stacklevel=2)
-        return model
+        try:
+            about = about_of(path)
+        except CheckpointError as error:  # the model does not need it
+            listed.append(str(error))
+            if notes is None:
+                warnings.warn(str(error), stacklevel=2)
+            return model
+        about = known_about(facts, about, facts.classes or len(facts.class_names or ()))
     if len(about.class_names) > model.spec.classes:  # another head
         about = dataclasses.replace(about, class_names=())
     model.about = about
@@ -105,21 +114,18 @@ def _recognised(path: Path, facts: Facts, notes: list[str]) -> tuple[Family, Sta
     family, state = recognise(arrays, notes, facts)
     check(beside, state)
     check_user(user, state)
+    check_beside(user, beside)
     notes += _prepared_otherwise(beside)
     return family, state, facts
 
 
 def _prepared_otherwise(facts: Facts) -> list[str]:
     """A sentence on each way in which images are not prepared as the files beside weights say."""
-    ways = (
-        ("interpolation", facts.interpolation, ("bicubic",)),
-        ("crop_mode", facts.crop_mode, ("center", "shortest")),
-    )
     return [
         f"the files beside the weights say {name}={way}, images are prepared with"
         f" {name}={ours[0]} here: the model sees them somewhat otherwise than in its training"
-        for name, way, ours in ways
-        if way and way not in ours
+        for name, ours in PREPARED.items()
+        if (way := getattr(facts, name)) and way not in ours
     ]
 
 
@@ -132,7 +138,7 @@ def _load_native(
     options: dict[str, Any],
 ) -> Any:
     has, form = native.load_spec(path), native.load_form(path)
-    check_spec(facts, has)
+    _check_own(path, has, facts)
     if form != "dense" and spec is not None:
         raise _not_dense(form)
     wanted = resized(spec or has, size if form == "dense" else 0)
@@ -143,6 +149,26 @@ def _load_native(
     state = revert_model(native.load_model(path))
     facts = Facts(image_size=has.image_size).over(facts)
     return dense_from_state(state, wanted, notes, facts, **options)
+
+
+def _check_own(path: Any, spec: Spec, facts: Facts) -> None:
+    """Raises ``CheckpointError`` where what a user says of a file of ours contradicts it."""
+    check_spec(facts, spec)
+    try:
+        about = native.read_about(path)
+    except CheckpointError:  # which is said by whoever needs it
+        return
+    known_about(facts, about, spec.classes)
+
+
+def _check_types(facts: Any, spec: Any) -> None:
+    if not isinstance(facts, Facts):
+        raise CheckpointError(f"facts must be a Facts, such as Facts.of(heads=6); got {facts!r}")
+    if spec is not None and not isinstance(spec, Spec):
+        raise CheckpointError(
+            f"spec must be a ViTSpec, SwinSpec or RegNetSpec, such as those of VARIANTS; got"
+            f" {spec!r}"
+        )
 
 
 def resized(spec: Spec, image_size: Size) -> Spec:
@@ -191,11 +217,12 @@ def read_spec(address: str, facts: Facts = UNKNOWN) -> Spec:
     Raises:
       CheckpointError: not such a checkpoint.
     """
+    _check_types(facts, None)
     path = fetch(address)
     with _naming(path):
         if native.is_native(path):
             spec = native.load_spec(path)
-            check_spec(facts, spec)
+            _check_own(path, spec, facts)
             return spec
         family, state, facts = _recognised(path, facts, [])
         return family.spec_from_state(state, facts)

@@ -22,7 +22,7 @@ from spvit_jax.checkpoint_options import PIXELS
 from spvit_jax.convert import forms
 from spvit_jax.convert.checkpoint import read_safetensors
 from spvit_jax.convert.errors import CheckpointError
-from spvit_jax.convert.files import local, write_whole
+from spvit_jax.convert.files import named, write_whole
 from spvit_jax.models import MODELS, Spec, check_model
 from spvit_jax.remote import raise_transient
 from spvit_jax.single_path.architecture import from_json
@@ -96,17 +96,17 @@ def save(model: Any, path: str | os.PathLike, *, about: About | None = None) -> 
 
     Args:
       model: of any form; a pruned one's architecture goes along.
-      path: conventionally ``….safetensors``.
+      path: ``….safetensors``; a pipe or a device may have any name.
       about: what it was trained on, which ``read_about`` gives back; None: ``model.about``.
 
     Raises:
       ValueError: the model has fewer logits than ``about`` has names, or other channels, or
         ``path`` is an object store's.
-      CheckpointError: its weights hold numbers that are not finite.
+      CheckpointError: its weights hold numbers that are not finite, or ``path`` another ending.
       OSError: the file cannot be written; what was there is untouched.
     """
     check_model(model)
-    path = local(path)
+    path = named(path)
     arrays = {name: np.ascontiguousarray(value) for name, value in forms.variables(model).items()}
     forms.check_numbers(arrays)
     architecture = model.architecture

@@ -224,7 +224,7 @@ def _image_size(
             count * tokens, patch << s, facts, "the masks of its windows are for"
         )
         return (patch << s) * rows, (patch << s) * columns
-    if isinstance(facts.image_size, tuple):
+    if facts.image_size:
         return facts.image_size
     deepest = max(windows, default=stages - 1)
     high, wide = windows.get(deepest, (window, window))

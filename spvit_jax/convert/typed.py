@@ -114,6 +114,15 @@ class Fields:
         """
         return self._size(name, "pixels: the side of a square, or height and width")
 
+    def channels(self, name: str) -> int | None:
+        """How many channels stand before height and width; None where only these are."""
+        value = self._content.get(name)
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            return None
+        if not _is_whole(value[0]) or value[0] < 1:
+            raise self.wrong(name, "channels, height and width")
+        return value[0]
+
     def has_both_sides(self, name: str) -> bool:
         """Whether a size is of both sides, whatever shape an image has, not of the shorter one."""
         value = self._content.get(name)

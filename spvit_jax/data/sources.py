@@ -5,7 +5,6 @@ An image comes ``Opened``: its header has been read, its pixels are decoded by w
 
 import dataclasses
 import hashlib
-import importlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from spvit_jax import config
-from spvit_jax.data import idx, inat, originals, package, splits
+from spvit_jax.data import idx, inat, originals, package, prepared, splits
 from spvit_jax.data.decode import from_array, open_image
 from spvit_jax.data.errors import DataError, check_label
 from spvit_jax.data.folders import EXTENSIONS, images_below, images_in, left_out, subfolders, warn
-from spvit_jax.remote import is_remote, raise_transient, reading
+from spvit_jax.remote import is_remote, raise_transient
 
 UNLABELLED = -1  # the label of an image that has none
 LOCAL = ("idx", "folder", "inat")  # kinds of many small files, which are read from disks alone
@@ -267,17 +266,17 @@ class TfdsSource:
 
         Reading an image raises ``LabelError`` where its label is of no class.
         """
-        builder = _prepared_builder(name, directory)
-        image_key, label_key = _classification_keys(name, builder.info)
+        builder = prepared.builder_of(name, directory)
+        image_key, label_key = prepared.classification_keys(name, builder.info)
         part = splits.parse(split).split_name
         if part not in builder.info.splits:
             raise DataError(
                 f"tfds:{name} has no split {part!r}, only {', '.join(builder.info.splits)}"
             )
         splits.bounds(split, builder.info.splits[part].num_examples)  # refuses an empty one
-        skip = tensorflow_datasets().decode.SkipDecoding()
+        skip = prepared.tensorflow_datasets().decode.SkipDecoding()
         records = builder.as_data_source(split=split, decoders={image_key: skip})
-        names = _names(builder, label_key)
+        names = prepared.class_names(builder, label_key)
         return cls(records, image_key, label_key, names, f"tfds:{name}, {split}")
 
     def __len__(self) -> int:
@@ -297,103 +296,3 @@ class TfdsSource:
         label = int(record[self.label_key])
         check_label(label, len(self.class_names), name)
         return {"image": open_image(record[self.image_key], name), "label": label}
-
-
-def tensorflow_datasets() -> Any:
-    """The package, which only TFDS's own sets need.
-
-    Raises:
-      DataError: it is not installed.
-    """
-    try:
-        return importlib.import_module("tensorflow_datasets")
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"sets of TFDS, as tfds:NAME is, need {error.name}: pip install 'spvit_jax[tfds]'"
-        ) from error
-
-
-def _classification_keys(name: str, info: Any) -> tuple[str, str]:
-    tfds, features = tensorflow_datasets(), dict(info.features.items())
-    keys = info.supervised_keys or ("image", "label")
-    for key, kind in zip(keys, (tfds.features.Image, tfds.features.ClassLabel), strict=False):
-        if not isinstance(key, str) or not isinstance(features.get(key), kind):
-            raise DataError(
-                f"tfds:{name} is not image classification: expected {key!r} to be"
-                f" {kind.__name__}, it has {features}"
-            )
-    return keys[0], keys[1]
-
-
-def _prepared_builder(name: str, directory: str) -> Any:
-    how, tfds = _how_to_prepare(name, directory), tensorflow_datasets()
-    where = directory or "its default data directory"
-    _check_name(name)
-    with reading(directory, DataError):
-        try:
-            builder = tfds.builder(name, data_dir=directory or None)
-        except tfds.core.DatasetNotFoundError as error:
-            raise DataError(
-                f"TFDS knows no set {name!r} and finds none prepared in {where}; see"
-                f" https://tensorflow.org/datasets, or make one of your images:\n  {how}"
-            ) from error
-        except Exception as error:  # of TFDS, of protobuf, of Python: they have no kind in common
-            if isinstance(error, OSError) or is_remote(directory):
-                raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(
-                f"TFDS cannot open {name!r} in {where} ({reason}); if a file of it is damaged,"
-                f" remove the set and prepare it again:\n  {how}"
-            ) from error
-        if not builder.is_prepared():
-            raise DataError(f"tfds:{name} is not prepared in {builder.data_path}; run\n  {how}")
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if "array_record" not in formats:
-        raise DataError(
-            f"tfds:{name} in {builder.data_path} is stored as {', '.join(sorted(formats))}; random"
-            " access needs array_record. In an environment with tensorflow (only this needs it),"
-            f" run\n  tfds convert_format --dataset_version_dir={builder.data_path}"
-            " --out_file_format=array_record"
-        )
-    return builder
-
-
-def _names(builder: Any, key: str) -> tuple[str, ...]:
-    """The names of the classes; TFDS takes numbers where it cannot read their file."""
-    names, file = tuple(builder.info.features[key].names), builder.data_path / f"{key}.labels.txt"
-    if file.exists() and [n.strip() for n in file.read_text().split("\n") if n.strip()] != [*names]:
-        raise DataError(f"{file} does not name the classes of the set; prepare it again")
-    return names
-
-
-def _check_name(name: str) -> None:
-    """Raises DataError for what cannot be the name of a set, as folders and other hubs' names."""
-    try:
-        tensorflow_datasets().core.naming.parse_builder_name_kwargs(name)
-    except ValueError as error:
-        raise DataError(
-            f"data.source=tfds:{name}: expected NAME, NAME/CONFIG or NAME:1.0.0 of letters, digits"
-            " and _, as in tfds:imagenet2012; the folder that holds the set goes into"
-            " data.directory, and a folder of images into data.source=folder:FOLDER"
-        ) from error
-
-
-def _how_to_prepare(name: str, directory: str) -> str:
-    """The commands that bring the set ``name`` to TFDS's data directory ``directory``."""
-    where = "DATA_DIR" if is_remote(directory) else directory or "DATA_DIR"
-    how = f"python -m spvit_jax.prepare FOLDER {where}"
-    if name.partition("/")[0].partition(":")[0] == "imagenet2012":
-        how += (
-            "\nwhere FOLDER holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
-            " ILSVRC2012_devkit_t12.tar.gz, from https://image-net.org, or one folder a class in"
-            " train and val; data.source=folder:FOLDER reads such folders as they are"
-        )
-    else:
-        how += (
-            "\nwhere FOLDER holds train/CLASS/*.jpg; or, for a set that TFDS downloads, in an"
-            " environment with tensorflow and importlib_resources (only preparing needs them)\n"
-            f"  tfds build {name} --file_format=array_record --data_dir={where}"
-        )
-    if is_remote(directory):
-        how += f"\nand then\n  gcloud storage cp --recursive {where}/* {directory}"
-    return how

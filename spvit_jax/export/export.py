@@ -24,7 +24,7 @@ from spvit_jax.export.near import BATCH, COSINE, SAME, Near, Run, batched, near,
 from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import arranged, run_onnx
 from spvit_jax.models import Classifier, check_model
-from spvit_jax.remote import followed, is_remote, is_special, is_utf8, public
+from spvit_jax.remote import followed, is_loop, is_remote, is_special, is_utf8, public
 from spvit_jax.single_path.prune import fold, form
 
 PIXELS = ("float32", "uint8")
@@ -118,8 +118,11 @@ def export(
     needs(suffix, images is not None)
     if not path.absolute().parent.is_dir():
         raise ExportError(f"{path}: there is no such folder; make it first")
-    if path.is_dir() or is_special(path):
-        raise ExportError(f"{path} is a folder, a pipe or a device; give the name of a file")
+    if path.is_dir() or is_special(path) or is_loop(path):
+        raise ExportError(
+            f"{path} is a folder, a pipe, a device, or a link that leads back to itself; give the"
+            " name of a file"
+        )
     model = exportable(model)
     about = about or model.about or About()
     preprocess = Preprocess.of(model, about, noted)

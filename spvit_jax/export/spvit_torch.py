@@ -594,17 +594,19 @@ def load(path: str | os.PathLike) -> Network:
 
 
 def save(model: Network, path: str | os.PathLike) -> None:
-    """Writes a model of ``load`` for ``spvit_jax.load``, whole or not at all.
-
-    bfloat16, which that does not read, is written as float32.
+    """Writes a model of ``load`` for ``spvit_jax.load``, whole or not at all; bfloat16 as float32.
 
     Raises:
-      ModelFileError: layers were replaced by others of another shape.
-      OSError: the file cannot be written; what was there is untouched.
+      ModelFileError: layers were replaced by others of another shape, or it is no ….safetensors.
+      OSError: the file cannot be written, or is none; what was there is untouched.
     """
     rows = sorted(_arrays(model), key=lambda one: (-one[1].dtype.itemsize, one[0]))
     with _explained(path):
+        _require(f"{path}".endswith(".safetensors"), "its name has to end in .safetensors")
         _require_same({name: shape for name, _, shape in rows}, _empty(model.metadata, len(rows)))
+    target = os.path.realpath(path)  # what a link leads to
+    if os.path.islink(target) or (os.path.exists(target) and not os.path.isfile(target)):
+        raise FileExistsError(f"{path} is a folder, pipe, device or endless link; name a file")
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": model.metadata}
     body = bytearray()
@@ -618,13 +620,13 @@ def save(model: Network, path: str | os.PathLike) -> None:
         body += data
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
+    temporary = f"{target}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.writelines((len(text).to_bytes(8, "little"), text, body))
-        os.replace(temporary, os.path.realpath(path))  # what a link leads to
+        os.replace(temporary, target)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        if os.path.exists(temporary):
             os.remove(temporary)
 
 
@@ -650,9 +652,7 @@ def _require(fits: bool, problem: str) -> None:
 def _require_same(shapes: dict[str, tuple[int, ...]], model: Network) -> None:
     expected = {name: shape for name, _, shape in _arrays(model)}
     wrong = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
-    problems = [
-        f"{n} is {shapes.get(n, 'missing')}, not {expected.get(n, 'expected')}" for n in wrong
-    ]
+    problems = [f"{n} is {shapes.get(n, 'missing')}, not {expected.get(n, 'any')}" for n in wrong]
     _require(not wrong, f"{len(wrong)} arrays do not fit the header: {'; '.join(problems[:5])}")
 
 

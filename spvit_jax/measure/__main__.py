@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    from spvit_jax.convert.files import local, write_whole
     from spvit_jax.export import photographs
     from spvit_jax.measure import comparison, shown, tested
     from spvit_jax.progress import Console
@@ -97,6 +98,8 @@ def _measure(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{file}: there is no such folder; make it first")
     if options.figure is not None:
         followed(options.figure)
+    if options.json is not None:
+        local(options.json)
     source = None if options.test is None else photographs.open_test(options.test)
     threads = options.threads or comparison.cores()
     contestants = _contestants(options, threads)
@@ -114,7 +117,7 @@ def _measure(options: argparse.Namespace) -> None:
     print(shown.table(result))
     if options.json is not None:
         text = json.dumps(result.as_json(), indent=1, ensure_ascii=False) + "\n"
-        Path(options.json).write_text(text, encoding="utf-8")
+        write_whole(local(options.json), text.encode())
     if options.figure is not None:
         shown.figure(result, options.figure)
 

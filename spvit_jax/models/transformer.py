@@ -1,5 +1,6 @@
 """What ViT and Swin share: a classifier's interface, patches, and blocks that may be replaced."""
 
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,9 +83,13 @@ def check_options(
 ) -> None:
     """Raises ValueError unless a network can be regularised and compute so; others are free."""
     for name, share in (("dropout", dropout), ("drop_path", drop_path)):
-        if not 0 <= share < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {share}")
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 <= share < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {share!r}")
+    try:
+        floats = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no dtype at all
+        floats = False
+    if not floats:
         raise ValueError(f"dtype must be of floating-point numbers, such as bfloat16; got {dtype}")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from spvit_jax.models import Geometry, Tokens
+from spvit_jax.remote import followed
 from spvit_jax.single_path.calibration import Calibration, bare, enter, mean_square, starts_stage
 from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
 from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
@@ -59,6 +60,7 @@ class Scores:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
         blocks = tuple(_Row(b.ops, _listed(b.heads), _listed(b.ffn)) for b in self.blocks)
+        path = followed(path)
         temporary = Path(f"{path}.tmp")
         temporary.write_text(dumps(_Saved(self.images, blocks)))
         temporary.replace(path)

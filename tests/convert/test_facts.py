@@ -39,8 +39,8 @@ TIMM = {
 }
 TIMM_FACTS = Facts(
     family="vit_base_patch16_clip_quickgelu_224", width=768, heads=12, epsilon=1e-5,
-    activation="quick_gelu", image_size=224, patch_size=16, mean=(0.48, 0.46, 0.41),
-    std=(0.27, 0.26, 0.28), crop_ratio=0.9, interpolation="bicubic",
+    activation="quick_gelu", image_size=224, built_for=224, channels=3, patch_size=16,
+    mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), crop_ratio=0.9, interpolation="bicubic",
     classes=3, class_names=("cat", "dog", "owl"), pool="token",
 )  # fmt: skip
 NAMES = {  # one for each row of the tables of architectures
@@ -405,7 +405,7 @@ def test_long_values_are_cut_short(tmp_path):
 
 def test_facts_that_fit(tmp_path):
     check(beside(tmp_path, VIT), state())
-    check(TIMM_FACTS, state())
+    check(TIMM_FACTS, state() | {"cls_token": np.ones((1, 1, 768))})
     check(TIMM_FACTS, {"stem.conv.weight": np.ones(1)})
 
 
@@ -452,6 +452,11 @@ def test_depths_of_stages_are_counted():
 @pytest.mark.parametrize(
     ("fact", "message"),
     [
+        ({"heads": "3"}, "heads must be whole and 1 or more; got '3'"),
+        ({"heads": 0}, "heads must be whole and 1 or more; got 0"),
+        ({"depth": True}, "depth must be whole and 1 or more; got True"),
+        ({"epsilon": float("nan")}, "epsilon must be a number above 0; got nan"),
+        ({"crop_ratio": "x"}, "crop_ratio must be a number above 0; got 'x'"),
         ({"positions": "x"}, "positions must be one of antialiased, bicubic; got 'x'"),
         ({"activation": "relu"}, "activation must be one of gelu, .*; got 'relu'"),
         ({"rotary": "eva"}, r"rotary must be a Rotary, as Facts\.of\(rotary=…\) .* got 'eva'"),

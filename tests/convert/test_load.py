@@ -12,6 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from spvit_jax.convert import (
+    About,
     CheckpointError,
     dense_from_state,
     forms,
@@ -368,8 +369,8 @@ def test_a_released_checkpoint_is_loaded_and_folded(
     np.testing.assert_allclose(run(found, inputs), expected, atol=3e-5 * np.abs(expected).max())
     norms = {name for name in forms.variables(found) if ".mixer.norm." in name}
     assert bool(norms) != batch_norm
-    save(found, tmp_path / "own")
-    assert form(fold(load(str(tmp_path / "own")))) == form(found)
+    save(found, tmp_path / "own.safetensors")
+    assert form(fold(load(str(tmp_path / "own.safetensors")))) == form(found)
 
 
 @pytest.mark.parametrize(
@@ -612,6 +613,11 @@ def test_what_is_said_of_a_swin_counts_its_stages(released, tmp_path):
         ({"dropout": 2.0}, r"^dropout must be in \[0, 1\), got 2\.0"),
         ({"dropout": float("nan")}, r"^dropout must be in \[0, 1\), got nan"),
         ({"drop_path": -1}, r"^drop_path must be in \[0, 1\), got -1"),
+        ({"dropout": "x"}, r"^dropout must be in \[0, 1\), got 'x'"),
+        ({"drop_path": None}, r"^drop_path must be in \[0, 1\), got None"),
+        ({"dropout": False}, r"^dropout must be in \[0, 1\), got False"),
+        ({"dtype": "x"}, r"^dtype must be of floating-point numbers, such as bfloat16; got x"),
+        ({"dtype": 3}, r"^dtype must be of floating-point numbers, such as bfloat16; got 3"),
         ({"dtype": "int8"}, r"^dtype must be of floating-point numbers, .* got int8"),
     ],
 )
@@ -620,3 +626,115 @@ def test_options_that_no_model_has_are_refused(options, message):
         load("packaged:deit_fashion_mnist", **options)
     with pytest.raises(ValueError, match=message):
         ViT(SPEC, rngs=nnx.Rngs(0), **options)
+
+
+SAID = {  # beside a model of 7 classes: what its file or config says, what is said of it
+    "mean": ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)),
+    "std": ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)),
+    "crop_ratio": (0.9, 0.8),
+    "class_names": (tuple("abcdefg"), tuple("abcdefx")),
+    "classes": (7, 8),
+    "family": ("vit_tiny_patch4_32", "swin_tiny_patch4_window7_224"),
+    "interpolation": ("bicubic", "bilinear"),
+    "crop_mode": ("center", "squash"),
+}
+ALL = Facts(**{name: value for name, (value, _) in SAID.items()})
+
+
+def _files(released, tmp_path):
+    """One of ours and one of theirs, with a config.json beside it."""
+    theirs, ours = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    state = released("vit_dense_a")
+    safetensors.numpy.save_file(state, theirs)
+    model, _ = released_from_state(state, Facts(heads=3))
+    save(model, ours, about=About(ALL.class_names, ALL.mean, ALL.std, ALL.crop_ratio))
+    config = {"architecture": ALL.family, "num_classes": 7, "label_names": list("abcdefg")}
+    config |= {"mean": ALL.mean, "std": ALL.std, "crop_pct": ALL.crop_ratio}
+    config |= {"interpolation": ALL.interpolation, "crop_mode": ALL.crop_mode}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return theirs, ours
+
+
+@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("whose", [0, 1])
+def test_what_is_said_against_what_is_known_is_refused(released, tmp_path, name, whose):
+    path = _files(released, tmp_path)[whose]
+    assert load(path, facts=dataclasses.replace(ALL, heads=3)).about.mean == ALL.mean
+    wrong = dataclasses.replace(ALL, heads=3, **{name: SAID[name][1]})
+    for reads in (load, read_spec):
+        with pytest.raises(CheckpointError, match=rf"s: what is said of(?s:.*){name}(?s:.*)leave"):
+            reads(path, facts=wrong)
+
+
+def test_what_nothing_else_says_is_taken(released, tmp_path):
+    theirs, ours = _files(released, tmp_path)
+    (tmp_path / "config.json").unlink()
+    save(load(theirs, facts=Facts(heads=3)), ours)
+    for path in (theirs, ours):
+        about = load(path, facts=dataclasses.replace(ALL, heads=3)).about
+        assert about == About(ALL.class_names, ALL.mean, ALL.std, ALL.crop_ratio)
+        for wrong, said in (
+            ({"mean": (123.0, 116.0, 103.0)}, "divide what is of pixels"),
+            ({"class_names": tuple("abc")}, "3 classes"),
+            ({"interpolation": "nearest"}, "interpolation 'nearest'"),
+        ):
+            with pytest.raises(CheckpointError, match=said):
+                load(path, facts=dataclasses.replace(ALL, heads=3, **wrong))
+
+
+def test_image_sizes_and_families_that_are_said_count(released, tmp_path):
+    theirs, _ = _files(released, tmp_path)
+    with pytest.raises(CheckpointError, match="images of 64 pixels, .* positions of 64 patches of"):
+        load(theirs, facts=Facts(heads=3, image_size=64))
+    swin = tmp_path / "other" / "swin.safetensors"
+    swin.parent.mkdir()
+    safetensors.numpy.save_file(released("swin_timm_a"), swin)
+    assert load(swin, facts=Facts(image_size=112)).spec.image_size == 112
+
+
+def test_facts_and_specs_of_other_types_are_named(released, tmp_path):
+    theirs, _ = _files(released, tmp_path)
+    with pytest.raises(CheckpointError, match=r"facts must be a Facts, .* got \{'heads': 3\}"):
+        load(theirs, facts={"heads": 3})
+    with pytest.raises(CheckpointError, match=r"spec must be a ViTSpec, .* got 'deit_tiny'"):
+        load(theirs, "deit_tiny")
+
+
+CONFIGS = [  # of a ViT, a Swin and a RegNet, which all are of 7 classes
+    ("vit_dense_a", {"global_pool": "map"}, r"pool 'map', .* token or avg"),
+    ("vit_dense_a", {"model_args": {"class_token": False}}, "class_token False, the arrays True"),
+    ("vit_dense_a", {"model_args": {"in_chans": 1}}, "channels 1, the arrays 3"),
+    ("vit_dense_a", {"pretrained_cfg": {"input_size": [1, 32, 32]}}, "channels 1, the arrays 3"),
+    ("vit_dense_a", {"model_args": {"mlp_ratio": 3}}, "hidden units 72, the arrays 96"),
+    ("vit_dense_a", {"pretrained_cfg": {"input_size": [3, 64, 64]}}, "images of 64 pixels"),
+    ("vit_dense_a", {"model_args": {"reg_tokens": 4}}, "registers 4, the arrays 0"),
+    (
+        "vit_dense_a",
+        {"architecture": "swin_tiny_patch4_window7_224"},
+        "family swin_.* a V",
+    ),
+    ("vit_dense_a", {"architecture": "regnety_160"}, "family regnety_160, the arrays are a ViT"),
+    ("swin_timm_a", {"num_classes": 8}, "8 classes, the arrays have 7"),
+    ("swin_timm_a", {"model_args": {"mlp_ratio": 3}}, "hidden units 48, the arrays 64"),
+    ("regnety_a", {"num_classes": 8}, "8 classes, the arrays have 7"),
+    ("regnety_a", {"label_names": ["a"]}, "names of 1 classes, the arrays have 7"),
+    ("regnety_a", {"global_pool": "token"}, "pool 'token', .* for avg"),
+    ("regnety_a", {"architecture": "vit_x"}, "family vit_x, the arrays are a RegNet"),
+]
+
+
+@pytest.mark.parametrize(("stem", "config", "said"), CONFIGS)
+def test_a_config_beside_weights_of_another_model_is_refused(
+    released, tmp_path, stem, config, said
+):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(released(stem), path)
+    right = {"vit": "vit_x", "swi": "swin_x", "reg": "regnety_x"}[stem[:3]]
+    for added in ({}, config):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": right} | added))
+        facts = Facts(heads=3) if stem.startswith("vit") else Facts()
+        if not added:
+            load(path, facts=facts)
+            continue
+        with pytest.raises(CheckpointError, match=rf"config\.json says {said}"):
+            load(path, facts=facts)

@@ -138,6 +138,7 @@ def test_unwritable_target(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
+        ("o", r"o: a model file's name ends in \.safetensors; for PyTorch .*--to-torch"),
         ("o.pth", r"o\.pth: a model file's name ends in \.safetensors; for PyTorch .*--to-torch"),
         ("o.onnx", r"o\.onnx: a model file's name .*python -m spvit_jax\.export"),
         (
@@ -166,10 +167,12 @@ def test_from_the_shell(tmp_path):
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "examples:" in shown.stdout
     assert all(word in shown.stdout for word in ("Swin", "RegNetY", "--fold", "--to-torch"))
-    failed = subprocess.run([*command, "no.pth", "x"], capture_output=True, text=True)
+    failed = subprocess.run([*command, "no.pth", "x.safetensors"], capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: no file at no.pth")
-    alone = subprocess.run([*command, "a", "b", "--batch-norm"], capture_output=True, text=True)
+    alone = subprocess.run(
+        [*command, "a", "b.safetensors", "--batch-norm"], capture_output=True, text=True
+    )
     assert alone.returncode == 2
     assert "--batch-norm goes with --fold" in alone.stderr
 
@@ -177,9 +180,10 @@ def test_from_the_shell(tmp_path):
 def test_what_a_model_was_trained_on_stays_with_it(released, tmp_path, capsys):
     shared, _ = released_from_state(released("deit_a_finetune"))
     about = About(("a", "b"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9)
-    save(shared, tmp_path / "shared", about=about)
-    assert main([str(tmp_path / "shared"), str(tmp_path / "folded"), "--fold"]) == 0
-    assert about_of(str(tmp_path / "folded")) == about
+    save(shared, tmp_path / "shared.safetensors", about=about)
+    arguments = [str(tmp_path / f"{name}.safetensors") for name in ("shared", "folded")]
+    assert main([*arguments, "--fold"]) == 0
+    assert about_of(str(tmp_path / "folded.safetensors")) == about
     assert capsys.readouterr().err == ""
 
 

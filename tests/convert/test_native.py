@@ -84,8 +84,8 @@ def test_every_form_comes_back_as_it_was(request, assert_same, tmp_path, family,
 @pytest.mark.parametrize("family", ["models", "swins"])
 def test_pruned_files_hold_fewer_heads_than_the_width(request, tmp_path, family):
     model = request.getfixturevalue(family)["shared"]
-    save(model, tmp_path / "m")
-    loaded = load(str(tmp_path / "m"))
+    save(model, tmp_path / "m.safetensors")
+    loaded = load(str(tmp_path / "m.safetensors"))
     kept = dict(enumerate(loaded.architecture.heads))
     assert {i: heads for i, heads in kept.items() if heads} == {
         "models": {3: (0, 2)},
@@ -104,8 +104,8 @@ def test_a_supernet_keeps_its_operations_temperature_and_decision(tmp_path):
     ops = ("skip", "conv3x3", "msa")
     model = supernet(ViT(SPEC, rngs=nnx.Rngs(0)), ops, temperature=0.5)
     model.architecture = ARCHITECTURES[SPEC]
-    save(model, tmp_path / "m")
-    loaded = load(str(tmp_path / "m"))
+    save(model, tmp_path / "m.safetensors")
+    loaded = load(str(tmp_path / "m.safetensors"))
     assert [block.mixer.ops for block in loaded.blocks] == [ops] * 5
     assert [block.mixer.temperature for block in loaded.blocks] == [0.5] * 5
     assert loaded.architecture == ARCHITECTURES[SPEC]
@@ -139,39 +139,40 @@ def test_files_of_the_first_version_still_load(tmp_path, spec, temperature, name
     searched = every_form(spec, temperature=temperature)["supernet"]
     shared = prune(searched, OLD[spec])
     model = {"supernet": searched, "shared": shared, "folded": fold(shared)}[name]
-    version_1(tmp_path / "1", model, name, OLD[spec], temperature)
+    version_1(tmp_path / "1.safetensors", model, name, OLD[spec], temperature)
     if name == "supernet":
-        with safetensors.safe_open(tmp_path / "1", "np") as file:
+        with safetensors.safe_open(tmp_path / "1.safetensors", "np") as file:
             assert {"blocks.0.mixer.norm1x1.scale", "blocks.3.mixer.norm3x3.var"} <= {*file.keys()}
-    loaded = load(str(tmp_path / "1"))
+    loaded = load(str(tmp_path / "1.safetensors"))
     assert (form(loaded), loaded.architecture) == (name, OLD[spec])
     np.testing.assert_allclose(call(loaded), call(model), atol=1e-6)
     if name == "folded":
         return
-    save(loaded, tmp_path / "2")  # as the second version
-    for path in ("1", "2"):
+    save(loaded, tmp_path / "2.safetensors")  # as the second version
+    for path in ("1.safetensors", "2.safetensors"):
         mixers = [block.mixer for block in load(str(tmp_path / path)).blocks]
         found = {mixer.temperature for mixer in mixers if hasattr(mixer, "temperature")}
         assert found == {temperature}
 
 
 def test_a_dense_file_of_the_first_version_may_remark_on_an_architecture(models, tmp_path):
-    version_1(tmp_path / "1", models["dense"], "dense", OLD[SPEC])
-    loaded = load(str(tmp_path / "1"))
+    version_1(tmp_path / "1.safetensors", models["dense"], "dense", OLD[SPEC])
+    loaded = load(str(tmp_path / "1.safetensors"))
     assert (form(loaded), loaded.architecture, loaded.spec) == ("dense", None, SPEC)
     np.testing.assert_array_equal(call(loaded), call(models["dense"]))
 
 
 def test_model_options_are_the_readers(models, tmp_path):
-    save(models["dense"], tmp_path / "m")
-    loaded = load(str(tmp_path / "m"), drop_path=0.5, remat=True)
+    save(models["dense"], tmp_path / "m.safetensors")
+    loaded = load(str(tmp_path / "m.safetensors"), drop_path=0.5, remat=True)
     assert (loaded.remat, loaded.blocks[-1].drop_path) == (True, 0.5)
 
 
 def test_links_stay_and_pipes_are_written_into(models, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    real, link, pipe = folder / "real.safetensors", tmp_path / "link", tmp_path / "pipe"
+    real, pipe = folder / "real.safetensors", tmp_path / "pipe"
+    link = tmp_path / "link.safetensors"
     real.write_text("the one before")
     link.symlink_to(real)
     save(models["dense"], link)
@@ -186,11 +187,56 @@ def test_links_stay_and_pipes_are_written_into(models, tmp_path):
     assert came == [real.read_bytes()] and pipe.is_fifo()
 
 
+@pytest.mark.parametrize("write", [save, save_torch])
+def test_links_that_lead_nowhere_are_refused(models, tmp_path, write):
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    one.symlink_to(other)
+    other.symlink_to(one)
+    with pytest.raises(FileExistsError, match=r"one\.safetensors is a link that leads back to it"):
+        write(models["dense"], one)
+    assert one.is_symlink() and other.is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for_for_ever(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="nobody reads this pipe; begin what .*pipe'$"):
+        save(models["dense"], pipe)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "y.onnx",
+            r"y\.onnx: .* end its name in \.safetensors; .*\.onnx is written by spvit\.export",
+        ),
+        ("y.int8.onnx", r"\.onnx is written by spvit\.export"),
+        ("y.tflite", r"\.tflite is written by spvit\.export"),
+        ("y.stablehlo", r"\.stablehlo is written by spvit\.export"),
+        (
+            "y.pth",
+            r"y\.pth: .* end its name in \.safetensors; .*\.pth is written by spvit\.save_torch",
+        ),
+        ("y.npz", r"y\.npz: a model file's name ends in \.safetensors; end its name in"),
+        ("y", r"y: a model file's name ends in \.safetensors; end its name in \.safetensors$"),
+        ("y.safetensors.gz", "end its name in"),
+        (".safetensors", "end its name in"),
+    ],
+)
+def test_a_file_under_a_wrong_ending_is_not_written(models, tmp_path, name, said):
+    with pytest.raises(CheckpointError, match=said):
+        save(models["dense"], tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
 def test_float64_is_kept_under_x64_only(tmp_path):
     with jax.enable_x64(True):
-        save(ViT(SPEC, rngs=nnx.Rngs(0)), tmp_path / "m")
-        assert load(str(tmp_path / "m")).norm.scale.dtype == np.float64
-    assert load(str(tmp_path / "m")).norm.scale.dtype == np.float32
+        save(ViT(SPEC, rngs=nnx.Rngs(0)), tmp_path / "m.safetensors")
+        assert load(str(tmp_path / "m.safetensors")).norm.scale.dtype == np.float64
+    assert load(str(tmp_path / "m.safetensors")).norm.scale.dtype == np.float32
 
 
 def test_a_failed_write_leaves_what_was_there(models, tmp_path, monkeypatch):

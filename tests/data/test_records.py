@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from spvit_jax.config import Data
+from spvit_jax.data import fingerprint as fingerprints
 from spvit_jax.data import manifest
 from spvit_jax.data.encoded import storable
 from spvit_jax.data.errors import DataError
@@ -140,6 +141,82 @@ def test_a_set_prepared_again_of_other_images_is_another_one(source, tmp_path, c
         for one in (open_source(data, "train"), Some(open_source(data, "train[:50%]"), [0, 1])):
             seen.append(fingerprint(one)[f"CRC-32 of {compared}"])
     assert len(set(seen[:4])) == 1 and len(set(seen)) == 2
+
+
+def relabelled(source):
+    """Two images of one size and not of the sample, each in the other's class, by their names."""
+    one, other = (source / "train" / name / "1.png" for name in ("a b", "b"))
+    swapped = one.read_bytes(), other.read_bytes()
+    assert len(swapped[0]) == len(swapped[1])
+    other.write_bytes(swapped[0])
+    one.write_bytes(swapped[1])
+
+
+def one_pixel(source):
+    path = source / "train" / "b" / "1.png"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")  # of its checksum, which nobody looks at
+
+
+@pytest.mark.parametrize("alter", [relabelled, one_pixel])
+@pytest.mark.parametrize("spread", [True, False])
+def test_a_set_of_the_same_sizes_is_told_apart_without_a_manifest(
+    source, tmp_path, monkeypatch, alter, spread
+):
+    records, some = "CRC-32 of evenly spaced records", "CRC-32 of some images"
+    if not spread:
+        monkeypatch.setattr(fingerprints, "RECORDS", 2)  # of which none is altered
+    monkeypatch.setattr(fingerprints, "SAMPLE", 2)
+    seen = []
+    for number in range(3):
+        if number == 2:
+            alter(source)
+        folder = tmp_path / str(number) / "pets" / "1.0.0"
+        record(source, folder)
+        (folder / "manifest.json").unlink()
+        data = Data(source="tfds:pets", directory=str(folder.parents[1]))
+        seen.append(fingerprint(open_source(data, "train")))
+        assert {records, some, "images"} <= seen[-1].keys()
+    assert seen[0] == seen[1]
+    differs = {name for name in seen[0] if seen[0][name] != seen[2][name]}
+    assert differs == ({records} if spread else set())
+
+
+def test_damaged_records_are_left_to_whoever_trains_on_them(source, tmp_path):
+    folder = tmp_path / "t" / "pets" / "1.0.0"
+    record(source, folder)
+    (folder / "manifest.json").unlink()
+    whole = fingerprint(
+        open_source(Data(source="tfds:pets", directory=str(tmp_path / "t")), "train")
+    )
+    (shard,) = folder.glob("pets-train*")
+    content = bytearray(shard.read_bytes())
+    content[1000:1100] = bytes(100)
+    shard.write_bytes(content)
+    found = fingerprint(
+        open_source(Data(source="tfds:pets", directory=str(tmp_path / "t")), "train")
+    )
+    name = "CRC-32 of evenly spaced records"
+    assert found["images"] == whole["images"] and found[name] != whole[name]
+
+
+@pytest.mark.parametrize("name", ["pets", "cifar10"])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "label.labels.txt"])
+def test_a_set_that_lost_a_file_says_which_and_what_to_do(made, tmp_path, name, file):
+    if (name, file) == ("cifar10", "features.json"):
+        return  # TFDS's own code knows them
+    folder = tmp_path / name / "1.0.0"
+    shutil.copytree(made[1], folder)
+    for path in folder.glob("pets-*"):
+        path.rename(folder / path.name.replace("pets", name))
+    text = (folder / "dataset_info.json").read_text().replace('"pets"', f'"{name}"')
+    (folder / "dataset_info.json").write_text(text)
+    if name == "cifar10":
+        name = "cifar10:1.0.0"
+    (folder / file).unlink()
+    said = rf"{file} is missing.*; put it back .*prepare (the set|it) again(:\n  python -m spv.*)?"
+    with pytest.raises(DataError, match=said) as error:
+        open_source(Data(source=f"tfds:{name}", directory=str(tmp_path)), "train")
+    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])

@@ -79,7 +79,11 @@ def test_links_stay_and_pipes_are_refused(made, tmp_path):
     export(made("vit"), link, about=ABOUT)
     assert link.is_symlink() and [file.name for file in folder.iterdir()] == ["real.safetensors"]
     os.mkfifo(pipe)
-    with pytest.raises(ExportError, match="is a folder, a pipe or a device"):
+    with pytest.raises(ExportError, match="is a folder, a pipe, a device"):
+        export(made("vit"), pipe, about=ABOUT)
+    pipe.unlink()
+    pipe.symlink_to(pipe)
+    with pytest.raises(ExportError, match="or a link that leads back to itself; give the name of"):
         export(made("vit"), pipe, about=ABOUT)
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -169,9 +170,9 @@ def test_logits_and_features_are_those_of_jax(name, models, quick_jit):
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_comes_home_bit_for_bit(name, models, tmp_path):
     model, path, other = models(name)
-    spvit_torch.save(other, tmp_path / "m")
-    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
-    found = load(str(tmp_path / "m"))
+    spvit_torch.save(other, tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.safetensors"]
+    found = load(str(tmp_path / "m.safetensors"))
     assert (form(found), found.spec) == (form(model), model.spec)
     assert found.architecture == model.architecture
     arrays, expected = forms.variables(found), forms.variables(model)
@@ -180,16 +181,16 @@ def test_a_model_comes_home_bit_for_bit(name, models, tmp_path):
         np.testing.assert_array_equal(arrays[key], value, err_msg=key)
     with (
         safetensors.safe_open(path, "np") as one,
-        safetensors.safe_open(tmp_path / "m", "np") as two,
+        safetensors.safe_open(tmp_path / "m.safetensors", "np") as two,
     ):
         assert one.metadata() == two.metadata()
-    assert native.read_about(tmp_path / "m") == native.read_about(path)
+    assert native.read_about(tmp_path / "m.safetensors") == native.read_about(path)
 
 
 @pytest.mark.parametrize("name", ["merged_shared", "swin_folded", "read"])
 def test_gradients_of_images_are_those_of_jax(name, quick_jit, tmp_path, float64):
     model = drawn(*CASES[name])
-    save(model, tmp_path / "m")
+    save(model, tmp_path / "m.safetensors")
     images = pixels(model.spec, 2)
     weights = np.random.default_rng(1).standard_normal((2, 7))
     graph, state = nnx.split(model)
@@ -199,7 +200,7 @@ def test_gradients_of_images_are_those_of_jax(name, quick_jit, tmp_path, float64
 
     expected = quick_jit(jax.grad(said))(images, state)
     x = turned(images).requires_grad_()
-    (spvit_torch.load(tmp_path / "m")(x) * torch.from_numpy(weights)).sum().backward()
+    (spvit_torch.load(tmp_path / "m.safetensors")(x) * torch.from_numpy(weights)).sum().backward()
     assert x.grad.dtype == torch.float64 and float(x.grad.abs().max()) > 1e-3
     found = x.grad.permute(0, 2, 3, 1)
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
@@ -209,7 +210,7 @@ def test_gradients_of_images_are_those_of_jax(name, quick_jit, tmp_path, float64
 def test_training_is_that_of_jax(name, quick_jit, tmp_path, float64):
     """Gradients of all arrays with batch norms in training, and the statistics these leave."""
     model = drawn(*CASES[name])
-    save(model, tmp_path / "m")
+    save(model, tmp_path / "m.safetensors")
     images = pixels(model.spec, 4)
     weights = np.random.default_rng(1).standard_normal((4, 7))
 
@@ -225,20 +226,20 @@ def test_training_is_that_of_jax(name, quick_jit, tmp_path, float64):
         return {".".join(map(str, p)): leaf[...] for p, leaf in leaves}, forms.variables(model)
 
     gradients, after = quick_jit(step)(state)
-    other = spvit_torch.load(tmp_path / "m").train()
+    other = spvit_torch.load(tmp_path / "m.safetensors").train()
     (other(turned(images)) * torch.from_numpy(weights)).sum().backward()
-    (tmp_path / "after").symlink_to(tmp_path / "real")
-    spvit_torch.save(other, tmp_path / "after")
-    assert (tmp_path / "after").is_symlink()
+    (tmp_path / "after.safetensors").symlink_to(tmp_path / "real")
+    spvit_torch.save(other, tmp_path / "after.safetensors")
+    assert (tmp_path / "after.safetensors").is_symlink()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.copy_(torch.zeros(()) if parameter.grad is None else parameter.grad)
-    spvit_torch.save(other, tmp_path / "gradients")
-    arrays = safetensors.numpy.load_file(tmp_path / "after")
+    spvit_torch.save(other, tmp_path / "gradients.safetensors")
+    arrays = safetensors.numpy.load_file(tmp_path / "after.safetensors")
     assert arrays.keys() == after.keys()
     for key, value in after.items():
         np.testing.assert_allclose(arrays[key], value, rtol=1e-12, atol=1e-14, err_msg=key)
-    arrays = safetensors.numpy.load_file(tmp_path / "gradients")
+    arrays = safetensors.numpy.load_file(tmp_path / "gradients.safetensors")
     assert max(np.abs(value).max(initial=0) for value in gradients.values()) > 0.1
     for key, value in gradients.items():
         np.testing.assert_allclose(arrays[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
@@ -263,6 +264,21 @@ def test_of_equals_the_first_are_merged(patches, count):
         np.testing.assert_allclose(one.x, other.x, rtol=1e-6, atol=1e-6)
 
 
+def test_what_is_no_file_of_that_kind_is_not_written_over(models, tmp_path):
+    _, _, other = models("merged")
+    loop, pipe, link = (tmp_path / f"{name}.safetensors" for name in ("loop", "pipe", "link"))
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (loop, pipe, link):
+        with pytest.raises(FileExistsError, match=f"{path.name} is a folder, pipe, device or endl"):
+            spvit_torch.save(other, path)
+    for name in ("m", "m.pth", "m.onnx"):
+        with pytest.raises(spvit_torch.ModelFileError, match=f"{name}: its name has to end"):
+            spvit_torch.save(other, tmp_path / name)
+    assert loop.is_symlink() and pipe.is_fifo() and len(list(tmp_path.iterdir())) == 3
+
+
 ALONE = """
 import json, sys, warnings
 warnings.simplefilter("ignore")  # torch's own, of a missing NumPy
@@ -274,7 +290,7 @@ sys.meta_path.insert(0, Missing())
 sys.path.insert(0, sys.argv[1])
 import spvit_torch, torch
 model = spvit_torch.load(sys.argv[2])
-spvit_torch.save(model, sys.argv[2] + ".again")
+spvit_torch.save(model, sys.argv[2] .replace("m.", "again."))
 model.to(torch.float64)
 side = model.image_size
 images = torch.linspace(-1, 1, 3 * side * side, dtype=torch.float64).view(1, 3, side, side)
@@ -285,14 +301,14 @@ print(json.dumps(model(images)[0].tolist()))
 def test_it_needs_torch_alone(models, tmp_path):
     _, path, other = models("merged")
     shutil.copy(spvit_torch.__file__, tmp_path)
-    shutil.copy(path, tmp_path / "m")
-    command = [sys.executable, "-I", "-c", ALONE, str(tmp_path), str(tmp_path / "m")]
+    shutil.copy(path, tmp_path / "m.safetensors")
+    command = [sys.executable, "-I", "-c", ALONE, str(tmp_path), str(tmp_path / "m.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     images = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
     with torch.no_grad():
         np.testing.assert_allclose(json.loads(done.stdout), other(images)[0], rtol=1e-4, atol=1e-5)
-    assert form(load(str(tmp_path / "m.again"))) == "folded"
+    assert form(load(str(tmp_path / "again.safetensors"))) == "folded"
 
 
 @pytest.mark.parametrize("name", ["dinov3", "merged_eva", "swin_shared"])
@@ -329,11 +345,16 @@ def test_half_precision_is_near(name, dtype, models, tmp_path):
             assert float((found.float() - expected).abs().max()) < 0.05 * float(
                 expected.abs().max()
             )
-        spvit_torch.save(narrow, tmp_path / "m")
-        again = spvit_torch.load(tmp_path / "m").to(dtype)
+        spvit_torch.save(narrow, tmp_path / "m.safetensors")
+        again = spvit_torch.load(tmp_path / "m.safetensors").to(dtype)
         torch.testing.assert_close(again(images.to(dtype)), found, rtol=0, atol=0)
-    assert forms.variables(load(str(tmp_path / "m"))).keys() == forms.variables(model).keys()
-    kinds = {value.dtype for value in safetensors.numpy.load_file(tmp_path / "m").values()}
+    assert (
+        forms.variables(load(str(tmp_path / "m.safetensors"))).keys()
+        == forms.variables(model).keys()
+    )
+    kinds = {
+        value.dtype for value in safetensors.numpy.load_file(tmp_path / "m.safetensors").values()
+    }
     assert kinds == {np.dtype(np.float16 if dtype == torch.float16 else np.float32)}
 
 
@@ -344,17 +365,17 @@ def test_every_width_of_floats_is_read(models, tmp_path, dtype):
     dtype = getattr(torch, dtype)
     with safetensors.safe_open(path, "pt") as file:
         arrays = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118
-        save_file(arrays, tmp_path / "m", file.metadata())
+        save_file(arrays, tmp_path / "m.safetensors", file.metadata())
     with torch.no_grad():
         expected = copy.deepcopy(other).to(dtype).state_dict()
-        found = spvit_torch.load(tmp_path / "m").state_dict()
+        found = spvit_torch.load(tmp_path / "m.safetensors").state_dict()
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=0)
         arrays["norm.scale"] = arrays["norm.scale"].float()
         with safetensors.safe_open(path, "pt") as file:
-            save_file(arrays, tmp_path / "m", file.metadata())
-        mixed = spvit_torch.load(tmp_path / "m")
+            save_file(arrays, tmp_path / "m.safetensors", file.metadata())
+        mixed = spvit_torch.load(tmp_path / "m.safetensors")
         assert {p.dtype for p in mixed.parameters()} == {torch.promote_types(dtype, torch.float32)}
 
 
@@ -388,7 +409,7 @@ def test_a_file_of_the_first_version(models, tmp_path):
         for name in ("channels", "patches", "rotary", "epsilon"):
             del header["spec"][name]
 
-    found = spvit_torch.load(rewritten(path, tmp_path / "m", older))
+    found = spvit_torch.load(rewritten(path, tmp_path / "m.safetensors", older))
     images = turned(pixels(model.spec).astype(np.float32))
     with torch.no_grad():
         torch.testing.assert_close(found(images), other(images), rtol=0, atol=0)
@@ -406,7 +427,9 @@ def rewritten(path, to, change):
 
 @pytest.mark.parametrize("value", [0, -1.0, 1e-300, float("nan"), float("inf"), "warm", None])
 def test_temperatures_that_are_none(models, tmp_path, value):
-    path = rewritten(models("shared")[1], tmp_path / "m", lambda h: h.update(temperature=value))
+    path = rewritten(
+        models("shared")[1], tmp_path / "m.safetensors", lambda h: h.update(temperature=value)
+    )
     with pytest.raises(spvit_torch.ModelFileError, match="temperature is|TypeError"):
         spvit_torch.load(path)
 
@@ -417,7 +440,9 @@ def test_temperatures_that_are_none(models, tmp_path, value):
 )
 def test_numbers_that_no_spec_has(models, tmp_path, name, value):
     path = models("shared")[1]
-    path = rewritten(path, tmp_path / "m", lambda header: header["spec"].update({name: value}))
+    path = rewritten(
+        path, tmp_path / "m.safetensors", lambda header: header["spec"].update({name: value})
+    )
     with pytest.raises(spvit_torch.ModelFileError, match=f"has such {name}: "):
         spvit_torch.load(path)
 
@@ -460,7 +485,7 @@ def test_numbers_that_no_spec_has(models, tmp_path, name, value):
     ],
 )  # fmt: skip
 def test_headers_that_lie(models, tmp_path, change, said):
-    path = rewritten(models("merged")[1], tmp_path / "m", change)
+    path = rewritten(models("merged")[1], tmp_path / "m.safetensors", change)
     with pytest.raises(spvit_torch.ModelFileError, match=said) as error:
         spvit_torch.load(path)
     assert str(error.value).count(str(path)) == 1
@@ -505,7 +530,7 @@ def entry(start, stop, shape=(2,), dtype="F32"):
     ],
 )  # fmt: skip
 def test_damaged_and_hostile_files(tmp_path, data, said):
-    path = tmp_path / "m"
+    path = tmp_path / "m.safetensors"
     path.write_bytes(data)
     with pytest.raises(spvit_torch.ModelFileError, match=said) as error:
         spvit_torch.load(path)
@@ -518,17 +543,17 @@ def test_weights_that_are_no_numbers(models, tmp_path, value):
     arrays = safetensors.numpy.load_file(path)
     arrays["norm.bias"][3] = value
     with safetensors.safe_open(path, "np") as file:
-        safetensors.numpy.save_file(arrays, tmp_path / "m", file.metadata())
+        safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors", file.metadata())
     with pytest.raises(spvit_torch.ModelFileError, match=r"norm\.bias holds what is no number"):
-        spvit_torch.load(tmp_path / "m")
+        spvit_torch.load(tmp_path / "m.safetensors")
 
 
 def test_a_file_cut_anywhere(models, tmp_path):
     data = models("vit")[1].read_bytes()
     for end in (5, 100, len(data) // 2, len(data) - 1):
-        (tmp_path / "m").write_bytes(data[:end])
+        (tmp_path / "m.safetensors").write_bytes(data[:end])
         with pytest.raises(spvit_torch.ModelFileError, match="damaged"):
-            spvit_torch.load(tmp_path / "m")
+            spvit_torch.load(tmp_path / "m.safetensors")
 
 
 def test_a_header_longer_than_the_format_allows(models, monkeypatch):
@@ -540,16 +565,16 @@ def test_a_header_longer_than_the_format_allows(models, monkeypatch):
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
-        spvit_torch.load(tmp_path / "m")
+        spvit_torch.load(tmp_path / "m.safetensors")
 
 
 def test_what_is_saved_can_be_read(models, tmp_path):
     _, _, other = models("vit")
-    (tmp_path / "m").write_text("before")
+    (tmp_path / "m.safetensors").write_text("before")
     other.head = torch.nn.Linear(24, 3)
     with pytest.raises(spvit_torch.ModelFileError, match=r"head\.kernel is \(24, 3\)"):
-        spvit_torch.save(other, tmp_path / "m")
-    assert (tmp_path / "m").read_text() == "before"
+        spvit_torch.save(other, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_text() == "before"
 
 
 def test_images_of_another_shape(models):
