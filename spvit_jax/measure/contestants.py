@@ -346,7 +346,7 @@ def _reading(path: Path, reader: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise_transient(error)
+        said = str(error).strip() or type(error).__name__
         raise MeasureError(
-            f"{path}: {reader} cannot read it: {str(error).strip().splitlines()[:1]}; export the"
-            " model again"
+            f"{path}: {reader} cannot read it: {said.splitlines()[0]}; export the model again"
         ) from error
