@@ -1,10 +1,15 @@
 import dataclasses
+import importlib.util
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +26,9 @@ from spvit_jax.export.preprocess import Preprocess
 from spvit_jax.export.runtimes import onnx_session
 from spvit_jax.measure import Programs, Timing, __main__, measure
 from spvit_jax.measure import turns as module
-from spvit_jax.measure.contestants import open_contestants, runtimes
+from spvit_jax.measure.contestants import RUNTIMES, open_contestants, runtimes
 from spvit_jax.measure.errors import MeasureError
+from spvit_jax.measure.labels import placed
 from spvit_jax.models import ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.prune import fold, form, prune
@@ -67,6 +73,8 @@ def test_numbers_from_known_times(monkeypatch):
         images_per_second=80.0,  # 16 / 0.2
         latency_ratio=2.0,  # of 2, 1/2, 3, 2; the quotient of medians would be 2.5 / 5
         throughput_ratio=2.0,  # of 1/2, 2, 2; the quotient of medians would be 1
+        latency_p90_ms=8.7,  # of 1 2 8 9: seven tenths between 8 and 9
+        latency_p99_ms=8.97,
     )
     assert dataclasses.asdict(got) == pytest.approx(dataclasses.asdict(want))
 
@@ -117,7 +125,7 @@ def test_time_is_kept():
 
 
 def test_timing_goes_through_json():
-    timing = Timing(1.0, 0.1, 2.0, 3.0, 4.0)
+    timing = Timing(1.0, 0.1, 2.0, 3.0, 4.0, 5.0, 6.0)
     assert Timing(**json.loads(json.dumps(dataclasses.asdict(timing)))) == timing
 
 
@@ -201,6 +209,8 @@ def test_files_of_all_kinds_stand_next_to_each_other(there, capsys, tmp_path):
     assert [row[0] for row in rows] == names
     assert [row[1] for row in rows] == ["JAX", "onnxruntime", "onnxruntime", "JAX", "JAX"]
     assert "images/s at 4" in out and "Tested on 15 images" in out
+    assert re.search(r"latency, ms +90 % +99 % +× first", out.splitlines()[0])
+    assert "what 90 % and 99 % of the calls took at most" in out
     for library in ("jax", "onnxruntime"):
         assert f"{library} {version(library)}" in out
     assert figure.read_bytes()[:4] == b"\x89PNG"
@@ -210,6 +220,10 @@ def test_files_of_all_kinds_stand_next_to_each_other(there, capsys, tmp_path):
     assert [one["name"] for one in models] == names
     assert models[0]["latency_ratio"] == models[0]["throughput_ratio"] == 1
     assert all(one["latency_ms"] > 0 and one["images_per_second"] > 0 for one in models)
+    for row, one in zip(rows, models, strict=True):
+        assert 0 < one["latency_ms"] <= one["latency_p90_ms"] <= one["latency_p99_ms"]
+        times = [one[f"latency_{name}ms"] for name in ("", "p90_", "p99_")]
+        assert [f"{value:.2f}" for value in times] == row[4:7]
     weights = (there / "small.weights.safetensors").stat().st_size
     sizes = [(there / name).stat().st_size for name in names]
     assert [one["bytes"] for one in models] == [*sizes[:4], sizes[4] + weights]
@@ -230,7 +244,8 @@ def test_files_of_all_kinds_stand_next_to_each_other(there, capsys, tmp_path):
 def test_without_labels_outputs_are_compared_with_the_first_ones(there, capsys, tmp_path):
     numbers = tmp_path / "speed.json"
     names = ["dense.safetensors", "dense.onnx", "other.safetensors"]
-    assert run(there, *names, "--test", "plain", "--json", str(numbers)) == 0
+    options = ["--test", "plain", "--json", str(numbers), "--runtime", "onnxruntime"]
+    assert run(there, *names, *options) == 0
     found = [one["cosine"] for one in json.loads(numbers.read_text())["models"]]
     source = photographs.open_test("plain")
     images = np.stack([np.asarray(source[i]["image"].centre(20, 16)) for i in range(15)])
@@ -303,13 +318,13 @@ def test_preprocessing_that_cannot_be_is_refused(change, said, there, tmp_path):
 
 
 def test_runtimes_are_those_asked_for_where_a_file_has_them(monkeypatch):
-    monkeypatch.setattr("spvit_jax.measure.contestants._installed", lambda name: True)
+    monkeypatch.setattr("spvit_jax.measure.contestants._missing", lambda name: [])
     assert runtimes("a.safetensors", []) == ("jax",)
     assert runtimes("hf-hub:a/b", ["torch", "jax"]) == ("jax", "torch")
     assert runtimes("a.onnx", ["torch"]) == ("onnxruntime", "openvino")
     assert runtimes("a.int8.onnx", ["openvino"]) == ("openvino",)
     assert runtimes("a.stablehlo", ["torch"]) == ("jax",)
-    monkeypatch.setattr("spvit_jax.measure.contestants._installed", lambda name: False)
+    monkeypatch.setattr("spvit_jax.measure.contestants._missing", lambda name: [name])
     assert runtimes("a.onnx", []) == ("onnxruntime",)
 
 
@@ -337,8 +352,8 @@ def test_pytorch_computes_the_same_of_the_folded_model(there, monkeypatch):
         (["missing.stablehlo"], "no file at missing.stablehlo"),
         (["missing.safetensors"], "no file at missing.safetensors"),
         (["plain/0.png"], "0.png"),
-        (["noise.onnx"], "noise.onnx: .* cannot read it"),
-        (["noise.stablehlo"], "noise.stablehlo: .* cannot read it"),
+        (["noise.onnx"], r"noise.onnx: ONNX cannot read it: \w.*\w; export"),
+        (["noise.stablehlo"], r"noise.stablehlo: JAX cannot read it: \w.*; export"),
         (["fixed.onnx"], r"fixed.onnx takes input \[1, 3, 16, 16\]"),
         (["dense.onnx", "--runtime", "jax"], "--runtime jax: none of these files"),
         (["dense.safetensors", "--test", "nowhere"], "no such folder"),
@@ -364,10 +379,111 @@ def test_what_cannot_be_measured_is_said(arguments, said, there, capsys):
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_without_onnxruntime_the_error_names_what_to_install(there, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run(there, "dense.onnx") == 2
-    assert "pip install 'spvit_jax[export]'" in capsys.readouterr().err
+def without(*modules):
+    """A ``find_spec`` to which these modules are not installed."""
+    find = importlib.util.find_spec
+    return lambda name, *more: None if name in modules else find(name, *more)
+
+
+@pytest.mark.parametrize(
+    ("modules", "arguments", "said"),
+    [
+        (["onnxruntime"], ["dense.onnx"], "onnxruntime is not installed; .*export"),
+        (["onnx"], ["dense.onnx"], "onnx is not installed; .*export"),
+        (["openvino"], ["dense.onnx", "--runtime", "openvino"], "openvino is not .*openvino"),
+        (
+            ["openvino", "onnx"],
+            ["dense.onnx", "--runtime", "openvino"],
+            "onnx, openvino are .*openvino",
+        ),
+        (["torch"], ["dense.safetensors", "--runtime", "torch"], "torch is not .*torch"),
+        (["matplotlib"], ["dense.onnx", "--figure", "a.png"], "--figure needs Matplotlib.*reports"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_what_installs_it(
+    modules, arguments, said, there, capsys, monkeypatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", without(*modules))
+    test = ["--test", "labelled"] if "--figure" in arguments else []
+    assert run(there, *arguments, *test) == 2
+    error = capsys.readouterr().err
+    assert re.search(said + r".*\]'$", error.strip()) and "pip install 'spvit_jax[" in error
+
+
+def test_extras_of_the_runtimes_bring_their_modules():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for runtime in RUNTIMES.values():
+        if runtime.extra:
+            brought = {re.split(r"[^\w-]", line)[0] for line in extras[runtime.extra]}
+            assert {name.replace("_", "-") for name in runtime.modules} <= brought, runtime
+
+
+def test_other_files_need_neither_matplotlib_nor_onnx(there):
+    script = """
+import sys
+for name in ("matplotlib", "onnx", "onnxruntime", "openvino", "torch", "ai_edge_litert"):
+    sys.modules[name] = None  # its import fails
+from spvit_jax.measure.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", script, "dense.safetensors", "dense.stablehlo", *QUICK]
+    done = subprocess.run([*command, "--test", "labelled"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "dense.stablehlo" in done.stdout
+
+
+def placed_apart(boxes, bounds, points):
+    left, bottom, right, top = bounds
+    for box in boxes:
+        assert left <= box[0] and bottom <= box[1] and box[2] <= right and box[3] <= top
+        assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in points)
+    for i, one in enumerate(boxes):
+        for two in boxes[:i]:
+            apart = one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
+            assert apart, (one, two)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_names_in_a_figure_lie_on_nothing(seed):
+    """Also of points that nearly coincide, on the edge, and of names as long as a third."""
+    noise = np.random.default_rng(seed)
+    bounds = (40.0, 30.0, 640.0, 430.0)
+    spread = noise.uniform((45, 35), (635, 425), (6, 2))
+    close = noise.uniform((316, 226), (324, 234), (6, 2))
+    points = [tuple(p) for p in (*spread, *close)]
+    sizes = [(w, 12.0) for w in noise.uniform(40, 200, 12)]
+    boxes = placed(points, sizes, bounds)
+    for box, size in zip(boxes, sizes, strict=True):
+        assert (box[2] - box[0], box[3] - box[1]) == pytest.approx(size)
+    placed_apart(boxes, bounds, points)
+
+
+def test_a_name_is_beside_its_point_where_there_is_room():
+    ((left, bottom, right, top),) = placed([(100.0, 100.0)], [(50.0, 12.0)], (0, 0, 300, 300))
+    assert 100 < left < 112 and bottom < 100 < top
+    ((left, _, right, _),) = placed([(290.0, 100.0)], [(50.0, 12.0)], (0, 0, 300, 300))
+    assert 278 < right < 290
+
+
+def test_names_of_a_drawn_figure_lie_apart(there, monkeypatch, tmp_path):
+    pages = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig",
+        lambda page, path, **options: pages.append(page) or Path(path).write_bytes(b""),
+    )
+    names = ["dense.safetensors", "dense.onnx", "raw.onnx", "dense.stablehlo", "small.stablehlo"]
+    figure = ["--test", "labelled", "--figure", str(tmp_path / "a.png")]
+    assert run(there, *names, *figure, "--runtime", "onnxruntime") == 0
+    (page,) = pages
+    page.draw_without_rendering()
+    (axes,) = page.axes
+    assert [text.get_text() for text in axes.texts] == names
+    boxes = [tuple(text.get_window_extent().extents) for text in axes.texts]
+    points = [axes.transData.transform(line.get_xydata()[0]) for line in axes.lines]
+    placed_apart(boxes, tuple(page.bbox.extents), points)
+    (legend,) = page.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_a_figure_replaces_no_pipe(there, tmp_path, capsys):

@@ -16,6 +16,7 @@ from spvit_jax.checkpoint_options import (
 )
 from spvit_jax.remote import public
 from spvit_jax.shell import failed, run
+from spvit_jax.validate import FORMATS
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -44,6 +45,7 @@ examples:
     --test val/
   python -m spvit_jax.export hf-hub:timm/deit_small_patch16_224.fb_in1k deit_s.onnx --opset 20
   python -m spvit_jax.export pruned.safetensors small.int8.tflite --pixels uint8
+  python -m spvit_jax.export pruned.safetensors small --format onnx torch
 ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT pip install
 'spvit_jax[litert]'."""
 
@@ -82,7 +84,8 @@ def _export(options: argparse.Namespace) -> None:
     from spvit_jax.export.preprocess import Preprocess
     from spvit_jax.export.table import table
 
-    for out in options.outs:  # before a download
+    outs = _outs(options)
+    for out in outs:  # before a download
         needs(suffix_of(Path(out)), bool(options.images))
     photographs = open_images(options.images) if options.images else None
     test = open_test(options.test) if options.test else None
@@ -101,7 +104,7 @@ def _export(options: argparse.Namespace) -> None:
         )
     if photographs is not None:
         images = pixels(photographs, preprocess, some(photographs))
-    for out in options.outs:
+    for out in outs:
         done = written[out] = export(
             model,
             out,
@@ -123,6 +126,14 @@ def _export(options: argparse.Namespace) -> None:
         print(f"\n{table(written, model, preprocess, test)}")
 
 
+def _outs(options: argparse.Namespace) -> list[str]:
+    """The files to write: each OUT, or with --format each OUT with each suffix."""
+    if not options.format:
+        return options.outs
+    suffixes = [FORMATS[name] for name in options.format]
+    return [out.removesuffix(suffix) + suffix for out in options.outs for suffix in suffixes]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m spvit_jax.export",
@@ -133,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="MODEL", help="the model")
     add("outs", metavar="OUT", nargs="+", help="a file to write")
+    add(
+        "--format",
+        choices=tuple(FORMATS),
+        nargs="+",
+        metavar="NAME",
+        help="write each OUT, which needs no suffix then, as all of these: %(choices)s",
+    )
     add(
         "--pixels",
         choices=("float32", "uint8"),

@@ -222,7 +222,8 @@ def _draft(path: Path) -> Iterator[Path]:
 
     A file that fails its check is moved as ``….failed``.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    with naming(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     try:
         with naming(path):
             yield folder / path.name

@@ -52,7 +52,8 @@ examples:
   python -m spvit_jax.measure dense.safetensors pruned.safetensors --runtime jax torch
   python -m spvit_jax.measure dense.onnx pruned.onnx --test packaged:fashion_mnist \\
       --figure speed.png --json speed.json
-ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT 'spvit_jax[litert]'."""
+ONNX needs more libraries, pip install 'spvit_jax[export]', OpenVINO 'spvit_jax[openvino]', LiteRT
+'spvit_jax[litert]', PyTorch 'spvit_jax[torch]' and a figure 'spvit_jax[reports]'."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,8 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> None:
     from spvit_jax.convert.files import local, write_whole
+    from spvit_jax.drawing import can_draw
     from spvit_jax.export import photographs
     from spvit_jax.measure import comparison, shown, tested
+    from spvit_jax.measure.errors import MeasureError
     from spvit_jax.progress import Console
 
     for file in (options.figure, options.json):  # before minutes of measuring
@@ -98,6 +101,8 @@ def _measure(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{file}: there is no such folder; make it first")
     if options.figure is not None:
         followed(options.figure)
+        if not can_draw():
+            raise MeasureError("--figure needs Matplotlib: pip install 'spvit_jax[reports]'")
     if options.json is not None:
         local(options.json)
     source = None if options.test is None else photographs.open_test(options.test)

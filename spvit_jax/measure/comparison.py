@@ -85,7 +85,7 @@ def compare(
         return take_turns(calls, seconds)
 
     one, batch = times(1), times(batch_size)
-    modules = {RUNTIMES[contestant.runtime].module for contestant in contestants}
+    modules = {RUNTIMES[contestant.runtime].modules[0] for contestant in contestants}
     return Comparison(
         tuple(contestants),
         tuple(timings(one, batch, batch_size)),

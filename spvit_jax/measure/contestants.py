@@ -35,19 +35,19 @@ Bind = Callable[[np.ndarray], Callable[[], Outputs]]
 
 
 class Runtime(NamedTuple):
-    """What a person calls a runtime, the module it is, and what installs it."""
+    """What a person calls a runtime, the modules it takes, itself the first, and their extra."""
 
     title: str
-    module: str
-    install: str = ""
+    modules: tuple[str, ...]
+    extra: str = ""
 
 
 RUNTIMES = {
-    "jax": Runtime("JAX", "jax"),
-    "onnxruntime": Runtime("onnxruntime", "onnxruntime", "pip install 'spvit_jax[export]'"),
-    "openvino": Runtime("OpenVINO", "openvino", "pip install openvino"),
-    "torch": Runtime("PyTorch", "torch", "pip install 'spvit_jax[torch]'"),
-    "litert": Runtime("LiteRT", "ai_edge_litert", "pip install 'spvit_jax[litert]'"),
+    "jax": Runtime("JAX", ("jax",)),
+    "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnx"), "export"),
+    "openvino": Runtime("OpenVINO", ("openvino", "onnx"), "openvino"),
+    "torch": Runtime("PyTorch", ("torch",), "torch"),
+    "litert": Runtime("LiteRT", ("ai_edge_litert",), "litert"),
 }
 FILES = {".onnx": ("onnxruntime", "openvino"), ".stablehlo": ("jax",), ".tflite": ("litert",)}
 CHECKPOINT = ("jax", "torch")
@@ -82,11 +82,12 @@ def runtimes(name: str, asked: Sequence[str]) -> tuple[str, ...]:
     choice = tuple(runtime for runtime in able if runtime in asked)
     if choice:
         return choice
-    return able[:1] + tuple(r for r in able[1:] if able is not CHECKPOINT and _installed(r))
+    return able[:1] + tuple(r for r in able[1:] if able is not CHECKPOINT and not _missing(r))
 
 
-def _installed(runtime: str) -> bool:
-    return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
+def _missing(runtime: str) -> list[str]:
+    modules = RUNTIMES[runtime].modules
+    return sorted(name for name in modules if importlib.util.find_spec(name) is None)
 
 
 def open_contestants(
@@ -113,9 +114,12 @@ def open_contestants(
       ExportError: a model that is none to run.
     """
     for runtime in in_runtimes:
-        if not _installed(runtime):
-            wanted = RUNTIMES[runtime]
-            raise MeasureError(f"{name}: {wanted.title} is not installed; {wanted.install}")
+        if missing := _missing(runtime):
+            are = "is" if len(missing) == 1 else "are"
+            raise MeasureError(
+                f"{name}: {', '.join(missing)} {are} not installed; pip install"
+                f" 'spvit_jax[{RUNTIMES[runtime].extra}]'"
+            )
     if Path(name).suffix not in FILES:
         yield from _checkpoint(name, in_runtimes, threads, facts, notes, about)
         return
@@ -342,7 +346,7 @@ def _reading(path: Path, reader: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise_transient(error)
+        said = str(error).strip() or type(error).__name__
         raise MeasureError(
-            f"{path}: {reader} cannot read it: {str(error).strip().splitlines()[:1]}; export the"
-            " model again"
+            f"{path}: {reader} cannot read it: {said.splitlines()[0]}; export the model again"
         ) from error

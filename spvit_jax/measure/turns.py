@@ -5,6 +5,7 @@ turns, call by call, and are compared within each turn: a ratio is the median ov
 quotient of two medians.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Timing:
     images_per_second: float  # median over calls with a whole batch
     latency_ratio: float  # below 1: faster than the first
     throughput_ratio: float  # above 1: faster than the first
+    latency_p90_ms: float = math.nan  # what 90 % of the calls took at most; NaN: nobody looked
+    latency_p99_ms: float = math.nan
 
 
 class Programs:
@@ -91,16 +94,18 @@ def timings(one: np.ndarray, batch: np.ndarray, batch_size: int) -> list[Timing]
       batch: of calls with a batch, ``[turns, models]``; the turns may be fewer.
       batch_size: images of that.
     """
-    quartiles = np.percentile(one, [25, 50, 75], axis=0) * 1e3
+    first, median, third, p90, p99 = np.percentile(one, [25, 50, 75, 90, 99], axis=0) * 1e3
     latency_ratio = np.median(one / one[:, :1], axis=0)
     throughput_ratio = np.median(batch[:, :1] / batch, axis=0)
     return [
         Timing(
-            latency_ms=float(quartiles[1, i]),
-            latency_iqr_ms=float(quartiles[2, i] - quartiles[0, i]),
+            latency_ms=float(median[i]),
+            latency_iqr_ms=float(third[i] - first[i]),
             images_per_second=float(batch_size / np.median(batch[:, i])),
             latency_ratio=float(latency_ratio[i]),
             throughput_ratio=float(throughput_ratio[i]),
+            latency_p90_ms=float(p90[i]),
+            latency_p99_ms=float(p99[i]),
         )
         for i in range(one.shape[1])
     ]

@@ -117,6 +117,10 @@ def test_a_place_that_cannot_be_written_is_left_as_it_was(made, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as sealed:
+        sealed.setattr("tempfile.mkdtemp", lambda **_: full())
+        with pytest.raises(OSError, match=r"No space left on device: .*/small\.onnx'"):
+            export(made("vit"), tmp_path / "small.onnx", about=ABOUT)
     monkeypatch.setattr("spvit_jax.export.onnx.save_onnx", full)
     with pytest.raises(OSError, match=r"No space left on device: .*/small\.onnx"):
         export(made("vit"), tmp_path / "small.onnx", about=ABOUT)
@@ -137,11 +141,29 @@ def test_the_command_writes_every_format_it_is_asked_for(made, tmp_path, capsys)
     assert load(outs[-1]).architecture.ops == ("msa", "conv3x3", "msa")
 
 
+def test_formats_by_their_names_are_written_beside_each_other(made, tmp_path, capsys):
+    """The names are those of ``export.formats``; a suffix that is there is not said twice."""
+    model = tmp_path / "model.safetensors"
+    save(made("vit, pruned"), model, about=ABOUT)
+    given = [str(model), str(tmp_path / "a.b")]
+    assert __main__.main([*given, "--format", "torch", "fp16.onnx"]) == 0
+    files = {"a.b.safetensors", "spvit_torch.py", "a.b.fp16.onnx", "a.b.preprocess.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", *files}
+    assert __main__.main([str(model), str(tmp_path / "c.safetensors"), "--format", "torch"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[2].startswith(f"wrote {tmp_path / 'c.safetensors'}:")
+    )
+    with pytest.raises(SystemExit):
+        __main__.main([*given, "--format", "pdf"])
+    assert "torch" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["missing.safetensors", "a.onnx"], "missing"),
         (["missing.safetensors", "a.xyz"], "suffix"),
+        (["missing.safetensors", "a", "--format", "torch", "onnx"], "missing"),
         (["missing.safetensors", "\udce9.onnx"], "%DCE9.onnx is not UTF-8"),
     ],
 )

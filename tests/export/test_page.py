@@ -1,6 +1,7 @@
-"""The lines of docs/export.md that classify a photograph, run as they stand."""
+"""The README's lines that classify a photograph, run as they stand."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,18 @@ from spvit_jax.convert import About, save
 from spvit_jax.export import export
 from spvit_jax.predict import __main__ as predict
 
-PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "export.md")
 
 
 def test_its_lines_for_onnxruntime_say_what_predict_says(made, tmp_path, monkeypatch, capsys):
-    text = PAGE.read_text(encoding="utf-8")
-    block = text.split("<!-- onnxruntime -->")[1].split("<!-- /onnxruntime -->")[0]
-    lines = block.strip().removeprefix("```python").removesuffix("```")
-    assert len([line for line in lines.splitlines() if line.strip()]) <= 14
+    blocks = [
+        re.findall(r"```python\n(import json.*?)```", p.read_text("utf-8"), re.S) for p in PAGES
+    ]
+    (lines,) = blocks[0]
+    assert blocks == [[lines]] * 2
+    code = [line for line in lines.splitlines() if line.strip()]
+    assert len([line for line in code if not re.match("(import|from) ", line)]) <= 10
     about = About(tuple("abcdefg"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.8)
     model = made("vit, pruned")
     monkeypatch.chdir(tmp_path)
