@@ -7,6 +7,8 @@ from typing import Any
 from spvit_jax.chart import chart
 from spvit_jax.examples import Answer, Example, Examples
 from spvit_jax.markup import document, header, scrolls, section, table
+from spvit_jax.measure.comparison import Comparison
+from spvit_jax.measure.shown import cells, footer
 from spvit_jax.report import Result, notes, rows
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.trials import Trial
@@ -28,6 +30,7 @@ def page(
     finetune: _Metrics,
     trials: Sequence[Trial],
     examples: Examples,
+    files: Comparison | None = None,
 ) -> str:
     """Writes the HTML of a finished run.
 
@@ -37,10 +40,12 @@ def page(
       finetune: lines of the training, with "step" and "loss", some with "top1".
       trials: of the shortlist; empty without one.
       examples: test images that the pruned model sees otherwise.
+      files: exported ones next to the models; None without.
     """
     sections = (
         _header(result),
         section("Dense and pruned", _results(result)),
+        section("Its files", _files(files) if files else ""),
         section("What every block keeps", _blocks(result)),
         section("How it got there", _charts(result, search, finetune)),
         section("What was tried", _trials(result, trials)),
@@ -68,6 +73,11 @@ def _header(result: Result) -> str:
 def _results(result: Result) -> str:
     paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes(result))
     return f"{table(rows(result))}\n{paragraphs}"
+
+
+def _files(files: Comparison) -> str:
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in footer(files))
+    return f"{table(cells(files), text=(1,))}\n{paragraphs}"
 
 
 def _blocks(result: Result) -> str:

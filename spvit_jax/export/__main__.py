@@ -14,9 +14,9 @@ from spvit_jax.checkpoint_options import (
     facts_in,
     preprocessing_in,
 )
+from spvit_jax.config import FORMATS
 from spvit_jax.remote import public
 from spvit_jax.shell import failed, run
-from spvit_jax.validate import FORMATS
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -180,6 +180,15 @@ def _parser() -> argparse.ArgumentParser:
         " %(default)s)",
     )
     add("--batch", type=count, default=1, metavar="N", help="of a .tflite: images at once (1)")
+    _add_images(parser)
+    add_preprocessing(parser)
+    add_image_size(parser, ")")
+    add_arguments(parser)
+    return parser
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--images",
         metavar="SOURCE",
@@ -192,10 +201,6 @@ def _parser() -> argparse.ArgumentParser:
         help="compare what was written on these: a folder of class folders, or the test split of"
         " packaged:NAME, idx:PATH, …; prints accuracy, size and latency",
     )
-    add_preprocessing(parser)
-    add_image_size(parser, ")")
-    add_arguments(parser)
-    return parser
 
 
 def command() -> None:
