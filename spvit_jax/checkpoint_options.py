@@ -1,7 +1,9 @@
 """What a user says of a checkpoint on a command line, where it does not say it itself."""
 
 import argparse
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from spvit_jax.sizes import as_size, wanted_size
@@ -106,39 +108,41 @@ def preprocessing_in(options: argparse.Namespace) -> dict[str, Any]:
 
 def count(text: str) -> int:
     """Reads a whole number of 1 or more."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value
+    return int(_read(int, text, lambda value: value >= 1, "1 or more"))
 
 
 def level(text: str) -> float:
     """Reads a number in 0 to 1: a mean of pixels."""
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number in 0 to 1, got {text}; {PIXELS}")
-    return value
+    return _read(float, text, lambda value: 0 <= value <= 1, "a number in 0 to 1", f"; {PIXELS}")
 
 
 def spread(text: str) -> float:
     """Reads a number above 0 and up to 1: a standard deviation of pixels."""
-    if not 0 < (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a number above 0 and up to 1, got {text}; {PIXELS}"
-        )
-    return value
+    what = "a number above 0 and up to 1"
+    return _read(float, text, lambda value: 0 < value <= 1, what, f"; {PIXELS}")
 
 
 def above_0(text: str) -> float:
     """Reads a number above 0."""
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
+    return _read(float, text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def share(text: str) -> float:
     """Reads a share above 0 and up to 1."""
-    if not 0 < (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in 0 to 1, got {text}")
-    return value
+    return _read(float, text, lambda value: 0 < value <= 1, "a share in 0 to 1")
+
+
+def _read(
+    kind: Callable[[str], float],
+    text: str,
+    fits: Callable[[float], bool],
+    expected: str,
+    advice: str = "",
+) -> float:
+    with contextlib.suppress(ValueError):  # no number at all
+        if fits(value := kind(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"expected {expected}, got {text}{advice}")
 
 
 def facts_in(options: Any) -> dict[str, Any]:

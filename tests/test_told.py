@@ -18,6 +18,8 @@ COMMANDS = {"predict": "image.jpg", "measure": "other", "export": "out.onnx"}
         (["--mean", "123.675", "--std", "1"], "got 123.675; pixels are in 0..1 here: divide"),
         (["--mean", "0", "--std", "58.4"], "got 58.4; pixels are in 0..1 here: divide"),
         (["--crop-ratio", "7"], "--crop-ratio: expected a share in 0 to 1, got 7"),
+        (["--crop-ratio", "x"], "--crop-ratio: expected a share in 0 to 1, got x"),
+        (["--mean", "0.5,0.5,0.5"], "--mean: expected a number in 0 to 1, got 0.5,0.5,0.5; pixels"),
     ],
 )
 def test_preprocessing_that_makes_no_sense_is_refused_first(command, arguments, message, capsys):
