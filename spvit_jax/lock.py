@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from spvit_jax.remote import is_remote
+from spvit_jax.remote import is_remote, raise_transient
 
 try:
     import fcntl
@@ -27,31 +27,42 @@ def locked(folder: epath.Path) -> Iterator[str]:
     """Holds a folder's lock, if nobody does: gives who does, or "" and the lock.
 
     On disks the system keeps it, and takes it back when a process ends however it ends. In an
-    object store, which has none, the holder leaves a sign of life in a file every ``BEAT``
-    seconds: a second run waits whether another one comes.
+    object store, and on disks where the system keeps none, the holder leaves a sign of life in a
+    file every ``BEAT`` seconds: a second run waits whether another one comes.
+
+    Raises:
+      OSError: the folder cannot be written.
     """
-    if is_remote(folder):
-        with _beating(folder / NAME) as holder:
-            yield holder
+    with contextlib.ExitStack() as stack:
+        holder = None if is_remote(folder) else stack.enter_context(_kept(folder / NAME))
+        if holder is None:
+            holder = stack.enter_context(_beating(folder / NAME))
+        yield holder
+
+
+@contextlib.contextmanager
+def _kept(path: epath.Path) -> Iterator[str | None]:
+    """Holds a lock that the system keeps; gives None where it keeps none."""
+    if fcntl is None:
+        yield None
         return
-    with open(folder / NAME, "a+") as file:
+    with open(path, "a+") as file:
         holder = _taken(file)
         yield holder
-        if not holder:
+        if holder == "":
             file.truncate(0)
 
 
-def _taken(file: Any) -> str:
-    """Takes a file's lock, and writes who has it; or says who does."""
-    if fcntl is None:
-        return ""
+def _taken(file: Any) -> str | None:
+    """Takes a file's lock, and writes who has it; or says who does; None: it has no lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         return file.read(200).strip() or "a process that does not say its name"
-    except OSError:  # a disk that keeps no locks
-        return ""
+    except OSError as error:  # of a disk that keeps no locks
+        raise_transient(error)
+        return None
     file.truncate(0)
     file.write(_self())
     file.flush()
@@ -96,6 +107,7 @@ def _beating(file: epath.Path) -> Iterator[str]:
 
 def _sign(file: epath.Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_text()) if file.exists() else None
+        text = file.read_text() if file.exists() else ""
+        return json.loads(text) if text else None
     except ValueError:
         return {"holder": "a run whose lock is damaged"}

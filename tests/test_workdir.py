@@ -5,6 +5,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,9 +134,17 @@ def test_one_run_a_folder_also_after_a_kill(tmp_path):
         pass
 
 
+def no_locks(file, how):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
 @pytest.mark.parametrize("alive", [True, False])
-def test_where_nobody_keeps_locks_signs_of_life_do(tmp_path, monkeypatch, alive):
-    monkeypatch.setattr(lock, "is_remote", lambda path: True)
+@pytest.mark.parametrize(
+    ("where", "instead"),
+    [("is_remote", lambda path: True), ("fcntl", None), ("fcntl.flock", no_locks)],
+)
+def test_where_nobody_keeps_locks_signs_of_life_do(tmp_path, monkeypatch, where, instead, alive):
+    monkeypatch.setattr(f"spvit_jax.lock.{where}", instead)
     monkeypatch.setattr(lock, "BEAT", 0.3)
     file = tmp_path / lock.NAME
     with contextlib.ExitStack() as stack:
@@ -146,6 +155,24 @@ def test_where_nobody_keeps_locks_signs_of_life_do(tmp_path, monkeypatch, alive)
         with lock.locked(epath.Path(tmp_path)) as holder:
             assert bool(holder) == alive
     assert not file.exists()
+
+
+def test_a_disk_without_locks_is_not_waited_for_where_nobody_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("spvit_jax.lock.fcntl.flock", no_locks)
+    begin = time.monotonic()
+    with lock.locked(epath.Path(tmp_path)) as holder:
+        assert not holder and json.loads((tmp_path / lock.NAME).read_text())["beat"] == 0
+    assert time.monotonic() - begin < 5
+
+
+def test_a_lock_that_a_network_disk_does_not_give_now_may_come(tmp_path, monkeypatch):
+    def stale(file, how):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("spvit_jax.lock.fcntl.flock", stale)
+    with pytest.raises(OSError, match="Stale") as raised, workdir.Workdir(tmp_path).locked():
+        pass
+    assert is_transient(raised.value)
 
 
 def test_what_a_run_began_from_is_compared(tmp_path):
