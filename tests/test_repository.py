@@ -29,7 +29,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "models": {"sizes"},
     "models/transformer.py": {"models", "sizes", "single_path"},  # a model's words, see __repr__
     "single_path": {"models", "remote", "sizes", "state"},
-    "data": {"config", "remote", "sizes"},
+    "data": {"config", "lock", "remote", "sizes"},
     "convert": {"models", "single_path", "remote", "shell", "sizes", "checkpoint_options"},
     "training": {
         "checksums",

@@ -6,7 +6,6 @@ the same bytes. The set appears under its name once everything is there.
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import shutil
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
+from spvit_jax import lock
 from spvit_jax.data import manifest, shards
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.originals import Originals
@@ -190,9 +191,7 @@ def _refuse_empty(originals: Originals) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps a second process out; the lock ends with the process, however that ends."""
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another process is writing {folder}; wait for it") from error
+    with lock.locked(epath.Path(folder)) as holder:
+        if holder:
+            raise DataError(f"another process is writing {folder}: {holder}; wait for it")
         yield

@@ -1,7 +1,6 @@
 """Sets of records: what TFDS and ``open_source`` read back, resuming, and what is refused."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -14,8 +13,10 @@ import textwrap
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
+from spvit_jax import lock
 from spvit_jax.config import Data
 from spvit_jax.data import fingerprint as fingerprints
 from spvit_jax.data import manifest
@@ -419,10 +420,9 @@ def test_replaced_image_has_only_its_own_shard_written_again(source, tmp_path):
 def test_a_second_process_is_kept_out(source, tmp_path):
     work = tmp_path / "pets" / "1.0.0.incomplete"
     work.mkdir(parents=True)
-    with open(work / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is writing"):
-            record(source, tmp_path / "pets" / "1.0.0")
+    said = f"another process is writing .*process {os.getpid()}"
+    with lock.locked(epath.Path(work)), pytest.raises(DataError, match=said):
+        record(source, tmp_path / "pets" / "1.0.0")
     record(source, tmp_path / "pets" / "1.0.0")
 
 
