@@ -134,8 +134,9 @@ def _missing(name: str, directory: str) -> epath.Path | None:
 
 def _check_name(name: str) -> None:
     """Raises DataError for what cannot be the name of a set, as folders and other hubs' names."""
+    tfds = tensorflow_datasets()  # whose absence is another matter
     try:
-        tensorflow_datasets().core.naming.parse_builder_name_kwargs(name)
+        tfds.core.naming.parse_builder_name_kwargs(name)
     except ValueError as error:
         raise DataError(
             f"data.source=tfds:{name}: expected NAME, NAME/CONFIG or NAME:1.0.0 of letters, digits"
