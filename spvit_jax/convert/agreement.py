@@ -32,10 +32,8 @@ KINDS = (  # of models, by how the names of their families begin
     ("ViT", r"(vit|deit|deit3|flexivit|eva|eva02|beit|beitv2|dinov2|dinov3)(_|$)"),
 )
 SAID = (
-    *("class_names", "classes", "mean", "std", "crop_ratio"),
-    "family",
-    "interpolation",
-    "crop_mode",
+    *("class_names", "classes", "mean", "std", "crop_ratio", "family", "interpolation"),
+    *("crop_mode", "heads", "epsilon", "activation"),
 )  # facts that nobody says instead of the files beside weights
 PREPARED = {"interpolation": ("bicubic",), "crop_mode": ("center", "shortest")}  # images, here
 

@@ -666,6 +666,16 @@ def test_what_is_said_against_what_is_known_is_refused(released, tmp_path, name,
             reads(path, facts=wrong)
 
 
+def test_what_arrays_do_not_say_is_not_said_against_the_config(released, tmp_path):
+    theirs, _ = _files(released, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] = {"num_heads": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(theirs).spec.heads == load(theirs, facts=Facts(heads=3)).spec.heads == 3
+    with pytest.raises(CheckpointError, match="heads 1, the files beside it say 3"):
+        load(theirs, facts=Facts(heads=1))
+
+
 def test_what_nothing_else_says_is_taken(released, tmp_path):
     theirs, ours = _files(released, tmp_path)
     (tmp_path / "config.json").unlink()
