@@ -12,6 +12,8 @@ from spvit_jax.examples import Examples, examples
 from spvit_jax.exported import write_files
 from spvit_jax.judged import quality
 from spvit_jax.measure import measure
+from spvit_jax.measure.comparison import Comparison
+from spvit_jax.measure.shown import cells, footer
 from spvit_jax.models import Classifier
 from spvit_jax.page import page
 from spvit_jax.quality import Quality
@@ -57,7 +59,7 @@ def deliver(
     context.workdir.write(
         "pruned.safetensors", lambda path: save(folded, path, about=context.about)
     )
-    write_files(context, folded)
+    files = write_files(context, dense, folded)
     after = quality(context, "pruned", folded, dense)
     looked = examples(context, dense, folded)
     spec, architecture = context.spec, decision.architecture
@@ -90,7 +92,7 @@ def deliver(
         seed=context.config.seed,
         fresh_head=context.fresh,
     )
-    report(context, result, looked)
+    report(context, result, looked, files)
 
 
 def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[str, Any]:
@@ -105,14 +107,17 @@ def _timings(context: Context, dense: Classifier, folded: Classifier) -> dict[st
     )
 
 
-def report(context: Context, result: Result, looked: Examples) -> None:
+def report(
+    context: Context, result: Result, looked: Examples, files: Comparison | None = None
+) -> None:
     """Writes the figure, the page, the table and ``result.json``, and shows the table."""
     workdir, write = context.workdir, context.workdir.write
     trajectory, training = (read_metrics(workdir / name) for name in ("search", "finetune"))
     tried: Tried | None = workdir.read_json("shortlist.json", Tried)
     trials = tried.trials if tried else ()
     write("report.png", lambda path: figure(result, trajectory, path, trials))
-    html = page(result, trajectory, training, trials, looked)
+    compared = (cells(files), footer(files)) if files else None
+    html = page(result, trajectory, training, trials, looked, compared)
     write("report.html", lambda path: path.write_text(html, encoding="utf-8"))
     write("table.txt", lambda path: path.write_text(table(result) + "\n"))
     workdir.write_json("result.json", result)

@@ -20,6 +20,7 @@ _DECIDED = {  # what ``Result.decision`` is in words; other ones are names of ca
     "given": "What stays was given as an architecture.",
 }
 _Metrics = Sequence[Mapping[str, Any]]
+_Table = tuple[Sequence[Sequence[str]], Sequence[str]]
 
 
 def page(
@@ -28,6 +29,7 @@ def page(
     finetune: _Metrics,
     trials: Sequence[Trial],
     examples: Examples,
+    files: _Table | None = None,
 ) -> str:
     """Writes the HTML of a finished run.
 
@@ -37,10 +39,12 @@ def page(
       finetune: lines of the training, with "step" and "loss", some with "top1".
       trials: of the shortlist; empty without one.
       examples: test images that the pruned model sees otherwise.
+      files: exported ones next to the models: a table, and lines below it; None without.
     """
     sections = (
         _header(result),
         section("Dense and pruned", _results(result)),
+        section("Its files", _files(files) if files else ""),
         section("What every block keeps", _blocks(result)),
         section("How it got there", _charts(result, search, finetune)),
         section("What was tried", _trials(result, trials)),
@@ -68,6 +72,12 @@ def _header(result: Result) -> str:
 def _results(result: Result) -> str:
     paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes(result))
     return f"{table(rows(result))}\n{paragraphs}"
+
+
+def _files(files: _Table) -> str:
+    cells, lines = files
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f"{table(cells, text=(1,))}\n{paragraphs}"
 
 
 def _blocks(result: Result) -> str:

@@ -37,6 +37,7 @@ from spvit_jax.single_path.prune import prune
 from spvit_jax.single_path.space import SpaceError
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.state import StateError
+from spvit_jax.trained import load_dense
 from spvit_jax.training import evaluate as evaluating
 from spvit_jax.training.loop import Interrupted, NonFiniteLoss
 from spvit_jax.training.metrics import read_metrics
@@ -266,6 +267,14 @@ def assert_exported(folder, context_of):
         assert np.mean((logits * expected).sum(1) / lengths) > least
     sizes = [(folder / f"pruned.{kind}").stat().st_size for kind in ("onnx", "int8.onnx")]
     assert sizes[1] < 0.6 * sizes[0]
+    compared = json.loads((folder / "files.json").read_text())
+    assert [one["name"] for one in compared["models"] if one["runtime"] != "openvino"] == [
+        *("dense", "pruned", "dense.onnx", "pruned.onnx", "dense.int8.onnx", "pruned.int8.onnx")
+    ]
+    assert all(0 < one["top-1"] <= 1 for one in compared["models"])
+    report, text = ((folder / name).read_text() for name in ("report.html", "files.txt"))
+    assert "<h2>Its files</h2>" in report and "pruned.int8.onnx" in report
+    assert "pruned.int8.onnx" in text and (folder / "files.png").stat().st_size > 1000
 
 
 def test_files_that_cannot_be_written_do_not_cost_the_run(whole, tmp_path, capsys, monkeypatch):
@@ -274,10 +283,11 @@ def test_files_that_cannot_be_written_do_not_cost_the_run(whole, tmp_path, capsy
     console = Console()
     model = load(str(whole / "pruned.safetensors"))
     work = Workdir(tmp_path)
-    write_files(context.open_context(config, work, console, lambda: False), model)
+    opened_here = context.open_context(config, work, console, lambda: False)
+    write_files(opened_here, load_dense(opened_here), model)
     found = {file.name for file in tmp_path.iterdir()}
     assert {"pruned.dynamic.onnx.failed", "pruned.stablehlo", "pruned.preprocess.json"} <= found
-    assert "pruned.dynamic.onnx" not in found
+    assert "pruned.dynamic.onnx" not in found and not any("dense" in name for name in found)
     said = capsys.readouterr().out
     assert f"kept as {tmp_path}/pruned.dynamic.onnx.failed" in said and "pruned.stablehlo: " in said
 

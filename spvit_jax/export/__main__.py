@@ -14,9 +14,9 @@ from spvit_jax.checkpoint_options import (
     facts_in,
     preprocessing_in,
 )
+from spvit_jax.config import FORMATS
 from spvit_jax.remote import public
 from spvit_jax.shell import failed, run
-from spvit_jax.validate import FORMATS
 
 DESCRIPTION = """\
 Writes a model as files that run without this package, by the suffix of each OUT:
@@ -48,6 +48,8 @@ examples:
   python -m spvit_jax.export pruned.safetensors small --format onnx torch
 ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT pip install
 'spvit_jax[litert]'."""
+
+FORMAT = "write each OUT, which needs no suffix then, as all of these: %(choices)s"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,13 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="MODEL", help="the model")
     add("outs", metavar="OUT", nargs="+", help="a file to write")
-    add(
-        "--format",
-        choices=tuple(FORMATS),
-        nargs="+",
-        metavar="NAME",
-        help="write each OUT, which needs no suffix then, as all of these: %(choices)s",
-    )
+    add("--format", choices=tuple(FORMATS), nargs="+", metavar="NAME", help=FORMAT)
     add(
         "--pixels",
         choices=("float32", "uint8"),

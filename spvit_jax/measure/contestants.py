@@ -153,6 +153,12 @@ def _checkpoint(
         yield Contestant(public(name), runtime, size, macs(model), preprocess, bind)
 
 
+def of_model(name: str, model: Any, about: About) -> Contestant:
+    """A model in memory, dense or folded, in JAX; it has no size on a disk."""
+    preprocess = Preprocess.of(model, about, [])
+    return Contestant(name, "jax", 0, macs(model), preprocess, _jax(model, preprocess))
+
+
 def _jax(model: Any, preprocess: Preprocess) -> Bind:
     graph, state = nnx.split(model)
 

@@ -28,6 +28,11 @@ _COLOURS = {
 
 def table(comparison: Comparison) -> str:
     """The comparison as aligned text, and what it was measured on."""
+    return "\n".join([aligned(cells(comparison), left=(0, 1)), "", *footer(comparison)])
+
+
+def cells(comparison: Comparison) -> list[list[str]]:
+    """The cells of the table: its head, then a row for each contestant."""
     tested = comparison.tested
     head = ["model", "runtime", "MB", "GMACs", "latency, ms", "90 %", "99 %", "× first"]
     head += [f"images/s at {comparison.batch_size}", "× first"]
@@ -52,7 +57,7 @@ def table(comparison: Comparison) -> str:
         if tested is not None:
             value = tested.values[i]
             rows[-1].append(f"{100 * value:.2f}" if tested.measure == "top-1" else f"{value:.4f}")
-    return "\n".join([aligned(rows, left=(0, 1)), "", *_footer(comparison)])
+    return rows
 
 
 def _number(value: float) -> str:
@@ -67,7 +72,8 @@ def names(contestants: Sequence[Contestant]) -> list[str]:
             for one in contestants]  # fmt: skip
 
 
-def _footer(comparison: Comparison) -> list[str]:
+def footer(comparison: Comparison) -> list[str]:
+    """Lines below the table: how it was measured, and on what."""
     one, batch = comparison.turns
     lines = [
         f"The models took turns, call by call: {one} at batch 1, {batch} at"
