@@ -13,6 +13,7 @@ from spvit_jax.exported import write_files
 from spvit_jax.judged import quality
 from spvit_jax.measure import measure
 from spvit_jax.measure.comparison import Comparison
+from spvit_jax.measure.shown import cells, footer
 from spvit_jax.models import Classifier
 from spvit_jax.page import page
 from spvit_jax.quality import Quality
@@ -115,7 +116,8 @@ def report(
     tried: Tried | None = workdir.read_json("shortlist.json", Tried)
     trials = tried.trials if tried else ()
     write("report.png", lambda path: figure(result, trajectory, path, trials))
-    html = page(result, trajectory, training, trials, looked, files)
+    compared = (cells(files), footer(files)) if files else None
+    html = page(result, trajectory, training, trials, looked, compared)
     write("report.html", lambda path: path.write_text(html, encoding="utf-8"))
     write("table.txt", lambda path: path.write_text(table(result) + "\n"))
     workdir.write_json("result.json", result)

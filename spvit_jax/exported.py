@@ -15,7 +15,7 @@ from spvit_jax.config import FORMATS
 from spvit_jax.context import USER_ERRORS, Context
 from spvit_jax.convert import Facts
 from spvit_jax.data.pipeline import eval_batches
-from spvit_jax.data.sources import Some, Unlabelled
+from spvit_jax.data.sources import Some
 from spvit_jax.export import CheckFailed, ExportError, export
 from spvit_jax.export.images import LEAST, MOST, as_seen
 from spvit_jax.export.preprocess import Preprocess
@@ -27,6 +27,12 @@ from spvit_jax.measure.tested import judge
 from spvit_jax.models import Classifier
 
 TESTED = 2000  # test images that the files are compared on, at most
+
+
+class _Unlabelled(Some):
+    """Images without what is known of their classes."""
+
+    class_names = ()
 
 
 def write_files(context: Context, dense: Classifier, folded: Classifier) -> Comparison | None:
@@ -119,7 +125,7 @@ def _compared(
     """Sets the files of a folder beside the models and beside the dense model's files."""
     made = [FORMATS[name] for name in context.config.export.formats]
     made = [suffix for suffix in made if (folder / f"pruned{suffix}").is_file()]
-    run = [suffix for suffix in made if Path(f"pruned{suffix}").suffix in FILES]
+    run = [suffix for suffix in made if suffix.endswith(tuple(FILES))]
     if not run:
         return None
     for suffix in run:
@@ -147,7 +153,7 @@ def _measured(
             contestants += [dataclasses.replace(one, name=path.name) for one in found]
     count = min(TESTED, len(context.test))
     spread = np.linspace(0, len(context.test) - 1, count).round().astype(int)
-    source = Some(context.test, spread) if context.labelled else Unlabelled(context.test, spread)
+    source = Some(context.test, spread) if context.labelled else _Unlabelled(context.test, spread)
     with context.console.bar(count, 0, "test") as bar:
         quality = judge(contestants, source, config.measure_batch, bar.update)
     return compare(

@@ -7,8 +7,6 @@ from typing import Any
 from spvit_jax.chart import chart
 from spvit_jax.examples import Answer, Example, Examples
 from spvit_jax.markup import document, header, scrolls, section, table
-from spvit_jax.measure.comparison import Comparison
-from spvit_jax.measure.shown import cells, footer
 from spvit_jax.report import Result, notes, rows
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.trials import Trial
@@ -22,6 +20,7 @@ _DECIDED = {  # what ``Result.decision`` is in words; other ones are names of ca
     "given": "What stays was given as an architecture.",
 }
 _Metrics = Sequence[Mapping[str, Any]]
+_Table = tuple[Sequence[Sequence[str]], Sequence[str]]
 
 
 def page(
@@ -30,7 +29,7 @@ def page(
     finetune: _Metrics,
     trials: Sequence[Trial],
     examples: Examples,
-    files: Comparison | None = None,
+    files: _Table | None = None,
 ) -> str:
     """Writes the HTML of a finished run.
 
@@ -40,7 +39,7 @@ def page(
       finetune: lines of the training, with "step" and "loss", some with "top1".
       trials: of the shortlist; empty without one.
       examples: test images that the pruned model sees otherwise.
-      files: exported ones next to the models; None without.
+      files: exported ones next to the models: a table, and lines below it; None without.
     """
     sections = (
         _header(result),
@@ -75,9 +74,10 @@ def _results(result: Result) -> str:
     return f"{table(rows(result))}\n{paragraphs}"
 
 
-def _files(files: Comparison) -> str:
-    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in footer(files))
-    return f"{table(cells(files), text=(1,))}\n{paragraphs}"
+def _files(files: _Table) -> str:
+    cells, lines = files
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f"{table(cells, text=(1,))}\n{paragraphs}"
 
 
 def _blocks(result: Result) -> str:

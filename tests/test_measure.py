@@ -440,7 +440,8 @@ def placed_apart(boxes, bounds, points):
         assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in points)
     for i, one in enumerate(boxes):
         for two in boxes[:i]:
-            apart = one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
+            beside = one[2] + 3 <= two[0] or two[2] + 3 <= one[0]  # words do not run together
+            apart = beside or one[3] <= two[1] or two[3] <= one[1]
             assert apart, (one, two)
 
 
@@ -457,6 +458,14 @@ def test_names_in_a_figure_lie_on_nothing(seed):
     for box, size in zip(boxes, sizes, strict=True):
         assert (box[2] - box[0], box[3] - box[1]) == pytest.approx(size)
     placed_apart(boxes, bounds, points)
+
+
+def test_names_in_a_line_do_not_run_together():
+    bounds = (0.0, 0.0, 400.0, 60.0)
+    points = [(100.0, 30.0), (222.0, 30.0)]
+    placed_apart(placed(points, [(50.0, 12.0)] * 2, bounds), bounds, points)
+    points = [(100.0, 30.0), (230.0, 30.0), (391.0, 30.0)]
+    placed_apart(placed(points, [(50.0, 12.0), (50.0, 12.0), (89.0, 12.0)], bounds), bounds, points)
 
 
 def test_a_name_is_beside_its_point_where_there_is_room():

@@ -108,7 +108,7 @@ MAY_IMPORT = {  # subpackage: which of ours it may import, besides itself
     "chart.py": set(),
     "examples.py": {"context", "data", "models", "training"},
     "figures.py": set(),
-    "page.py": {"chart", "examples", "markup", "measure", "report", "single_path", "trials"},
+    "page.py": {"chart", "examples", "markup", "report", "single_path", "trials"},
     "markup.py": {"stylesheet"},
     "curve_page.py": {"curve", "markup"},
     "portions.py": {"config"},

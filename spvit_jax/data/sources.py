@@ -57,15 +57,6 @@ class Some:
         return self.source[int(self.indices[index])]
 
 
-class Unlabelled(Some):
-    """Such images without what is known of their classes."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-
 def open_source(data: config.Data, split: str) -> Source:
     """The images of ``split`` (``data.train_split`` or ``data.test_split``) of ``data.source``.
 

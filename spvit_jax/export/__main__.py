@@ -49,6 +49,8 @@ examples:
 ONNX needs more libraries, pip install 'spvit_jax[export]', and LiteRT pip install
 'spvit_jax[litert]'."""
 
+FORMAT = "write each OUT, which needs no suffix then, as all of these: %(choices)s"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 after a failed check, else see ``failed``."""
@@ -144,13 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="MODEL", help="the model")
     add("outs", metavar="OUT", nargs="+", help="a file to write")
-    add(
-        "--format",
-        choices=tuple(FORMATS),
-        nargs="+",
-        metavar="NAME",
-        help="write each OUT, which needs no suffix then, as all of these: %(choices)s",
-    )
+    add("--format", choices=tuple(FORMATS), nargs="+", metavar="NAME", help=FORMAT)
     add(
         "--pixels",
         choices=("float32", "uint8"),

@@ -10,6 +10,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 RINGS = (11.0, 22.0, 35.0, 50.0, 70.0, 95.0, 125.0, 160.0, 210.0)  # pixels from point to name
 BESIDE = RINGS[0] + 1  # so near that a name needs no line to its point
 MARKER = 7.0  # half the side of what no name may cover around a point
+GAP = 6.0  # left and right of a name, to the next
 DIRECTIONS = (0, 180, 45, 135, 315, 225, 90, 270)  # degrees, the most readable first
 
 
@@ -29,12 +30,13 @@ def placed(points: Sequence[Point], sizes: Sequence[Point], bounds: Box) -> list
     """
     markers = [(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in points]
     boxes: list[Box] = []
+    wide: list[Box] = []  # with the gaps beside them
     lines: list[tuple[Point, Point]] = []
     for point, size in zip(points, sizes, strict=True):
         best, least = (0.0, 0.0, 0.0, 0.0), math.inf
         for distance, angle in itertools.product(RINGS, DIRECTIONS):
             box = _at(point, size, distance, angle)
-            cost = _outside(box, bounds) + sum(_common(box, other) for other in markers + boxes)
+            cost = _outside(box, bounds) + sum(_common(box, other) for other in markers + wide)
             line = (point, nearest(point, box))
             cost += sum(_crossed(other, box) for other in lines)
             cost += sum(_crossed(line, other) for other in boxes)
@@ -43,6 +45,7 @@ def placed(points: Sequence[Point], sizes: Sequence[Point], bounds: Box) -> list
             if not least:
                 break
         boxes.append(best)
+        wide.append((best[0] - GAP, best[1], best[2] + GAP, best[3]))
         lines.append((point, nearest(point, best)))
     return boxes
 
