@@ -28,7 +28,7 @@ from spvit_jax.signals import PATIENCE, Signals
 
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
 LEAVE_SECONDS = 2  # that process 0 gives the others where it cannot go on
-LAST_SECONDS = 0.3  # that process 0 gives them after a signal
+LAST_SECONDS = 0.3  # that the others end before process 0 after a signal
 LONGEST = 2**31 - 1  # milliseconds that a process waits for a signal to another one
 
 
@@ -261,7 +261,7 @@ def _share(signals: Signals) -> None:
                 signals.hear(number)
 
     signals.tell = tell
-    signals.patience = PATIENCE + (LAST_SECONDS if jax.process_index() == 0 else 0)
+    signals.patience = PATIENCE - (LAST_SECONDS if jax.process_index() else 0)
     threading.Thread(target=wait, daemon=True).start()
     atexit.register(tell, all_well)  # a thread that waits may not see the end of Python
 

@@ -42,7 +42,8 @@ def run(main: Callable[[], Any]) -> None:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether the memory of the machine, or of a device, did not do for what was asked."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    of_jax = type(error).__name__ == "JaxRuntimeError"  # others say so of a server's quota
+    return isinstance(error, MemoryError) or (of_jax and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def failed(error: Exception) -> int:

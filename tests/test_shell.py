@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from spvit_jax.shell import failed
+
 COMMAND = """
 import sys
 from spvit_jax.shell import run
@@ -80,6 +82,11 @@ def main():
 
 run(main)
 """
+
+
+def test_a_quota_of_a_server_is_no_memory(capsys):
+    error = OSError(errno.EAGAIN, "RESOURCE_EXHAUSTED: too many requests")
+    assert failed(error) == 75 and capsys.readouterr().err == f"error: {error}\n"
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
