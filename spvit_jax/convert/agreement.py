@@ -35,6 +35,7 @@ SAID = (
     *("class_names", "classes", "mean", "std", "crop_ratio", "family", "interpolation"),
     *("crop_mode", "heads", "epsilon", "activation"),
 )  # facts that nobody says instead of the files beside weights
+ATTENTIVE = ("heads", "epsilon", "activation", "patch_size", "rotary", "positions", "window")
 PREPARED = {"interpolation": ("bicubic",), "crop_mode": ("center", "shortest")}  # images, here
 
 
@@ -171,6 +172,12 @@ def _of_its_kind(facts: Facts, state: State, source: str) -> list[str]:
     if len(there) != 1:
         return []
     lines, pools = [], _pools(state)
+    if there == ["RegNet"] and source == USER:
+        lines += [
+            f"{source} {name} {value}, and a RegNet has none"
+            for name in ATTENTIVE
+            if (value := getattr(facts, name)) is not None
+        ]
     if _kind(facts.family) not in ("", *there):
         lines.append(f"{source} family {facts.family}, the arrays are a {there[0]}'s")
     if facts.pool is not None and facts.pool not in pools:
@@ -210,6 +217,8 @@ def _of_its_arrays(facts: Facts, state: State, patches: np.ndarray, source: str)
             ("class_token", facts.class_token, "cls_token" in state, "cls_token"),
             ("registers", facts.registers, _tokens(state, "reg_token"), "reg_token"),
             ("hidden units", *_hidden(facts, state, width), "mlp.fc1.weight"),
+            ("window", *_window(facts, state)),
+            ("qkv_bias", facts.qkv_bias, facts.qkv_bias or _biased(state), "attn.qkv.bias"),
         )
         if fact is not None and fact != there
     ]
@@ -231,6 +240,17 @@ def _of_its_arrays(facts: Facts, state: State, patches: np.ndarray, source: str)
 
 def _tokens(state: State, name: str) -> int:
     return state[name].shape[1] if name in state and state[name].ndim == 3 else 0
+
+
+def _window(facts: Facts, state: State) -> tuple[int | None, int, str]:
+    """Tokens a side of a Swin's first windows, as said and as its arrays have them; and where."""
+    table = "attn.relative_position_bias_table"
+    places = len(state.get(f"layers.0.blocks.0.{table}", ()))
+    return facts.window if places else None, (math.isqrt(places) + 1) // 2, table
+
+
+def _biased(state: State) -> bool:
+    return any(array.any() for name, array in state.items() if name.endswith("attn.qkv.bias"))
 
 
 def _hidden(facts: Facts, state: State, width: int) -> tuple[int | None, int]:

@@ -9,8 +9,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spvit_jax.checkpoint_options import NAMES
 from spvit_jax.convert.architectures import architecture
+from spvit_jax.convert.defaults import DEFAULTS
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.typed import Fields
 from spvit_jax.models.rotary import KINDS
@@ -29,36 +32,10 @@ ACTIVATIONS = {  # transformers' and timm's names, ours
     "silu": "silu",
     "swish": "silu",
 }
-COUNTS = ("width", "depth", "heads", "patch_size", "hidden", "channels")  # fields of Facts
+COUNTS = ("width", "depth", "heads", "patch_size", "hidden", "channels", "window")  # of Facts
 NUMBERS = ("epsilon", "crop_ratio", "mlp_ratio")
 POOLS = ("token", "avg", "map")  # timm's names
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, whose files may leave them out
-    "vit": {"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
-    "deit": {"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
-    "dinov2": {"layer_norm_eps": 1e-6, "hidden_act": "gelu"},
-    "dinov2_with_registers": {"layer_norm_eps": 1e-6, "hidden_act": "gelu"},
-    "dinov3_vit": {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rope_theta": 100.0},
-    "clip_vision_model": {
-        "layer_norm_eps": 1e-5,
-        "hidden_act": "quick_gelu",
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 32,
-    },
-    "siglip_vision_model": {
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-    },
-    "swin": {"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
-}
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
@@ -108,6 +85,8 @@ class Facts:
       class_token: whether it has one.
       registers: how many tokens it has that nobody reads.
       positions: how learned ones are interpolated for other image sizes, one of ``fit.RESIZED``.
+      window: tokens a side of the windows of a Swin's first stage.
+      qkv_bias: whether queries, keys and values have biases.
     """
 
     family: str | None = None
@@ -135,6 +114,8 @@ class Facts:
     class_token: bool | None = None
     registers: int | None = None
     positions: str | None = None
+    window: int | None = None
+    qkv_bias: bool | None = None
 
     def __post_init__(self) -> None:
         if self.rotary is not None and not isinstance(self.rotary, Rotary):
@@ -208,8 +189,20 @@ def facts_beside(path: Path) -> Facts:
     elif (clip := _read(folder / OPEN_CLIP)) is not None:
         facts = _open_clip(clip)
     if preprocessor is not None:
-        facts |= _preprocessing(preprocessor)
+        said = _preprocessing(preprocessor)
+        for name in ("mean", "std"):
+            _same_colours(facts.get(name), said.get(name), name, folder)
+        facts |= said
     return Facts(**{name: value for name, value in facts.items() if value is not None})
+
+
+def _same_colours(one: Any, other: Any, name: str, folder: Path) -> None:
+    """Raises ``CheckpointError`` where two files differ in the colours they scale images by."""
+    if one and other and (len(one) != len(other) or not np.allclose(one, other, atol=1e-3)):
+        raise CheckpointError(
+            f"in {folder}, {name} is {one} by {CONFIG} and {other} by {PREPROCESSOR}; move away the"
+            " one that is not of these weights"
+        )
 
 
 def _is_above(least: int, value: Any, kind: Any) -> bool:
@@ -267,6 +260,8 @@ def _timm(config: Fields) -> dict[str, Any]:
         "class_names": own.names("label_names"),
         "pool": _pool(options, "global_pool") or _pool(config, "global_pool"),
         "rotary": rotary,
+        "window": options.count("window_size", first=True),
+        "qkv_bias": options.flag("qkv_bias") if "qkv_bias" in options else None,
     }
 
 
@@ -300,6 +295,8 @@ def _transformers(config: Fields) -> dict[str, Any]:
         "class_names": None if placeholder else labels,
         "rotary": Rotary("dinov3", theta) if family == "dinov3_vit" and theta else None,
         "positions": "bicubic",
+        "window": config.count("window_size", first=True) if staged else None,
+        "qkv_bias": config.flag("qkv_bias") if "qkv_bias" in config else None,
     }
 
 

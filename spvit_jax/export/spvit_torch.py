@@ -678,6 +678,8 @@ def _arrays(model: Network) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Reads the metadata and the arrays of a safetensors file, of which nothing is believed."""
+    stream = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    _require(not stream, "a pipe or a device; copy it to a file")
     with open(path, "rb") as file:
         size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
         _require(8 + length <= size and length <= LONGEST, "damaged: its header ends behind it")

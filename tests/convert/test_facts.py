@@ -397,6 +397,16 @@ def test_fields_of_preprocessing(field, value, expected, tmp_path):
         beside(tmp_path, preprocessor={field: value})
 
 
+def test_two_files_that_scale_colours_otherwise_are_refused(tmp_path):
+    timm = {"architecture": "vit_tiny_patch16_224", "mean": [0.485, 0.456, 0.406]}
+    same = {"image_mean": [0.4851, 0.456, 0.406], "image_std": [0.5, 0.5, 0.5]}
+    assert beside(tmp_path, timm, same).std == (0.5, 0.5, 0.5)
+    with pytest.raises(CheckpointError, match=r"mean is .* by config\.json and .* by preproc"):
+        beside(tmp_path, timm, same | {"image_mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(CheckpointError, match=r"std is .* by config\.json and .* by preproc"):
+        beside(tmp_path, timm | {"std": [0.2, 0.2, 0.2]}, same)
+
+
 def test_long_values_are_cut_short(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         beside(tmp_path, VIT | {"hidden_size": "9" * 10_000})

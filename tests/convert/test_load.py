@@ -724,6 +724,9 @@ CONFIGS = [  # of a ViT, a Swin and a RegNet, which all are of 7 classes
         "family swin_.* a V",
     ),
     ("vit_dense_a", {"architecture": "regnety_160"}, "family regnety_160, the arrays are a ViT"),
+    ("vit_dense_a", {"num_features": 48}, "width 48, the arrays 24"),
+    ("vit_dense_a", {"model_args": {"qkv_bias": False}}, "qkv_bias False, the arrays True"),
+    ("swin_timm_a", {"model_args": {"window_size": 5}}, r"window 5, the arrays \d+ \(attn\.rel"),
     ("swin_timm_a", {"num_classes": 8}, "8 classes, the arrays have 7"),
     ("swin_timm_a", {"model_args": {"mlp_ratio": 3}}, "hidden units 48, the arrays 64"),
     ("regnety_a", {"num_classes": 8}, "8 classes, the arrays have 7"),
@@ -748,3 +751,16 @@ def test_a_config_beside_weights_of_another_model_is_refused(
             continue
         with pytest.raises(CheckpointError, match=rf"config\.json says {said}"):
             load(path, facts=facts)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"heads": 3}, {"epsilon": 1e-6}, {"activation": "silu"}, {"rotary": "eva"}, {"window": 7}],
+)
+def test_what_a_regnet_has_not_is_refused(released, tmp_path, said):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(released("regnety_a"), path)
+    facts = Facts.of(**said) if "window" not in said else Facts(**said)
+    (name,) = said
+    with pytest.raises(CheckpointError, match=f"it is said to have {name} .* a RegNet has none"):
+        load(path, facts=facts)

@@ -270,6 +270,9 @@ def test_what_is_no_file_of_that_kind_is_not_written_over(models, tmp_path):
     loop.symlink_to(loop)
     os.mkfifo(pipe)
     link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(spvit_torch.ModelFileError, match="a pipe or a device; copy it"):
+            spvit_torch.load(path)
     for path in (loop, pipe, link):
         with pytest.raises(FileExistsError, match=f"{path.name} is a folder, pipe, device or endl"):
             spvit_torch.save(other, path)
