@@ -20,6 +20,7 @@ CHUNK = 256  # images in memory
 SECONDS = 3.0  # of all calls that are timed
 TURNS = 5  # at least
 WARM_UP = 2
+THREADS = "ONNX runs on one thread here; python -m spvit_jax.measure gives each file all cores"
 MODEL = "the model, in JAX"
 
 
@@ -36,8 +37,8 @@ def table(
         the model's by their cosine.
 
     Returns:
-      A table: top-1 or cosine, size, and the median time of a call with one image, in onnxruntime
-      of one thread.
+      A table: top-1 or cosine, size, and the median time of a call with one image; under it that
+      onnxruntime took one thread, where it ran.
     """
     runs: dict[str, Run] = {MODEL: runner(exportable(model), preprocess)}
     for name in files:
@@ -55,7 +56,8 @@ def table(
         good = f"{100 * score:.2f}" if labelled else f"{score:.5f}"
         size = f"{files[name].size / 1e6:,.2f}" if name in files else ""
         rows.append((name, good, size, f"{1e3 * took:.2f}"))
-    return aligned(rows)
+    onnx = any(name.endswith(".onnx") for name in runs)
+    return aligned(rows) + (f"\n{THREADS}" if onnx else "")
 
 
 def _scores(

@@ -108,7 +108,7 @@ def drill(command, folder, count, seed, tick):
         process = forked([*command, f"--workdir={work}"], log)
         code, end = None, time.monotonic() + END
         while code is None and not now() and time.monotonic() < end:
-            code = ended(process, 0.0)
+            code = ended(process, 0.002)  # without a pause this would take a core
         if code is None:
             code, took = sent(process, kind, rng)
             counts["sent"] += 1
