@@ -1,7 +1,7 @@
 """Dense networks. They know nothing of flags, data, losses or files."""
 
 from spvit_jax.models import regnet, swin, vit
-from spvit_jax.models.layers import Geometry
+from spvit_jax.models.geometry import Geometry
 from spvit_jax.models.regnet import RegNet, RegNetSpec
 from spvit_jax.models.swin import Swin, SwinSpec
 from spvit_jax.models.tokens import Tokens

@@ -16,19 +16,22 @@ _CAPABILITY = 8.0  # of the oldest card with the kernel
 def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     """Exact softmax attention over ``[batch, tokens, heads, head_dim]``.
 
-    Written out in float64, where ``jax.nn``'s would still take the softmax in float32.
+    Values may have another ``head_dim``. Then, and in float64, where ``jax.nn``'s would still take
+    the softmax in float32, it is written out.
 
     Args:
       bias: added to the logits, broadcast to ``[batch, heads, queries, keys]``.
     """
-    if q.dtype != jnp.float64:
+    if q.dtype != jnp.float64 and q.shape[3] == v.shape[3]:
         if fusible(q, bias) and _has_kernel():
             return jax.lax.platform_dependent(q, k, v, bias, cuda=fused, default=_plain)
         return _plain(q, k, v, bias)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
+    logits = logits / math.sqrt(q.shape[-1])
     if bias is not None:
         logits = logits + bias
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
 
 
 def _plain(q: Array, k: Array, v: Array, bias: Array | None) -> Array:

@@ -5,10 +5,8 @@ variance, layer norm without the fast variance. Initial weights are those of the
 original ViT: Xavier's uniform distribution, zero biases.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from flax import nnx
 
 from spvit_jax.models.activations import ACTIVATIONS
 from spvit_jax.models.attention import attention
+from spvit_jax.models.geometry import Geometry
 from spvit_jax.models.rotary import Rotary
 from spvit_jax.models.tokens import Tokens, merge
 
@@ -26,89 +25,6 @@ Keys = Sequence[Array | None]  # for dropout and stochastic depth; None: off
 Indices = Sequence[int] | np.ndarray
 
 INIT = nnx.initializers.xavier_uniform()
-
-
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-    """What one block works on: enough to price it and to build its convolutions."""
-
-    width: int  # D, features of a token
-    heads: int  # H
-    hidden: int  # FFN units
-    grid: tuple[int, int]  # rows and columns of the map that the patch tokens form
-    prefix: int = 0  # class tokens and registers before the map
-    registers: int = 0  # the last of these, which nobody reads behind the last block
-    gated: bool = False  # each FFN unit is multiplied by another one, its gate
-    qk_norm: bool = False  # queries and keys of each head are normalised
-    rotary: bool = False  # and turned by their place
-    window: tuple[int, int] | None = None  # attention runs in windows of so many rows and columns;
-    # None: over all tokens
-    shift: tuple[int, int] = (0, 0)  # the windows' offset, in tokens down and to the right
-    class_only: bool = False  # of what leaves the block, class tokens alone are read
-    merged: int = 0  # patches that are merged away before the block
-    merges: int = 0  # and those that it merges away between attention and FFN
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def patches(self) -> int:
-        """Patches that enter attention."""
-        return math.prod(self.grid) - self.merged
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that enter attention."""
-        return self.prefix + self.patches
-
-    @property
-    def class_tokens(self) -> int:
-        """Tokens that stand for the whole image, the first of all."""
-        return self.prefix - self.registers
-
-    @property
-    def read(self) -> int:
-        """Tokens that leave attention, the first of ``tokens``."""
-        return self.class_tokens if self.class_only else self.tokens
-
-    @property
-    def ffn_tokens(self) -> int:
-        """Tokens that enter the FFN and leave the block."""
-        return self.read - self.merges
-
-    @property
-    def matrices(self) -> int:
-        """Matrices of the FFN: each unit has a column or a row of each."""
-        return 3 if self.gated else 2
-
-    @property
-    def windows(self) -> int:
-        """How many windows attention runs in."""
-        return math.prod(self.grid) // math.prod(self.window) if self.window else 1
-
-
-def check_numbers(spec: Any) -> None:
-    """Raises ``ValueError`` unless a spec's numbers are above 0, or 0 classes or registers."""
-    for field in dataclasses.fields(spec):
-        name, value = field.name, getattr(spec, field.name)
-        if field.type is float:
-            good, wanted = _is_above(0, value, Real) and value < math.inf, "a number above 0"
-        elif field.type in (int, tuple[int, ...]):
-            least = int(name not in ("classes", "registers"))
-            counts = (value,) if field.type is int else tuple(value)
-            good = all(_is_above(least - 1, count, Integral) for count in counts)
-            wanted = f"whole and {least} or more"
-        elif field.type is bool:
-            good, wanted = isinstance(value, bool), "true or false"
-        else:
-            continue
-        if not good:
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-
-def _is_above(least: int, value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and bool(value > least)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -210,7 +126,8 @@ class Attention(nnx.Module):
     """Multi-head self-attention: ``[batch, tokens, width]`` to ``[batch, read, width]``.
 
     Queries and keys are one projection, values another: the values are what convolutions share.
-    Heads may have been taken out, so that ``heads * head_dim`` is not the width.
+    Heads may have been taken out, or features of each, so that queries, keys and values need not be
+    as wide as the tokens, nor as one another.
     """
 
     def __init__(
@@ -234,7 +151,7 @@ class Attention(nnx.Module):
         self.rotary = rotary
 
     def attend(self, q: Array, k: Array, values: Array, tokens: Tokens | None = None) -> Array:
-        """Averages values ``[batch, tokens, heads * head_dim]`` to those of the queries.
+        """Averages values ``[batch, tokens, heads * value_dim]`` to those of the queries.
 
         Queries and keys are as projected. Those of ``tokens`` that were merged count as many times;
         None: nothing was merged.
@@ -259,18 +176,41 @@ class Attention(nnx.Module):
         return dense(x[:, : self.read], q_kernel, q_bias), dense(x, k_kernel, k_bias)
 
     def mean_keys(self, k: Array) -> Array:
-        """The heads' average key of each token, ``[batch, tokens, head_dim]``."""
+        """The heads' average key of each token, ``[batch, tokens, key_dim]``."""
         return k.reshape(*k.shape[:2], self.heads, -1).mean(2)
 
     def keep_heads(self, kept: tuple[int, ...]) -> None:
         """Takes out all heads but those ``kept``."""
-        width = self.v.kernel.shape[1]
-        rows = np.arange(width).reshape(self.heads, -1)[list(kept)].ravel()
-        both = np.concatenate([rows, width + rows])
-        for projection, columns in ((self.qk, both), (self.v, rows)):
-            projection.keep_outputs(columns)
-        self.out.kernel = nnx.Param(take(self.out.kernel[...], rows, axis=0))
+        keys, values = self._by_heads()
+        self._keep(keys[list(kept)], values[list(kept)])
         self.heads = len(kept)
+
+    def keep_dims(self, keys: int, values: int) -> None:
+        """Keeps the first features of each head alone: of queries and keys, and of values.
+
+        Queries grow by what their products are divided by less.
+        """
+        by_key, by_value = self._by_heads()
+        if (by_key.shape[1], by_value.shape[1]) == (keys, values):
+            return
+        of_queries = np.arange(self.qk.kernel.shape[1]) < by_key.size
+        scale = np.where(of_queries, math.sqrt(keys / by_key.shape[1]), 1)
+        for part in (self.qk.kernel, self.qk.bias):
+            part[...] = part[...] * scale.astype(part[...].dtype)
+        self._keep(by_key[:, :keys], by_value[:, :values])
+
+    def _by_heads(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the features of each head are, of queries or keys and of values."""
+        many = self.qk.kernel.shape[1] // 2, self.v.kernel.shape[1]
+        keys, values = (np.arange(n).reshape(self.heads, -1) for n in many)
+        return keys, values
+
+    def _keep(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Takes out all features but these."""
+        width, keys, values = self.qk.kernel.shape[1] // 2, keys.ravel(), values.ravel()
+        self.qk.keep_outputs(np.concatenate([keys, width + keys]))
+        self.v.keep_outputs(values)
+        self.out.kernel = nnx.Param(take(self.out.kernel[...], values, axis=0))
 
     def __call__(
         self, x: Array, train: bool = False, tokens: Tokens | None = None

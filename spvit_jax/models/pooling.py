@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.attention import attention
-from spvit_jax.models.layers import Array, Dense, Geometry, Mlp, cast
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array, Dense, Mlp, cast
 from spvit_jax.models.tokens import Tokens
 
 LATENT_INIT = nnx.initializers.normal(0.02)

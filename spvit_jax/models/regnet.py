@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Array, BatchNorm, Dense, check_numbers
+from spvit_jax.models.geometry import check_numbers
+from spvit_jax.models.layers import Array, BatchNorm, Dense
 from spvit_jax.models.transformer import Classifier, check_options, wide
 from spvit_jax.sizes import Size, as_size
 

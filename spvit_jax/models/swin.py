@@ -13,18 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spvit_jax.models.layers import (
-    INIT,
-    Array,
-    Attention,
-    Dense,
-    Geometry,
-    attention,
-    cast,
-    check_numbers,
-    dense,
-    take,
-)
+from spvit_jax.models.geometry import Geometry, check_numbers
+from spvit_jax.models.layers import INIT, Array, Attention, Dense, attention, cast, dense, take
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.models.transformer import Transformer
 from spvit_jax.sizes import Size, as_size, shown, sides
@@ -185,7 +175,7 @@ def to_windows(x: Array, geometry: Geometry, heads: int) -> Array:
         x = jnp.roll(x, (-down, -right), (1, 2))
     x = x.reshape(x.shape[0], rows // high, high, columns // wide, wide, -1)
     x = x.transpose(1, 3, 0, 2, 4, 5)
-    return x.reshape(geometry.windows, -1, high * wide, heads, geometry.head_dim)
+    return x.reshape(geometry.windows, -1, high * wide, heads, x.shape[-1] // heads)
 
 
 def from_windows(x: Array, geometry: Geometry) -> Array:

@@ -6,16 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import (
-    Array,
-    Attention,
-    Block,
-    Dense,
-    Geometry,
-    Mlp,
-    dropout,
-    split_key,
-)
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array, Attention, Block, Dense, Mlp, dropout, split_key
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.sizes import sides
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models.activations import ACTIVATIONS
-from spvit_jax.models.layers import Array, Attention, Dense, Geometry, Mlp, cast, check_numbers
+from spvit_jax.models.geometry import Geometry, check_numbers
+from spvit_jax.models.layers import Array, Attention, Dense, Mlp, cast
 from spvit_jax.models.pooling import AttentionPool
 from spvit_jax.models.rotary import KINDS, Rotary
 from spvit_jax.models.tokens import Tokens

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spvit_jax.models import SwinSpec, ViTSpec
-from spvit_jax.models.layers import Array, Attention, BatchNorm, Dense, Geometry, cast, dense
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array, Attention, BatchNorm, Dense, cast, dense
 
 TAPS = 9
 CENTRE = 4

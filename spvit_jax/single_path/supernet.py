@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from flax import nnx
 
-from spvit_jax.models.layers import Array, Attention, Block, Geometry, cast, dense, split_key
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array, Attention, Block, cast, dense, split_key
 from spvit_jax.models.tokens import Tokens
 from spvit_jax.single_path.ops import OPS, PAPER, Branch, Shared
 from spvit_jax.single_path.sharing import TAPS, TEMPERATURES, head_mixture

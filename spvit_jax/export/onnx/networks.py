@@ -10,7 +10,8 @@ from spvit_jax.export.onnx.layers import array
 from spvit_jax.export.onnx.tokens import Stream, merge
 from spvit_jax.export.outputs import patches_read
 from spvit_jax.models import RegNet, Swin, ViT
-from spvit_jax.models.layers import Attention, Block, Geometry
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Attention, Block
 from spvit_jax.models.swin import PatchMerging
 from spvit_jax.single_path.sharing import FoldedConv
 

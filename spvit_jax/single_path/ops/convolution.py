@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spvit_jax.models.layers import Array, BatchNorm, Geometry, cast
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array, BatchNorm, cast
 from spvit_jax.single_path.ops.op import Branch, Names, Op, Shared
 from spvit_jax.single_path.sharing import (
     FoldedConv,

@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from spvit_jax.models.layers import Array, Attention, Geometry, cast
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array, Attention, cast
 from spvit_jax.single_path.ops.op import Branch, Names, Op, Shared
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from spvit_jax.models.layers import Geometry, Identity
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Identity
 from spvit_jax.single_path.ops.op import Names, Op
 
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spvit_jax.models import tokens
-from spvit_jax.models.layers import Array, Geometry
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Array
 
 Names = tuple[tuple[str, str, str], ...]  # ours and theirs, below the mixer and the block, and how
 # one becomes the other: a key of what ``convert.blocks.kinds`` returns
@@ -63,7 +64,7 @@ class Op:
 
     def merging(self, geometry: Geometry) -> int:
         """Counts the multiply-accumulates of the tokens' merging behind it."""
-        width = geometry.head_dim if self.keyed else geometry.width
+        width = geometry.key_dim if self.keyed else geometry.width
         prefix, merges = geometry.prefix, geometry.merges
         return tokens.macs(geometry.patches, prefix, merges, geometry.width, width)
 
