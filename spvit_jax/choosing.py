@@ -43,6 +43,8 @@ def choose(context: Context, dense: Classifier) -> tuple[Decision, Classifier]:
         gating = Gating.of(config.search, config.budget, context.spec, dense)
     hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
     proposals: dict[str, Architecture] = {}
+    if "dims" in config.search.axes and any(held.narrowed is None for held in gating.budgets):
+        context.console.say("dims: heads keep all their features, for times of fewer are not known")
     if config.scores:
         scores = score(context, dense, calibrate(context))
         proposals = candidates(gating.space, scores, gating.budgets, config.model.variant)
@@ -97,7 +99,7 @@ def _held(
 ) -> tuple[Held, ...]:
     """What architectures take of the budgets."""
     config, spec = context.config, context.spec
-    merging = Gating.of(config.search, config.budget, spec, merges=choice.merges).budgets
+    cut = Gating.of(config.search, config.budget, spec, merges=choice.merges, dims=choice.dims)
 
     def price(budget: Budget, architecture: Architecture) -> float:
         return cost(budget.prices, architecture.gates(spec, gating.space.ops)).item()
@@ -107,8 +109,8 @@ def _held(
             plain.prices.unit,
             plain.target,
             plain.prices.dense,
-            price(merged, choice),
+            price(narrowed, choice),
             None if threshold is None else price(plain, threshold),
         )
-        for plain, merged in zip(gating.budgets, merging, strict=True)
+        for plain, narrowed in zip(gating.budgets, cut.budgets, strict=True)
     )

@@ -73,7 +73,8 @@ def compress(
       params: budget; up to 1: a share of the dense model's parameters; above: so many.
       latency: budget, ``TABLE.json:SHARE`` of the dense model's time; ``spvit-prices`` makes the
         table.
-      axes: what may be touched, of "op", "heads", "tokens" and "ffn"; (): all that the model has.
+      axes: what may be touched, of "op", "heads", "dims" (features of heads), "tokens" and "ffn";
+        (): all that the model has.
       calibration: images to score and repair on, at most; fewer are shown in several crops.
       candidates: of the choice and simpler ones, how many are trained for 100 steps before one is
         taken; 0: the choice of the scores stands.
@@ -288,7 +289,7 @@ def _axes(model: Classifier, axes: Sequence[str]) -> tuple[str, ...]:
     if isinstance(axes, str):
         raise SpaceError(f"axes must be a tuple of names, such as ('heads', 'ffn'), got {axes!r}")
     tokens = () if isinstance(model.spec, SwinSpec) else ("tokens",)
-    return tuple(axes) or ("op", "heads", *tokens, "ffn")
+    return tuple(axes) or ("op", "heads", "dims", *tokens, "ffn")
 
 
 def _folder(workdir: str | os.PathLike[str] | None) -> str | None:

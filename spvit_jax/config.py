@@ -122,8 +122,8 @@ class Search(Training):
     """
 
     gate_learning_rate: float = 1e-3  # constant, its own Adam, no decay
-    axes: tuple[str, ...] = ("op", "ffn")  # that may be touched: op, heads (of attention), tokens
-    # (merged, by scores alone: no search gates them), ffn (units)
+    axes: tuple[str, ...] = ("op", "ffn")  # that may be touched: op, heads (of attention), dims
+    # (features of heads) and tokens (merged), by scores alone: no search gates them, ffn (units)
     ops: tuple[str, ...] = ("skip", "conv1x1", "conv3x3", "msa")  # a block may choose from
     unit_group: int = 1  # FFN units per gate: widths are multiples of it; 8, 64, 128 suit hardware
     budget_lambda: float = 4.0  # weight of (cost / budget - 1)^2, for each budget

@@ -8,8 +8,9 @@ from spvit_jax.curve import Curve, Point, folder_of, note, rows
 from spvit_jax.markup import document, header, scrolls, section, table
 
 LEGEND = (
-    "Of each block its operation, msa being attention, with the heads that stay behind a colon and"
-    " the tokens that it merges away behind a hyphen; then the FFN units of each."
+    "Of each block its operation, msa being attention, with the heads that stay behind a colon, the"
+    " features of their keys and values behind an x, and the tokens that it merges away behind a"
+    " hyphen; then the FFN units of each."
 )
 SHOWN = 0.5  # the budget whose model the header is about: the one nearest to it
 

@@ -69,6 +69,7 @@ def deliver(
         ops=architecture.ops,
         heads=architecture.head_counts(spec),
         dense_heads=tuple(block.heads for block in spec.blocks),
+        dims=architecture.dims,
         ffn_widths=architecture.widths,
         dense_ffn_widths=tuple(block.hidden for block in spec.blocks),
         tokens=tuple(block.ffn_tokens for block in architecture.geometries(spec)),

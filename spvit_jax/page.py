@@ -90,12 +90,16 @@ def _blocks(result: Result) -> str:
     if result.merges:
         names.append("tokens that leave it")
         columns.append((result.tokens, result.dense_tokens))
+    if result.dims:
+        names.append("features of a head: keys, values")
     body = []
     for block, name in enumerate(result.ops):
         op = OPS[name]
         cells = [_bar(kept[block], dense[block]) for kept, dense in columns]
         if not result.heads[block]:  # there is no attention
             cells[0] = f"<td>{_MISSING}</td>"
+        if result.dims:
+            cells.append(f"<td>{', '.join(map(str, result.dims[block])) or _MISSING}</td>")
         body.append(
             f'<tr><th scope="row">{block}</th><td><i class="swatch" style="background:{op.colour}">'
             f"</i>{escape(op.label)}</td>{''.join(cells)}</tr>"

@@ -164,7 +164,7 @@ def beyond(config: Config, *, epochs: float, learning_rate: float) -> Config:
 def _every_axis(config: Config) -> tuple[str, ...]:
     """All that the model can lose: a Swin's windows need their tokens."""
     swin = config.model.variant.startswith("swin")
-    return ("op", "heads", "ffn") if swin else ("op", "heads", "tokens", "ffn")
+    return ("op", "heads", "dims", *(() if swin else ("tokens",)), "ffn")
 
 
 def check_variant(variant: str, *known: str) -> None:

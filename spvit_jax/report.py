@@ -75,9 +75,12 @@ class Result:
     device: str
     seed: int
     fresh_head: bool = False  # of the dense model: yet to be trained
+    dims: tuple[tuple[int, ...], ...] = ()  # features of a head's keys and values, kept of each
+    # block; of a block without attention (); (): all of all
 
     def __post_init__(self) -> None:
         counts = [len(getattr(self, name)) for name in _PER_BLOCK]
+        counts += [len(self.dims)] * bool(self.dims)
         if len(set(counts)) > 1 or not counts[0]:
             raise ValueError(f"a result needs {', '.join(_PER_BLOCK)} of every block, got {counts}")
         if unknown := set(self.ops) - set(OPS):
@@ -279,11 +282,13 @@ def _blocks(part: "SubFigure", result: Result) -> None:
     ops.bar(blocks, 1, width=0.9, color=[OPS[op].colour for op in result.ops])
     for block, (heads, dense) in enumerate(zip(result.heads, result.dense_heads, strict=True)):
         if heads:
+            of = "\n{}, {}".format(*result.dims[block]) if result.dims else ""
             ops.text(
-                block, 0.5, f"{heads}/{dense}", ha="center", va="center", color="white",
+                block, 0.5, f"{heads}/{dense}{of}", ha="center", va="center", color="white",
                 fontsize=9 if len(result.ops) <= 16 else 7,
             )  # fmt: skip
-    style(ops, "Op of every block, and the heads that attention keeps")
+    of = ", and features of a head's keys, values" if result.dims else ""
+    style(ops, f"Op of every block, and the heads that attention keeps{of}")
     ops.set(ylim=(0, 1), yticks=[])
     ops.spines[["left", "bottom"]].set_visible(False)
     ops.tick_params(bottom=False)

@@ -182,7 +182,10 @@ def test_beyond_the_paper_nothing_is_searched_dropped_mixed_or_labelled(name):
     made = load(name, "beyond" if name in RELEASED else "")
     assert made.budget == Budget(macs=0.5) and made.scores and made.trainings == ("finetune",)
     tokens = () if name.startswith("swin") else ("tokens",)  # whose windows need all of theirs
-    assert made.search.axes == ("op", "heads", *tokens, "ffn") and made.shortlist.candidates == 3
+    assert (
+        made.search.axes == ("op", "heads", "dims", *tokens, "ffn")
+        and made.shortlist.candidates == 3
+    )
     assert made.model.dropout == made.model.drop_path == 0
     assert made.data.mixup == made.data.cutmix == made.data.erasing == 0
     tuning = made.finetune

@@ -58,7 +58,7 @@ def config(photos, backbone, **groups):
     values["model"] |= {"variant": "", "checkpoint": str(backbone), "patches": True}
     values["score"] |= {"images": 32, "batch_size": 8}
     values["shortlist"] |= {"candidates": 0}
-    values["search"] |= {"ops": ("skip", "msa"), "axes": ("op", "heads", "tokens", "ffn")}
+    values["search"] |= {"ops": ("skip", "msa"), "axes": ("op", "heads", "dims", "tokens", "ffn")}
     values["finetune"] |= {"batch_size": 8, "epochs": 1.0}
     values["budget"] = {"macs": 0.6}
     values["measure_seconds"] = 0.01

@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory):
 def config(checkpoint, file="quickstart", **changes):
     """A stage that ends with the choice; ``search__epochs=2`` changes search.epochs."""
     chosen = {"stage": "search", "shortlist__candidates": 0, "budget__macs": BUDGET}
-    chosen["search__axes"] = ("op", "heads", "tokens", "ffn")
+    chosen["search__axes"] = ("op", "heads", "dims", "tokens", "ffn")
     if checkpoint:
         chosen |= {"model__variant": "", "model__checkpoint": checkpoint, "model__heads": 2}
     values = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"]("tiny")

@@ -141,7 +141,7 @@ def test_a_small_set_is_divided_too(images):
     scored = portions.calibration_indices(settings, images)
     assert len(held) == min(32, images // 5) and not set(held) & set(scored)
     assert len(scored) == min(64, images - len(held)) == len(set(scored))
-    axes = {"search__axes": ("op", "heads", "tokens", "ffn")}
+    axes = {"search__axes": ("op", "heads", "dims", "tokens", "ffn")}
     for other in ({"shortlist__candidates": 0}, {"stage": "frontier"}):
         assert len(portions.held_indices(config(**other, **axes), images)) == len(held)  # merges
         assert len(portions.held_indices(config(**other), images)) == 0

@@ -46,7 +46,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             eval_batch_size=20,
         ),
         budget=config.Budget(macs=0.5),
-        search=config.Search(epochs=0, ops=("skip", "msa"), axes=("op", "heads", "tokens", "ffn")),
+        search=config.Search(
+            epochs=0, ops=("skip", "msa"), axes=("op", "heads", "dims", "tokens", "ffn")
+        ),
         shortlist=config.Shortlist(candidates=0, images=100),
         finetune=config.Finetune(
             epochs=10,

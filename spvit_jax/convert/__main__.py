@@ -110,6 +110,9 @@ def describe(model: Any) -> str:
         lines.append(f"ops         {' '.join(architecture.ops)}")
         if architecture.heads:
             lines.append(f"heads       {' '.join(map(str, architecture.head_counts(spec)))}")
+        if architecture.dims:
+            dims = ("/".join(map(str, kept)) or "-" for kept in architecture.dims)
+            lines.append(f"dims        {' '.join(dims)} (of keys/values)")
         if architecture.merges:
             lines.append(f"merges      {' '.join(map(str, architecture.merges))}")
         lines.append(f"FFN units   {' '.join(map(str, architecture.widths))}")

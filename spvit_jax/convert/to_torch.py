@@ -69,6 +69,15 @@ def _pruned(model: Any) -> State:
             "the model merges tokens, which the released PyTorch code does not; keep it as"
             " .safetensors of this package"
         )
+    if any(
+        len(set(kept)) > 1 or kept[:1] != (b.head_dim,)
+        for kept, b in zip(architecture.dims, model.spec.blocks, strict=False)
+        if kept
+    ):
+        raise CheckpointError(
+            "heads of the model have fewer features than their width has, which the released"
+            " PyTorch code does not know; keep it as .safetensors of this package"
+        )
     for i, (count, (_, op, geometry)) in enumerate(zip(counts, named, strict=True)):
         if op == "msa" and count < geometry.heads:
             raise CheckpointError(

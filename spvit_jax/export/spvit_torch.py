@@ -86,6 +86,7 @@ class Geometry(NamedTuple):
     grid: tuple[int, int]  # rows and columns of the map of patches
     epsilon: float
     op: str = "msa"
+    dims: tuple[int, int] | None = None  # features of a head's keys and values; None: head_dim
     merges: int = 0  # patches that are merged away between mixer and FFN
     prefix: int = 0  # class tokens and registers before the patches
     read: int | None = None  # tokens that go on, the first ones; None: all
@@ -165,8 +166,8 @@ class Attention(nn.Module):
     def __init__(self, geometry: Geometry):
         super().__init__()
         self.heads, self.read = geometry.heads, geometry.read
-        inner = geometry.heads * geometry.head_dim
-        self.qk = Linear(geometry.width, 2 * inner)
+        keyed, inner = (self.heads * n for n in geometry.dims or (geometry.head_dim,) * 2)
+        self.qk = Linear(geometry.width, 2 * keyed)
         self.v = Linear(geometry.width, inner)
         self.out = Linear(inner, geometry.width)
         norm: Callable[[], nn.Module] = nn.Identity
@@ -789,14 +790,19 @@ def _pruned(blocks: list[Geometry], architecture: dict[str, Any]) -> list[Geomet
     geometries, away = [], 0
     heads = architecture.get("heads") or [block.heads for block in blocks]
     merges = architecture.get("merges") or [0] * len(blocks)
-    rows = zip(blocks, architecture["ops"], heads, architecture["ffn"], merges, strict=True)
-    for i, (block, op, *kept, merged) in enumerate(rows):
+    dims = [tuple(kept) for kept in architecture.get("dims") or [()] * len(blocks)]
+    entries = architecture["ops"], heads, architecture["ffn"], merges, dims
+    for i, (block, op, *kept, merged, of) in enumerate(zip(blocks, *entries, strict=True)):
         count, hidden = (n if type(n) is int else len(n) for n in kept)
         count = count if op == "msa" else block.heads
         most = 0 if block.window or block.read is not None else (math.prod(block.grid) - away) // 2
         fits = op in OPS and 0 <= merged <= most and not (op == "conv3x3" and away)
         fits &= 0 < count <= block.heads and 0 <= hidden <= block.hidden
-        _require(fits, f"block {i} cannot be {op!r} with {kept} and merge {merged} behind {away}")
-        geometries.append(block._replace(op=op, heads=count, hidden=hidden, merges=merged))
+        fits &= not of or ((op, len(of)) == ("msa", 2) and 0 < min(of) <= max(of) <= block.head_dim)
+        _require(
+            fits, f"block {i} cannot be {op!r}, {kept}, {of}, and merge {merged} behind {away}"
+        )
+        block = block._replace(op=op, heads=count, hidden=hidden, merges=merged, dims=of or None)
+        geometries.append(block)
         away += merged
     return geometries

@@ -2,9 +2,11 @@
 
 It is all that choosing hands to pruning. It lives as JSON, and a person can write one by hand:
 ``{"model": "deit_tiny_patch16_224", "ops": ["conv1x1", "msa", ...], "heads": [0, [0, 2], ...],
-"merges": [16, 12, ...], "ffn": [744, [0, 5, 9], ...]}`` where a number keeps that many of the
-block's heads or units, those of the largest pretrained magnitude. Without ``heads`` every attention
-keeps all of them; ``merges`` are the tokens that each block merges away, without it none.
+"dims": [[], [24, 32], ...], "merges": [16, 12, ...], "ffn": [744, [0, 5, 9], ...]}`` where a number
+keeps that many of the block's heads or units, those of the largest pretrained magnitude. Without
+``heads`` every attention keeps all of them; ``dims`` are the features of each head's queries and
+keys, and of its values, without it all; ``merges`` are the tokens that each block merges away,
+without it none.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from spvit_jax.remote import followed, reading
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.axes import AXES, GATED
 from spvit_jax.single_path.gates import Gates
-from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.merging import Dims, Merges, merged
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import Prices, cost
 
@@ -45,6 +47,8 @@ class Architecture:
       heads: the kept heads of each block, ascending, or only their number; none where the op is
         not attention. (): all, wherever it is.
       merges: the tokens that each block merges away between attention and FFN; (): none.
+      dims: the features that each head of a block keeps, of its queries and keys and of its values;
+        () where the op is not attention. (): all, wherever it is.
     """
 
     ops: tuple[str, ...]
@@ -52,13 +56,15 @@ class Architecture:
     model: str = ""
     heads: tuple[Kept, ...] = ()
     merges: Merges = ()
+    dims: Dims = ()
 
     def __repr__(self) -> str:
         """Says what each block keeps, in counts: of heads and of FFN units."""
         heads = [f":{_count(kept)}" if kept else "" for kept in self.heads or [()] * len(self.ops)]
         merges = [f"-{away}" if away else "" for away in self.merges or [0] * len(self.ops)]
-        rows = zip(self.ops, heads, merges, self.widths, strict=False)
-        blocks = " ".join(f"{op}{mixed}{away}|{width}" for op, mixed, away, width in rows)
+        dims = [_narrowed(kept) for kept in self.dims or [()] * len(self.ops)]
+        rows = zip(self.ops, heads, dims, merges, self.widths, strict=False)
+        blocks = " ".join(f"{op}{mixed}{of}{away}|{width}" for op, mixed, of, away, width in rows)
         return f"<Architecture: {len(self.ops)} blocks, {blocks}>"
 
     @property
@@ -92,7 +98,8 @@ class Architecture:
 
     def _geometries(self, spec: Any) -> tuple[Geometry, ...]:
         """``geometries`` of one that is being checked: what is no number merges nothing."""
-        return merged(spec, [n if type(n) is int else 0 for n in self.merges])
+        dims = tuple(kept if _are_two(kept) else () for kept in self.dims)
+        return merged(spec, [n if type(n) is int else 0 for n in self.merges], dims)
 
     def of_block(self, i: int, spec: Any) -> dict[str, Any]:
         """What block ``i`` keeps, by axis; ``spec`` is the dense model's."""
@@ -100,7 +107,7 @@ class Architecture:
         return {axis.name: entries[axis.key][i] for axis in AXES.values()}
 
     def _per_block(self, spec: Any) -> dict[str, tuple[Any, ...]]:
-        """The entries by key, with ``heads`` and ``merges`` written out."""
+        """The entries by key, with those of ``heads``, ``dims`` and ``merges`` written out."""
         whole = tuple(
             tuple(range(block.heads)) if op == "msa" else ()
             for op, block in zip(self.ops, spec.blocks, strict=False)
@@ -108,9 +115,14 @@ class Architecture:
         return {
             "ops": self.ops,
             "heads": self.heads or whole,
+            "dims": self.dims or self._every_dim(spec),
             "merges": self.merges or (0,) * len(self.ops),
             "ffn": self.ffn,
         }
+
+    def _every_dim(self, spec: Any) -> Dims:
+        rows = zip(self.ops, spec.blocks, strict=False)
+        return tuple((b.head_dim, b.head_dim) if op == "msa" else () for op, b in rows)
 
     def gates(self, spec: Any, ops: tuple[str, ...] = ()) -> Gates:
         """Makes the integer gates that compute it; ``ops``: what they span, () for ``OPS``."""
@@ -127,7 +139,7 @@ class Architecture:
     def price(self, pricing: Callable[..., Prices], spec: Any) -> Any:
         """Its price; ``pricing`` is one of ``prices``' functions."""
         gates = self.gates(spec)  # which checks it
-        return cost(pricing(spec, merges=self.merges), gates).item()
+        return cost(pricing(spec, merges=self.merges, dims=self.dims), gates).item()
 
     def macs(self, spec: Any) -> int:
         """Counts the multiply-accumulates per image of its folded program, exactly."""
@@ -140,7 +152,8 @@ class Architecture:
     def to_json(self) -> str:
         """Writes the JSON text, one line per block of units."""
         rows = ",\n  ".join(json.dumps(units) for units in self.ffn)
-        fields = {"model": self.model, "ops": self.ops, "heads": self.heads, "merges": self.merges}
+        keys = ("model", "ops", "heads", "dims", "merges")
+        fields = {key: getattr(self, key) for key in keys}
         lines = [
             f' "{k}": {json.dumps(v)},' for k, v in fields.items() if v or k in ("model", "ops")
         ]
@@ -158,6 +171,15 @@ def _count(kept: Kept) -> int:
     return kept if isinstance(kept, int) else len(kept)
 
 
+def _are_two(kept: Any) -> bool:
+    return isinstance(kept, tuple) and [type(n) for n in kept] == [int, int]
+
+
+def _narrowed(kept: tuple[int, ...]) -> str:
+    """``x24/32`` of heads whose keys have 24 features and whose values 32."""
+    return "x" + "/".join(map(str, kept)) if kept else ""
+
+
 def from_json(text: str) -> Architecture:
     """Reads the architecture of a JSON text.
 
@@ -167,8 +189,8 @@ def from_json(text: str) -> Architecture:
     try:
         values = json.loads(text)
         ops, ffn, heads = values["ops"], values["ffn"], values.get("heads", [])
-        merges = values.get("merges", [])
-        for name, value in (("ops", ops), ("merges", merges)):
+        merges, dims = values.get("merges", []), values.get("dims", [])
+        for name, value in (("ops", ops), ("merges", merges), ("dims", dims)):
             if not isinstance(value, list):
                 raise TypeError(f"{name} must be a list, got {value!r}")
         unknown = set(values) - {"model", *KEYS}
@@ -180,6 +202,7 @@ def from_json(text: str) -> Architecture:
             str(values.get("model", "")),
             tuple(_kept("heads", v) for v in heads),
             tuple(merges),
+            tuple(tuple(kept) if isinstance(kept, list) else kept for kept in dims),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArchitectureError(
@@ -234,22 +257,30 @@ def from_gates(
         model,
         () if whole else tuple(block["heads"] for block in blocks),
         merges,
+        tuple(block["dims"] for block in blocks if "dims" in block),
     )
 
 
 def describe(architecture: Architecture, spec: Any) -> str:
     """Names the op of each block, attention with its number of heads where it lost some.
 
-    Behind it stands how many tokens the block merges away, if any: ``msa:4-8``.
+    Behind it stand the features of its heads' keys and values, where they lost some, and how many
+    tokens the block merges away, if any: ``msa:4x24/32-8``.
     """
+    whole = architecture._every_dim(spec)
     rows = zip(
         architecture.ops,
         architecture.head_counts(spec),
         architecture.merges or (0,) * len(architecture.ops),
         spec.blocks,
+        architecture.dims or whole,
+        whole,
         strict=True,
     )
     return " ".join(
-        op + (f":{count}" if count not in (0, block.heads) else "") + (f"-{away}" if away else "")
-        for op, count, away, block in rows
+        op
+        + (f":{count}" if count not in (0, block.heads) else "")
+        + (_narrowed(kept) if kept != every else "")
+        + (f"-{away}" if away else "")
+        for op, count, away, block, kept, every in rows
     )

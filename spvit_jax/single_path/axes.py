@@ -1,8 +1,8 @@
-"""What a block may lose, an axis each: its operation, heads of its attention, tokens, FFN units.
+"""What a block may lose, an axis each: operation, heads, features of heads, tokens, FFN units.
 
 An axis knows its gates and how they nest, what each adds to a price, its entry in an architecture
 and its slice of the weights. ``AXES`` lists them in the order in which they nest and prune; nothing
-else does. Tokens are merged, not gated: what all else costs depends on how many there are.
+else does. Tokens are merged and heads narrowed, not gated: what all else costs depends on them.
 """
 
 import math
@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spvit_jax.models.layers import Attention, Geometry
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Attention
 from spvit_jax.models.swin import relative_positions
+from spvit_jax.single_path.narrow import narrow, turnable
 from spvit_jax.single_path.ops import OPS
 
 Array = jax.Array
@@ -186,18 +188,20 @@ class HeadsAxis(Subset):
     def macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         """Keys and values of all tokens; queries and outputs of those that are read."""
         inputs, outputs = (n // geometry.windows for n in (geometry.tokens, geometry.read))
-        width, head_dim = geometry.width, geometry.head_dim
-        one = 2 * (inputs + outputs) * width * head_dim + 2 * inputs * outputs * head_dim
+        one = (inputs + outputs) * geometry.width + inputs * outputs  # of a key's and a value's
+        one *= geometry.key_dim + geometry.value_dim
         return np.full(geometry.heads, geometry.windows * one)
 
     def published_macs(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
-        tokens, head_dim = geometry.tokens // geometry.windows, geometry.head_dim
-        one = 4 * tokens * geometry.width * head_dim + 2 * tokens**2 * head_dim
+        tokens = geometry.tokens // geometry.windows
+        one = 2 * tokens * geometry.width + tokens**2
+        one *= geometry.key_dim + geometry.value_dim
         return np.full(geometry.heads, geometry.windows * one)
 
     def parameters(self, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
         table = relative_positions(geometry.window) if geometry.window else 0
-        one = (4 * geometry.width + 3) * geometry.head_dim + table
+        keys, values = geometry.key_dim, geometry.value_dim
+        one = 2 * (geometry.width + 1) * keys + (2 * geometry.width + 1) * values + table
         return np.full(geometry.heads, one)
 
     def opened(self, kept: Kept, op: str, geometry: Geometry, ops: tuple[str, ...]) -> np.ndarray:
@@ -223,6 +227,38 @@ class HeadsAxis(Subset):
         heads = self.indices(kept, block)
         block.mixer.keep_heads(heads)
         return heads
+
+
+class DimsAxis(Axis):
+    """Features of each head of a block, by number: of queries and keys, and of values."""
+
+    name = key = "dims"
+    gated = False
+
+    def kept(self, gates: np.ndarray, ops: tuple[str, ...]) -> Kept:
+        return tuple(int(number) for number in gates)
+
+    def problem(self, kept: Kept, op: str, geometry: Geometry) -> str:
+        if op != "msa":
+            return f"{op} has no heads, so their dims must be []; got {kept!r:.80}" if kept else ""
+        whole, least = geometry.head_dim, 1 if turnable(geometry) else geometry.head_dim
+        if (
+            isinstance(kept, tuple)
+            and [type(n) for n in kept] == [int, int]
+            and least <= kept[0] <= whole
+            and 1 <= kept[1] <= whole
+        ):
+            return ""
+        keys = f"up to {whole}" if least == 1 else f"{whole}, since they are normalised or turned,"
+        return (
+            f"dims must be two numbers, features of a head's keys ({keys}) and of its values (up to"
+            f" {whole}); got {kept!r:.80}"
+        )
+
+    def prune(self, block: Any, kept: Kept) -> Kept:
+        if kept and isinstance(block.mixer, Attention):
+            narrow(block.mixer, *kept)
+        return kept
 
 
 class TokensAxis(Axis):
@@ -297,6 +333,6 @@ class FfnAxis(Subset):
 
 
 AXES: dict[str, Axis] = {
-    axis.name: axis for axis in (OpAxis(), HeadsAxis(), TokensAxis(), FfnAxis())
+    axis.name: axis for axis in (OpAxis(), HeadsAxis(), DimsAxis(), TokensAxis(), FfnAxis())
 }
 GATED = {name: axis for name, axis in AXES.items() if axis.gated}

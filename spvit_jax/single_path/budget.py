@@ -5,6 +5,8 @@ gates say is turned into a choice among options that every budget allows.
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ from spvit_jax.single_path import latency, prices
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.choose import Site, choose
 from spvit_jax.single_path.gates import Gates, budget_gates
-from spvit_jax.single_path.merging import Merges
+from spvit_jax.single_path.merging import Dims, Merges
+from spvit_jax.single_path.narrow import PARTS, dims_of
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prices import Prices, cost
 from spvit_jax.single_path.score import BlockScores, Scores
@@ -28,15 +31,27 @@ class BudgetError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """A price and what it may come to, in the price's unit."""
+    """A price and what it may come to, in the price's unit.
+
+    Attributes:
+      prices: of the gates.
+      target: what they may cost.
+      field: of the configuration, for messages.
+      narrowed: the prices where heads have fewer features; None: not known, and so not chosen.
+    """
 
     prices: Prices
     target: float
-    field: str = "budget.macs"  # of the configuration, for messages
+    field: str = "budget.macs"
+    narrowed: Callable[[Dims], Prices] | None = None
 
 
-def budgets(given: Any, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -> tuple[Budget, ...]:
+def budgets(
+    given: Any, spec: Any, ops: tuple[str, ...], merges: Merges = (), dims: Dims = ()
+) -> tuple[Budget, ...]:
     """The budgets that ``config.Budget`` sets for the dense model of ``spec``, tokens merged.
+
+    Where ``dims`` are given, heads have as many features.
 
     A share of the MACs is of the dense model's as published, whichever way the pruned one's are
     counted: that is what everybody quotes.
@@ -49,14 +64,17 @@ def budgets(given: Any, spec: Any, ops: tuple[str, ...], merges: Merges = ()) ->
     if given.macs:
         counting = prices.published_macs if given.count == "published" else prices.macs
         target = _absolute(given.macs, prices.published_macs(spec, ops).dense)
-        limits.append(Budget(counting(spec, ops, merges), target, "budget.macs"))
+        narrowed = functools.partial(counting, spec, ops, merges)
+        limits.append(Budget(narrowed(dims), target, "budget.macs", narrowed))
     if given.params:
         counted = prices.parameters(spec, ops)
-        limits.append(Budget(counted, _absolute(given.params, counted.dense), "budget.params"))
+        target = _absolute(given.params, counted.dense)
+        narrowed = functools.partial(prices.parameters, spec, ops, merges)
+        limits.append(Budget(narrowed(dims), target, "budget.params", narrowed))
     if given.latency:
         path, _, target = given.latency.rpartition(":")
         table = latency.load(path)
-        timed = latency.prices(table, spec, ops, merges)
+        timed = latency.prices(table, spec, ops, merges, dims)
         limits.append(Budget(timed, float(target) * table.dense, "budget.latency"))
     if not limits:
         raise BudgetError("no budget is set: give budget.macs, budget.params or budget.latency")
@@ -99,12 +117,15 @@ def project(space: Space, logits: Gates, held: tuple[Budget, ...], model: str = 
 def select(space: Space, scores: Scores, held: tuple[Budget, ...], model: str = "") -> Architecture:
     """Chooses the architecture of the least summed error within every budget.
 
+    Heads lose features where the space has dims and every budget can price them: times cannot.
+
     Raises:
       BudgetError: with every gate shut the model is above a target.
     """
-    offers = []
+    offers, narrower = [], _narrower(space, held)
     for i, block in enumerate(scores.blocks):
-        offers += [_scored_mixing(space, i, block, held), _scored_units(space, i, block, held)]
+        mixing = _scored_mixing(space, i, block, narrower)
+        offers += [mixing, _scored_units(space, i, block, held)]
     return _chosen(space, offers, held, model)
 
 
@@ -195,31 +216,73 @@ def _units(space: Space, i: int, level: dict[str, np.ndarray], held: tuple[Budge
     )
 
 
-def _scored_mixing(space: Space, i: int, scores: BlockScores, held: tuple[Budget, ...]) -> _Offer:
-    """The operations of a block, attention with each number of heads, by their errors."""
+Levels = tuple[int, int]  # which of ``narrow.levels`` the features of keys and of values are
+
+
+def _narrower(space: Space, held: tuple[Budget, ...]) -> dict[Levels, tuple[Budget, ...]]:
+    """The budgets by how many features heads keep; the last is all of them."""
+    every = (PARTS - 1, PARTS - 1)
+    if "dims" not in space.axes or any(budget.narrowed is None for budget in held):
+        return {every: held}
+    found = {}
+    for pair in itertools.product(range(PARTS), range(PARTS)):
+        dims = tuple(dims_of(block, pair) for block in space.blocks)
+        priced = (dataclasses.replace(b, prices=b.narrowed(dims)) for b in held if b.narrowed)
+        found[pair] = tuple(priced)
+    return found
+
+
+def _scored_mixing(
+    space: Space, i: int, scores: BlockScores, narrower: dict[Levels, tuple[Budget, ...]]
+) -> _Offer:
+    """The operations of a block, attention with each number of heads, by their errors.
+
+    Errors of fewer features add to those of fewer heads.
+    """
+    held = narrower[PARTS - 1, PARTS - 1]
     steps, by_head = price_of(held, i, "op"), price_of(held, i, "heads")
     last, heads = len(steps), len(by_head)
     best = scores.heads.order[::-1]  # the last to go first
-    options = []
+    options: list[Any] = []
     if "op" in space.axes:
         spent = np.vstack([np.zeros(len(held)), np.cumsum(steps[:-1], axis=0)])
         options = [
-            (-scores.ops[op], spent[n], n, 0)
+            (-scores.ops[op], spent[n], n, 0, ())
             for n, op in enumerate(space.ops[:-1])
             if OPS[op].fits(space.blocks[i])
         ]
-    for kept in range(1 if "heads" in space.axes else heads, heads + 1):
-        price = steps.sum(0) + by_head[best[:kept]].sum(0)
-        options.append((-scores.heads.errors[heads - kept], price, last, kept))
-    options.sort(key=lambda option: tuple(option[1]))
+    for (keys, values), priced in narrower.items():
+        if keys < PARTS - 1 and not scores.keys:  # they are not to turn
+            continue
+        more = scores.values[values] if values < PARTS - 1 else 0.0
+        more += scores.keys[keys] if keys < PARTS - 1 else 0.0
+        steps, by_head = price_of(priced, i, "op"), price_of(priced, i, "heads")
+        dims = dims_of(space.blocks[i], (keys, values))
+        for kept in range(1 if "heads" in space.axes else heads, heads + 1):
+            price = steps.sum(0) + by_head[best[:kept]].sum(0)
+            options.append((-scores.heads.errors[heads - kept] - more, price, last, kept, dims))
+    options = _undominated(options)
 
     def gates(option: int) -> dict[str, np.ndarray]:
-        _, _, op, kept = options[option]
+        _, _, op, kept, dims = options[option]
         opened = np.isin(np.arange(heads), best[:kept])
-        return {"op": (np.arange(last) < op).astype(int), "heads": opened.astype(int)}
+        chosen = {"op": (np.arange(last) < op).astype(int), "heads": opened.astype(int)}
+        return chosen | ({"dims": np.array(dims, int)} if len(narrower) > 1 else {})
 
     site = Site(np.array([o[0] for o in options]), np.array([o[1] for o in options]))
     return _Offer(site, gates)
+
+
+def _undominated(options: list[Any]) -> list[Any]:
+    """Options, the cheapest first, without those that a cheaper one is better than."""
+    options = sorted(options, key=lambda option: (*option[1], -option[0]))
+    values = np.array([option[0] for option in options])
+    prices = np.array([option[1] for option in options])
+    return [
+        option
+        for n, option in enumerate(options)
+        if not ((values[:n] >= values[n]) & (prices[:n] <= prices[n]).all(1)).any()
+    ]
 
 
 def _scored_units(space: Space, i: int, scores: BlockScores, held: tuple[Budget, ...]) -> _Offer:

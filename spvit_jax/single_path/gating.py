@@ -10,7 +10,7 @@ from spvit_jax.single_path import budget, gates
 from spvit_jax.single_path.architecture import Architecture, from_gates
 from spvit_jax.single_path.budget import Budget
 from spvit_jax.single_path.gates import Gates
-from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.merging import Dims, Merges, merged
 from spvit_jax.single_path.prices import cost
 from spvit_jax.single_path.space import Space, SpaceError, group_units
 
@@ -27,12 +27,18 @@ class Gating:
 
     @classmethod
     def of(
-        cls, search: Any, budgets: Any, spec: Any, dense: Any = None, merges: Merges = ()
+        cls,
+        search: Any,
+        budgets: Any,
+        spec: Any,
+        dense: Any = None,
+        merges: Merges = (),
+        dims: Dims = (),
     ) -> "Gating":
         """Reads ``config.Search`` and ``config.Budget`` for the dense model of ``spec``.
 
         Without the model itself, groups of FFN units are arbitrary. With ``merges``, tokens are
-        merged away and the rest is priced accordingly.
+        merged away and the rest is priced accordingly; with ``dims``, heads are narrower.
 
         Raises:
           SpaceError, BudgetError: the model cannot have such a space or budget.
@@ -42,7 +48,7 @@ class Gating:
             space = Space(merged(spec, merges), search.ops, search.axes, members)
         except SpaceError as error:
             raise SpaceError(f"search.{error}") from None
-        held = budget.budgets(budgets, spec, search.ops, merges)
+        held = budget.budgets(budgets, spec, search.ops, merges, dims)
         return cls(space, held, search.budget_lambda, search.gate_learning_rate)
 
     def initial(self) -> Gates:

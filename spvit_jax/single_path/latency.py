@@ -19,7 +19,7 @@ from etils import epath
 
 from spvit_jax.models import Geometry
 from spvit_jax.remote import followed, raise_transient, reading
-from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.merging import Dims, Merges, merged
 from spvit_jax.single_path.prices import Prices
 
 VERSION = 1
@@ -135,7 +135,9 @@ def described(spec: Any) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
-def prices(table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -> Prices:
+def prices(
+    table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = (), dims: Dims = ()
+) -> Prices:
     """Milliseconds per call, by the gates over ``ops``.
 
     Args:
@@ -143,12 +145,18 @@ def prices(table: Table, spec: Any, ops: tuple[str, ...], merges: Merges = ()) -
       spec: the dense model's.
       ops: what the gates choose from; the last is attention.
       merges: the tokens that each block merges away; (): none.
+      dims: the features of the heads' keys and values, of which no table has times; (): all.
 
     Raises:
-      TableError: the table is of another model or image size, lacks an operation, or the times of
-        fewer tokens where some are merged.
+      TableError: heads are narrower; or the table is of another model or image size, lacks an
+        operation, or the times of fewer tokens where some are merged.
     """
     _check_model(table.model, described(spec))
+    if any(dims):
+        raise TableError(
+            "the table of times has none of heads with fewer features; leave out dims, or hold"
+            " budget.macs"
+        )
     if len(table.blocks) != len(spec.blocks):
         raise TableError(
             f"the table of times has {len(table.blocks)} blocks, its model has {len(spec.blocks)};"

@@ -16,7 +16,7 @@ from flax import nnx
 from spvit_jax.models import MODELS, Geometry, SwinSpec, pooling
 from spvit_jax.single_path.axes import GATED, Axis
 from spvit_jax.single_path.gates import Gates
-from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.merging import Dims, Merges, merged
 from spvit_jax.single_path.ops import OPS
 
 
@@ -54,40 +54,48 @@ def _for(gate: Any, price: np.ndarray) -> np.ndarray:
     return price if gate.dtype.kind == "i" else price.astype(gate.dtype)
 
 
-def macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
+def macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = (), dims: Dims = ()) -> Prices:
     """Multiply-accumulates per image, as the folded program runs them.
 
     Args:
       spec: the dense model's.
       ops: what the gates choose from; (): all of ``OPS``.
       merges: the tokens that each block merges away; (): none.
+      dims: the features of the heads' keys and values in each block; (): all.
     """
-    ops, blocks = ops or tuple(OPS), merged(spec, merges)
+    ops, blocks = ops or tuple(OPS), merged(spec, merges, dims)
     base = _embedding_and_head(spec, blocks) + sum(
         OPS[ops[0]].macs(b) + OPS[ops[0]].merging(b) for b in blocks
     )
     return Prices("MACs", base, _blocks(blocks, ops, lambda axis, *of: axis.macs(*of)))
 
 
-def published_macs(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
+def published_macs(
+    spec: Any, ops: tuple[str, ...] = (), merges: Merges = (), dims: Dims = ()
+) -> Prices:
     """Multiply-accumulates by the paper's formula, for its tables and its searches.
 
     Norms count as a multiplication per feature and the class tokens' share of FFNs is left out;
     what nobody reads is counted.
     """
-    ops, blocks = ops or tuple(OPS), merged(spec, merges)
+    ops, blocks = ops or tuple(OPS), merged(spec, merges, dims)
     base = _embedding_and_head(spec, blocks) + _published_norms(spec, blocks)
     base += sum(OPS[ops[0]].published_macs(b) + OPS[ops[0]].merging(b) for b in blocks)
     block_prices = _blocks(blocks, ops, lambda axis, *of: axis.published_macs(*of))
     return Prices("MACs (as published)", base, block_prices)
 
 
-def parameters(spec: Any, ops: tuple[str, ...] = (), merges: Merges = ()) -> Prices:
+def parameters(
+    spec: Any, ops: tuple[str, ...] = (), merges: Merges = (), dims: Dims = ()
+) -> Prices:
     """Parameters of the folded model, batch norms folded too; merging has none."""
     ops = ops or tuple(OPS)
-    blocks = _blocks(spec.blocks, ops, lambda axis, *of: axis.parameters(*of))
-    prices = Prices("parameters", 0, blocks)
-    return dataclasses.replace(prices, base=_dense_parameters(spec) - prices.dense)
+
+    def parts(blocks: tuple[Geometry, ...]) -> Prices:
+        return Prices("parameters", 0, _blocks(blocks, ops, lambda axis, *of: axis.parameters(*of)))
+
+    base = _dense_parameters(spec) - parts(spec.blocks).dense
+    return dataclasses.replace(parts(merged(spec, (), dims)), base=base)
 
 
 def _blocks(

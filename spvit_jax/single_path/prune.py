@@ -57,7 +57,7 @@ def prune(model: Model, architecture: Architecture, temperature: float | None = 
         for name, entry in architecture.of_block(i, model.spec).items():
             kept[AXES[name].key].append(AXES[name].prune(block, entry))
     entries = {key: tuple(values) for key, values in kept.items()}
-    for key in ("heads", "merges"):
+    for key in ("heads", "dims", "merges"):
         if not getattr(architecture, key):
             entries[key] = ()
     model.architecture = Architecture(model=architecture.model, **entries)

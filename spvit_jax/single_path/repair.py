@@ -16,15 +16,26 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import scipy.linalg
 
 from spvit_jax.models import Geometry, Tokens
 from spvit_jax.models.layers import Attention, Dense
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.axes import FfnAxis, HeadsAxis
-from spvit_jax.single_path.calibration import Calibration, Placed, bare, enter, starts_stage
+from spvit_jax.single_path.calibration import (
+    Calibration,
+    Placed,
+    bare,
+    enter,
+    starts_stage,
+    token_weights,
+    tokens_read,
+)
 from spvit_jax.single_path.features import error
-from spvit_jax.single_path.moments import Fit, Moments, joined, moments, reduced_rank, ridge
+from spvit_jax.single_path.fits import damped, fitted_convolution
+from spvit_jax.single_path.key_scores import KeySums, key_moments
+from spvit_jax.single_path.moments import Moments, joined, moments, ridge
+from spvit_jax.single_path.narrow import turn_keys, turn_values
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.score import tap_rows
@@ -32,12 +43,6 @@ from spvit_jax.single_path.sharing import FoldedConv
 
 Array = jax.Array
 Model = TypeVar("Model", bound=Any)
-DAMPINGS = (np.inf, 10.0, 1.0, 0.1, 0.01, 0.001)  # relative to the inputs' mean variance
-CLASS = 0.25  # what class tokens weigh beside all patches, where heads read them: they are few
-UNSEEN = 0.1  # where there are too few images to hold some out
-LEAST = 1e-3  # of the held-out error: what a weaker damping has to gain to be chosen
-ROUNDING = 1e-9  # of the outputs' power: nothing is left to gain
-MARGIN = 4.0  # standard deviations by which a fitted convolution is lifted above its ReLU's bend
 
 
 def repair(
@@ -130,12 +135,13 @@ def _plan(model: Any, architecture: Architecture | None) -> _Plan:
         op, units = kept["op"], FfnAxis().indices(kept["ffn"], block)
         heads.append(HeadsAxis().indices(kept["heads"], block) if op == "msa" else ())
         by_head = np.arange(geometry.width).reshape(-1, geometry.head_dim)
-        rows.append({"mixer": by_head[list(heads[i])].ravel(), "ffn": np.array(units, int)})
+        kept_rows = by_head[list(heads[i]), : geometry.value_dim].ravel()
+        rows.append({"mixer": kept_rows, "ffn": np.array(units, int)})
         free.append(OPS[op].size > 0 and not geometry.class_only)
         if op != "msa":
             block.mixer, block.norm1 = cut.blocks[i].mixer, cut.blocks[i].norm1
         elif geometry.merges:
-            _without_keys(block.mixer.qk, rows[i]["mixer"])
+            _without_keys(block.mixer.qk, by_head[list(heads[i])].ravel())
     return _Plan(work, cut.architecture, geometries, rows, tuple(free), tuple(heads))
 
 
@@ -171,9 +177,7 @@ class _Repair:
         images = [self.calibration] + ([] if self.judges is None else [self.judges])
         self.pruned = [x for some in images for x in some.embed(self.model)]
         self.target = [x for some in images for x in some.embed(self.dense)]
-        spec = self.model.spec
-        first = spec.blocks[0]
-        self.read = first.class_tokens if first.prefix and spec.pool == "token" else 0
+        self.read = tokens_read(self.model.spec)
         self.station = -1  # of the dense stream: 2i is behind block i's mixer, 2i + 1 its FFN
 
     def block(self, i: int) -> None:
@@ -229,12 +233,27 @@ class _Repair:
         if self.plan.free[i]:
             size = OPS[op].size
             fitted, held = self._moments(i, _tapped, (geometry, size))
-            block.mixer = _fitted_convolution(fitted, held, geometry, block.ffn.fc1.dtype)
+            block.mixer = fitted_convolution(fitted, held, geometry, block.ffn.fc1.dtype)
         elif isinstance(block.mixer, FoldedConv):
             if self.target[0].x.shape[1] > geometry.prefix:  # the patches are aimed somewhere
                 self._fit(block.mixer.out, rows, self._moments(i, _convolved))
         elif isinstance(block.mixer, Attention):
-            self._fit(block.mixer.out, rows, self._moments(i, _attended, (self.read,)))
+            if self.plan.kept is not None:
+                self._narrow_keys(i, geometry)
+            seen = self._moments(i, _attended, (self.read,))
+            if self.plan.kept is not None:
+                seen = _narrow_values(block.mixer, geometry, seen)
+            self._fit(block.mixer.out, rows, seen)
+
+    def _narrow_keys(self, i: int, geometry: Geometry) -> None:
+        """Turns queries and keys so that their kept features say the most; the others are zero."""
+        if geometry.key_dim == geometry.head_dim:
+            return
+        placed = self.calibration.place(self.model.blocks[i])
+        batches = zip(self.calibration.batches, self.pruned, strict=self.judges is None)
+        sums = [placed(_keyed, tokens, mask, static=(self.read,)) for (_, mask), tokens in batches]
+        seen = jax.tree.map(lambda *parts: sum(parts), *sums).on_host()
+        turn_keys(self.model.blocks[i].mixer, seen.bases(geometry.key_dim))
 
     def _ffn(self, i: int) -> None:
         rows = self.plan.rows[i]["ffn"]
@@ -261,7 +280,7 @@ class _Repair:
         some = np.concatenate([rows, outputs])
         fitted, held = (None if m is None else _part(m, some) for m in seen)
         assert fitted is not None
-        fit = _damped(fitted, held, lambda s, damping: ridge(s, kernel[rows], damping))
+        fit = damped(fitted, held, lambda s, damping: ridge(s, kernel[rows], damping))
         whole = np.zeros_like(kernel)
         whole[rows] = fit.kernel
         dtype = layer.kernel[...].dtype
@@ -269,57 +288,11 @@ class _Repair:
         layer.bias[...] = jnp.asarray(fit.bias, dtype)
 
 
-def _damped(
-    fitted: Moments, held: Moments | None, fit: Callable[[Moments, float], Fit], least: float = 0.0
-) -> Fit:
-    """Fits with the damping that does best on held-out rows, then to all rows."""
-    if held is None:
-        return fit(fitted, UNSEEN)
-    outputs = len(fit(fitted, DAMPINGS[0]).bias)
-    cov, mean = held.covariance[-outputs:, -outputs:], held.mean[-outputs:]
-    power = np.trace(cov) + mean @ mean
-    best, chosen = np.inf, DAMPINGS[0]
-    for damping in DAMPINGS:
-        error = fit(fitted, damping).error(held) + ROUNDING * power
-        if error < (1 - LEAST) * best:
-            best, chosen = error, damping
-    return fit(joined(fitted, held), chosen)
-
-
 def _part(seen: Moments, some: np.ndarray) -> Moments:
     return Moments(seen.count, seen.mean[some], seen.scatter[np.ix_(some, some)])
 
 
 _joined = jax.jit(joined)
-
-
-def _fitted_convolution(
-    fitted: Moments, held: Moments | None, geometry: Geometry, dtype: Any
-) -> FoldedConv:
-    """A convolution of the best rank, its ReLU made to do nothing."""
-    width, rank = geometry.width, geometry.head_dim
-    choices = [d for d in DAMPINGS if np.isfinite(d)] if held is not None else [UNSEEN]
-    best = min(
-        choices,
-        key=lambda d: reduced_rank(fitted, width, rank, d)[2].error(
-            fitted if held is None else held
-        ),
-    )
-    seen = fitted if held is None else joined(fitted, held)
-    first, second, layer = reduced_rank(seen, width, rank, best)
-    inputs = len(first)
-    mean, cov = seen.mean[:inputs], seen.covariance[:inputs, :inputs]
-    lift = MARGIN * np.sqrt(np.maximum((first * (cov @ first)).sum(0), 0))
-    out = _layer(second, layer.bias + (mean @ first - lift) @ second, dtype)
-    kernel = jnp.asarray(first.reshape(width, -1, rank), float)
-    bias = jnp.asarray(lift - mean @ first, float)
-    return FoldedConv(kernel, bias, None, out, geometry)
-
-
-def _layer(kernel: np.ndarray, bias: np.ndarray, dtype: Any) -> Any:
-    layer = Dense(*kernel.shape, dtype=dtype, rngs=nnx.Rngs(0))
-    layer.kernel[...], layer.bias[...] = jnp.asarray(kernel, float), jnp.asarray(bias, float)
-    return layer
 
 
 def _mix(block: Any, tokens: Tokens, merges: int) -> Tokens:
@@ -344,10 +317,32 @@ def _rows(inputs: Array, tokens: Tokens, target: Tokens, mask: Array, read: int)
     aim = tokens.means(target.x)
     aimed = min(aim.shape[1], inputs.shape[1])
     missing = aim[:, :aimed] - tokens.x[:, :aimed]
-    weight = np.ones(aimed, np.float32)
-    if read:
-        weight[:read] = max(CLASS * (aimed - read) / read, 1)
-    return moments(jnp.concatenate([inputs[:, :aimed], missing], -1), mask[:, None] * weight)
+    weight = mask[:, None] * token_weights(aimed, read)
+    return moments(jnp.concatenate([inputs[:, :aimed], missing], -1), weight)
+
+
+def _narrow_values(
+    mixer: Attention, geometry: Geometry, seen: tuple[Moments, Moments | None]
+) -> tuple[Moments, Moments | None]:
+    """Turns values likewise, and what was seen of them."""
+    if geometry.value_dim == geometry.head_dim:
+        return seen
+    own = seen[0].covariance[: geometry.width, : geometry.width]
+    by_heads = own.reshape(geometry.heads, geometry.head_dim, geometry.heads, -1)
+    own = np.stack([by_heads[h, :, h] for h in range(geometry.heads)])
+    turn = turn_values(mixer, own, geometry.value_dim)
+    turn = scipy.linalg.block_diag(turn, np.eye(len(seen[0].mean) - len(turn)))
+    fitted, held = (
+        None if m is None else Moments(m.count, m.mean @ turn, turn.T @ m.scatter @ turn)
+        for m in seen
+    )
+    assert fitted is not None
+    return fitted, held
+
+
+def _keyed(block: Any, tokens: Tokens, mask: Array, read: int) -> KeySums:
+    queries, keys = block.mixer.queries_and_keys(block.norm1(tokens.x))
+    return key_moments(queries, keys, block.mixer.heads, mask, read)
 
 
 def _attended(block: Any, tokens: Tokens, target: Tokens, mask: Array, read: int) -> Moments:
@@ -381,6 +376,7 @@ def _cut(plan: _Plan, model: Any) -> Any:
     for i, block in enumerate(work.blocks):
         block.merges = plan.geometries[i].merges
         if isinstance(block.mixer, Attention) and plan.kept is not None:
+            block.mixer.keep_dims(plan.geometries[i].key_dim, plan.geometries[i].value_dim)
             block.mixer.keep_heads(plan.kept[i])
         if plan.kept is not None:
             FfnAxis().prune(block, tuple(plan.rows[i]["ffn"].tolist()))

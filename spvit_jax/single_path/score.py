@@ -20,9 +20,18 @@ from etils import epath
 
 from spvit_jax.models import Geometry, Tokens
 from spvit_jax.remote import followed
-from spvit_jax.single_path.calibration import Calibration, bare, enter, mean_square, starts_stage
+from spvit_jax.single_path.calibration import (
+    Calibration,
+    bare,
+    enter,
+    mean_square,
+    starts_stage,
+    tokens_read,
+)
 from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
+from spvit_jax.single_path.key_scores import KeySums, key_errors, key_moments, value_errors
 from spvit_jax.single_path.moments import Moments, joined, moments, reduced_rank
+from spvit_jax.single_path.narrow import PARTS
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.ops.convolution import Convolution
 from spvit_jax.single_path.sharing import windows_of
@@ -43,11 +52,16 @@ class BlockScores(NamedTuple):
       ops: of each operation but attention in place of it.
       heads: of attention: which head goes first, and the error after each number of removals.
       ffn: of FFN units likewise.
+      keys: of attention whose heads keep each of ``narrow.levels`` features of queries and keys;
+        (): they keep all.
+      values: of their values likewise.
     """
 
     ops: dict[str, float]
     heads: Elimination
     ffn: Elimination
+    keys: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +73,9 @@ class Scores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
-        blocks = tuple(_Row(b.ops, _listed(b.heads), _listed(b.ffn)) for b in self.blocks)
+        blocks = tuple(
+            _Row(b.ops, _listed(b.heads), _listed(b.ffn), b.keys, b.values) for b in self.blocks
+        )
         path = followed(path)
         temporary = Path(f"{path}.tmp")
         temporary.write_text(dumps(_Saved(self.images, blocks)))
@@ -85,6 +101,12 @@ class _Row:
     ops: dict[str, float]
     heads: _Listed
     ffn: _Listed
+    keys: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.keys) not in (0, PARTS) or len(self.values) != PARTS:
+            raise ValueError(f"keys and values are no {PARTS} errors each")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +137,10 @@ def load(path: str | os.PathLike[str]) -> Scores:
     def read(listed: _Listed) -> Elimination:
         return Elimination(np.array(listed.order, int), np.array(listed.errors, float))
 
-    blocks = (BlockScores(row.ops, read(row.heads), read(row.ffn)) for row in saved.blocks)
+    blocks = (
+        BlockScores(row.ops, read(row.heads), read(row.ffn), row.keys, row.values)
+        for row in saved.blocks
+    )
     return Scores(tuple(blocks), saved.images)
 
 
@@ -127,6 +152,7 @@ class Seen(NamedTuple):
     output: Moments  # of what leaves the block, per feature
     taps: dict[str, Moments]  # by convolution: of its inputs, then of attention's branch
     tokens: Array  # mean squared difference of the class tokens' branch where they pass instead
+    keys: KeySums
     images: Array
 
 
@@ -159,9 +185,10 @@ def score(
         )
     model = bare(dense)
     seen = _pass(model, calibration, ops, after_batch)
+    keys = key_errors(model, calibration, [one.keys for one in seen])
     blocks = []
     for i, block in enumerate(model.blocks):
-        blocks.append(_block(block, jax.device_get(seen[i]), model.spec.blocks[i]))
+        blocks.append(_block(block, jax.device_get(seen[i]), keys[i], model.spec.blocks[i]))
         seen[i] = None
         after_block()
     return Scores(tuple(blocks), sum(int(mask.sum()) for _, mask in calibration.batches))
@@ -173,6 +200,7 @@ def _pass(
     """Runs the images through the model once; what was seen in each block."""
     placed = [calibration.place(block) for block in model.blocks]
     whole = calibration.place(model)
+    read = tokens_read(model.spec)
     convolutions = tuple((op, OPS[op].size) for op in ops if OPS[op].size)
     seen: list[Any] = [None] * len(placed)
     for (_, mask), entering in zip(calibration.batches, calibration.embed(model), strict=True):
@@ -180,19 +208,25 @@ def _pass(
         for i, geometry in enumerate(model.spec.blocks):
             if starts_stage(model.spec, i):
                 tokens = whole(enter, tokens, static=(i,))
-            new, tokens = placed[i](_look, tokens, mask, static=(geometry, convolutions))
+            new, tokens = placed[i](_look, tokens, mask, static=(geometry, convolutions, read))
             seen[i] = new if seen[i] is None else _add(seen[i], new)
         after_batch()
     return seen
 
 
 def _look(
-    block: Any, tokens: Tokens, mask: Array, geometry: Geometry, convolutions: tuple[Any, ...]
+    block: Any,
+    tokens: Tokens,
+    mask: Array,
+    geometry: Geometry,
+    convolutions: tuple[Any, ...],
+    readers: int,
 ) -> tuple[Seen, Tokens]:
     """Runs a dense block; what its layers see, and its output."""
     x, read = tokens.x, geometry.read
     y = block.norm1(x)
-    mixed = block.mixer.attend(*block.mixer.queries_and_keys(y), block.mixer.v(y))
+    queries, keys = block.mixer.queries_and_keys(y)
+    mixed = block.mixer.attend(queries, keys, block.mixer.v(y))
     branch = block.mixer.out(mixed)
     middle = x[:, :read] + branch
     units = block.ffn.units(block.norm2(middle))
@@ -211,6 +245,7 @@ def _look(
         moments(output, mask),
         taps,
         apart,
+        key_moments(queries, keys, block.mixer.heads, mask, readers),
         mask.sum().astype(jnp.float32),
     )
     return seen, Tokens(output)
@@ -250,12 +285,13 @@ def _add(a: Seen, b: Seen) -> Seen:
         joined(a.output, b.output),
         {op: joined(a.taps[op], b.taps[op]) for op in a.taps},
         a.tokens + share * (b.tokens - a.tokens),
+        jax.tree.map(jnp.add, a.keys, b.keys),
         a.images + b.images,
     )
 
 
-def _block(block: Any, seen: Seen, geometry: Geometry) -> BlockScores:
-    """Solves a block."""
+def _block(block: Any, seen: Seen, by_key: np.ndarray, geometry: Geometry) -> BlockScores:
+    """Solves a block; ``by_key`` are ``key_errors``."""
     heads, units, output = (m.on_host() for m in (seen.heads, seen.units, seen.output))
     variance = max(float(np.trace(output.covariance)), np.finfo(float).tiny)
     out = np.asarray(block.mixer.out.kernel[...], float)
@@ -272,4 +308,6 @@ def _block(block: Any, seen: Seen, geometry: Geometry) -> BlockScores:
         elif geometry.class_only and OPS[name].size:
             errors[name] = passed
     relative = (Elimination(e.order, e.errors / variance) for e in (by_head, by_unit))
-    return BlockScores(errors, *relative)
+    by_value = value_errors(heads.covariance, out, geometry)
+    narrower = (tuple((e / variance).tolist()) for e in (by_key, by_value))
+    return BlockScores(errors, next(relative), next(relative), next(narrower), next(narrower))

@@ -37,7 +37,7 @@ def of(model) -> config.Config:
         "search.epochs": 1.0,
         "search.batch_size": 32,
         "search.distillation": "none",
-        "search.axes": ("op", "heads", "tokens", "ffn"),
+        "search.axes": ("op", "heads", "dims", "tokens", "ffn"),
         "finetune.batch_size": 32,
         "finetune.epochs": 2.0,
         "checkpoint_every": 2,

@@ -8,6 +8,7 @@ from flax import nnx
 
 from spvit_jax.models import RegNet, RegNetSpec, Swin, SwinSpec, ViT, ViTSpec
 from spvit_jax.single_path.architecture import Architecture
+from spvit_jax.single_path.narrow import turnable
 from spvit_jax.single_path.prune import prune
 
 VIT = ViTSpec(width=24, depth=3, heads=3, hidden=40, patch_size=4, image_size=16, classes=7)
@@ -51,9 +52,21 @@ SMALL_SWIN = Architecture(
 )
 
 
+def narrowed(architecture, spec):
+    """With heads of fewer features, keys and values of different numbers of them."""
+    dims = tuple(
+        (block.head_dim - 2 * turnable(block), block.head_dim - 3) if op == "msa" else ()
+        for op, block in zip(architecture.ops, spec.blocks, strict=True)
+    )
+    return dataclasses.replace(architecture, dims=dims)
+
+
 @pytest.fixture(scope="session")
 def made():
-    """Models by the name of a spec, "NAME, pruned" and "NAME, merged", each made once."""
+    """Models by the name of a spec, "NAME, pruned", "…, narrow" and "…, merged", each made once.
+
+    Heads of narrow and merged ones have fewer features.
+    """
     found = {}
 
     def make(name):
@@ -62,8 +75,8 @@ def made():
             spec = SPECS[kind]
             model = KINDS[type(spec)](spec, rngs=nnx.Rngs(0))
             if cut:
-                small = SMALL_SWIN if "swin" in kind else {"pruned": PRUNED, "merged": MERGED}[cut]
-                model = prune(model, small)
+                small = MERGED if cut == "merged" else SMALL_SWIN if "swin" in kind else PRUNED
+                model = prune(model, small if cut == "pruned" else narrowed(small, spec))
             nnx.update(model, jax.tree.map(lambda a: a + 0.01, nnx.state(model, nnx.Param)))
             found[name] = model
         return found[name]

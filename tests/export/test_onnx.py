@@ -21,7 +21,7 @@ from spvit_jax.single_path.prune import fold, prune
 from spvit_jax.sizes import sides
 from tests.export.conftest import SPECS
 
-CUTS = {"swin": ["", ", pruned"], "oblong_swin": ["", ", pruned"], "regnet": [""]}
+CUTS = {"swin": ["", ", pruned", ", narrow"], "oblong_swin": ["", ", pruned"], "regnet": [""]}
 MODELS = [kind + cut for kind in SPECS for cut in CUTS.get(kind, ["", ", pruned", ", merged"])]
 ABOUT = About(("cat", "dog"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.9)
 
@@ -69,14 +69,18 @@ def test_every_model_computes_in_onnxruntime_what_it_does_here(name, made):
 
 
 @pytest.mark.parametrize("opset", [20, 23])
-@pytest.mark.parametrize("name", ["vit", "siglip, merged", "clip, pruned", "swin, pruned"])
+@pytest.mark.parametrize(
+    "name", ["vit", "siglip, merged", "clip, pruned", "swin, pruned", "siglip, narrow"]
+)
 def test_newer_operators_compute_the_same(name, opset, made):
     model = folded(made(name))
     file = onnx_model(model, preprocess(model), opset=opset)
     onnx.checker.check_model(file, full_check=True)
     kinds = {node.op_type for node in file.graph.node}
     assert ("Gelu" in kinds) == (name != "clip, pruned")
-    assert ("Attention" in kinds) == (opset == 23 and name in ("vit", "siglip, merged"))
+    assert ("Attention" in kinds) == (
+        opset == 23 and name in ("vit", "siglip, merged", "siglip, narrow")
+    )
     compare(file, model, batches=(2,))
 
 

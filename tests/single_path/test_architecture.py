@@ -26,8 +26,10 @@ HEADS = dataclasses.replace(GOOD, heads=((), (0, 2)))
 
 def test_json_round_trip():
     counted = dataclasses.replace(GOOD, ffn=(5, (1, 2)), model="")
-    for one in (GOOD, HEADS, counted, dataclasses.replace(counted, heads=(0, 2))):
+    narrow = dataclasses.replace(HEADS, dims=((), (8, 3)))
+    for one in (GOOD, HEADS, counted, dataclasses.replace(counted, heads=(0, 2)), narrow):
         assert from_json(one.to_json()) == one
+        assert ("dims" in json.loads(one.to_json())) == bool(one.dims)
         assert ("heads" in json.loads(one.to_json())) == bool(one.heads)
 
 
@@ -87,6 +89,10 @@ def test_all_heads_need_no_entry():
 def test_a_description_names_ops_and_the_heads_that_are_left():
     assert describe(HEADS, SPEC) == "conv3x3 msa:2"
     assert describe(GOOD, SPEC) == "conv3x3 msa"
+    narrow = dataclasses.replace(HEADS, dims=((), (8, 3)), merges=(2, 0))
+    assert describe(narrow, SPEC) == "conv3x3-2 msa:2x8/3"
+    assert "msa:2x8/3|0" in repr(narrow)
+    assert describe(dataclasses.replace(HEADS, dims=((), (8, 8))), SPEC) == "conv3x3 msa:2"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +116,13 @@ def test_a_description_names_ops_and_the_heads_that_are_left():
         ({"heads": ((), (0, 3))}, r"block 1: attention heads .*got \(0, 3\)"),
         ({"heads": ((), (2, 0))}, r"block 1: attention heads .*got \(2, 0\)"),
         ({"heads": ((), -1)}, r"block 1: attention heads .*got -1"),
+        ({"dims": ((8, 8),)}, r"dims must name 2 blocks, as the model has; it names 1"),
+        ({"dims": ((8, 8), (8, 8))}, r"block 0: conv3x3 has no heads, so .* \[\]; got \(8, 8\)"),
+        ({"dims": ((), ())}, r"block 1: dims must be two numbers, .* got \(\)"),
+        ({"dims": ((), (9, 8))}, r"keys \(up to 8\) and of its values \(up to 8\); got \(9, 8\)"),
+        ({"dims": ((), (8, 0))}, r"block 1: dims must be .* got \(8, 0\)"),
+        ({"dims": ((), (8, True))}, r"block 1: dims must be .* got \(8, True\)"),
+        ({"dims": ((), 8)}, r"block 1: dims must be .* got 8"),
     ],
 )
 def test_an_architecture_that_does_not_fit_is_refused(change, message):

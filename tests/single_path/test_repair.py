@@ -229,8 +229,9 @@ from test_repair import PAPER, VIT, build, calibration, centred, halved, images,
 
 dense = build(VIT)
 found = score(dense, calibration(), PAPER)
-errors = [[*b.ops.values(), *b.heads.errors, *b.ffn.errors] for b in found.blocks]
-merging = dataclasses.replace(halved(VIT), merges=(4, 2, 0))
+parts = lambda b: (b.ops.values(), b.heads.errors, b.ffn.errors, b.keys, b.values)
+errors = [[error for part in parts(b) for error in part] for b in found.blocks]
+merging = dataclasses.replace(halved(VIT), merges=(4, 2, 0), dims=((5, 4),) * 3)
 models = (repair(dense, dense, calibration(), found) for found in (halved(VIT), merging))
 logits = [model(centred(images(seed=1))) for model in models]
 np.savez(sys.argv[1], errors=errors, logits=logits)

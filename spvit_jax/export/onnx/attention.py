@@ -9,7 +9,8 @@ from spvit_jax.export.onnx import layers
 from spvit_jax.export.onnx.graph import Graph
 from spvit_jax.export.onnx.layers import Projected, array, attend
 from spvit_jax.export.onnx.tokens import Stream
-from spvit_jax.models.layers import Attention, Geometry
+from spvit_jax.models.geometry import Geometry
+from spvit_jax.models.layers import Attention
 from spvit_jax.models.pooling import AttentionPool
 from spvit_jax.models.rotary import Rotary
 from spvit_jax.models.swin import (
@@ -44,7 +45,7 @@ def over_tokens(
         q = layers.norm(graph, layer.q_norm, q, times=layers.logit_scale(layer))
         k = layers.norm(graph, layer.k_norm, k)
     if layer.rotary is not None:
-        turns = _turns(graph, layer.rotary, stream, layer.v.kernel.shape[1] // layer.heads)
+        turns = _turns(graph, layer.rotary, stream, layer.qk.kernel.shape[1] // 2 // layer.heads)
         k = _turned(graph, k, turns, geometry.prefix, geometry.tokens)
         q = _turned(graph, q, turns, geometry.prefix, read)
     mixed = attend(graph, Projected(q, k, v), _size_bias(graph, stream))
@@ -53,12 +54,13 @@ def over_tokens(
 
 def _operator(graph: Graph, layer: Attention, geometry: Geometry, x: str) -> tuple[str, str]:
     """The same by the operator ``Attention``, whose runtimes take no bias of keys alone."""
-    weights, width, read = layers.weights_of(layer), layer.v.kernel.shape[1], geometry.read
+    weights, read = layers.weights_of(layer), geometry.read
+    widths = [kernel.shape[1] for kernel, _ in weights]
     if read >= geometry.tokens:
         kernel, bias = (np.concatenate(both, -1) for both in zip(*weights, strict=True))
         with graph.within("qkv"):
             qkv = layers.dense(graph, x, kernel, bias)
-        q, k, v = graph.split(qkv, width, width, width, axis=2)
+        q, k, v = graph.split(qkv, *widths, axis=2)
     else:
         first = graph.slice(x, 0, read)
         with graph.within("qkv"):
@@ -66,7 +68,7 @@ def _operator(graph: Graph, layer: Attention, geometry: Geometry, x: str) -> tup
             k, v = (layers.dense(graph, x, *pair) for pair in weights[1:])
     heads: dict[str, Any] = {"q_num_heads": layer.heads, "kv_num_heads": layer.heads, "scale": 1.0}
     mixed = graph.op("Attention", q, k, v, **heads)
-    by_heads = graph.reshape(k, 0, 0, layer.heads, width // layer.heads)
+    by_heads = graph.reshape(k, 0, 0, layer.heads, widths[1] // layer.heads)
     mixed = layers.projected_out(graph, layer.out, mixed)
     return mixed, graph.reduce("ReduceMean", by_heads, [2])
 

@@ -15,7 +15,7 @@ ATTENTION = 23
 
 
 class Projected(NamedTuple):
-    """Queries, keys and values by heads: ``[batch, heads, tokens, head_dim]``.
+    """Queries, keys and values by heads: ``[batch, heads, tokens, head_dim]``, values of their own.
 
     In windows ``[batch, windows, heads, tokens, head_dim]``.
     """
@@ -106,19 +106,26 @@ def weights_of(layer: Attention) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def logit_scale(layer: Attention) -> float:
     """What products of queries and keys are multiplied by."""
-    return 1 / math.sqrt(layer.v.kernel.shape[1] // layer.heads)
+    return 1 / math.sqrt(layer.qk.kernel.shape[1] // 2 // layer.heads)
 
 
 def project(graph: Graph, x: str, weights: list, heads: int, inner: tuple[int, ...]) -> tuple:
     """Projects tokens ``[batch, *inner, D]`` by several weights at once, and splits heads.
 
     A dimension of ``inner`` that is 0 stays as it is. The parts lie side by side among the heads:
-    with an axis of their own, runtimes transpose value by value.
+    with an axis of their own, runtimes transpose value by value. Those whose heads are of another
+    size are split off before.
     """
     kernel, bias = (np.concatenate(both, -1) for both in zip(*weights, strict=True))
-    many, head_dim, tokens = len(weights), weights[0][0].shape[1] // heads, len(inner)
+    sizes = [one.shape[1] for one, _ in weights]
+    many, head_dim, tokens = len(weights), sizes[0] // heads, len(inner)
     with graph.within("qkv"):
         x = dense(graph, x, kernel, bias)
+    if len(set(sizes)) > 1:
+        parts = zip(graph.split(x, *sizes, axis=2), sizes, strict=True)
+        split = (graph.reshape(part, 0, *inner, heads, size // heads) for part, size in parts)
+        order = *range(tokens), tokens + 1, tokens, tokens + 2
+        return tuple(graph.transpose(part, *order) for part in split)
     x = graph.reshape(x, 0, *inner, many * heads, head_dim)
     x = graph.transpose(x, *range(tokens), tokens + 1, tokens, tokens + 2)
     return (x,) if many == 1 else graph.split(x, *[heads] * many, axis=tokens)
