@@ -30,7 +30,7 @@ IN_ORDER = r"skip, conv1x1, conv3x3, msa, in this order and with msa"
         ({"ops": ("skip", "conv3x3")}, IN_ORDER),
         ({"ops": ("msa",)}, r"two or more"),
         ({"ops": ()}, r"two or more"),
-        ({"axes": ()}, r"axes must be different ones of op, heads, tokens, ffn; got \(\)"),
+        ({"axes": ()}, r"axes must be different ones of op, heads, dims, tokens, ffn; got \(\)"),
         ({"axes": ("op", "layers")}, r"got \('op', 'layers'\)"),
         ({"axes": ("tokens",)}, r"got \('tokens',\)"),  # which are merged: nothing is gated
         ({"axes": ("op", "op")}, r"axes must be different ones"),
