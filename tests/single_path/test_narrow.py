@@ -84,11 +84,13 @@ def test_heads_that_keep_the_same_features_keep_their_mean():
     """Tokens are merged by the mean of the heads' keys, so it has to say what it did."""
     kept = np.linalg.qr(RNG.standard_normal((6, 3)))[0]
     rows = RNG.standard_normal((2, 50, 3)) @ np.diag([3, 2, 1]) @ kept.T
+    rows += 0.01 * RNG.standard_normal(rows.shape)
     queries = RNG.standard_normal((2, 50, 6))
     seen = Keys(*(a.transpose(0, 2, 1) @ a for a in (queries, rows)))
     _, bases = seen.bases(3)
     mean, turned = rows.mean(0), np.einsum("htd,hdr->tr", rows, bases) / 2
-    np.testing.assert_allclose(turned @ turned.T, mean @ mean.T, atol=1e-6)
+    alike, before = turned @ turned.T, mean @ mean.T
+    assert np.abs(alike - before).max() < 0.15 * np.abs(before).max()
 
 
 @pytest.mark.parametrize("spec", ["vit", "average", "swin", "oblong_swin"], indirect=True)
