@@ -141,7 +141,9 @@ class Bench:
 
     def chosen(self, share: float, merges: Merges = ()) -> Architecture:
         """What scores choose beside the merges."""
-        space = Space(merged(self.dense.spec, merges), OPS, ("op", "heads", "tokens", "ffn"))
+        space = Space(
+            merged(self.dense.spec, merges), OPS, ("op", "heads", "dims", "tokens", "ffn")
+        )
         return select(space, self.scores, self.budgets(share, merges))
 
 
