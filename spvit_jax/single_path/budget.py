@@ -252,10 +252,14 @@ def _scored_mixing(
             if OPS[op].fits(space.blocks[i])
         ]
     for (keys, values), priced in narrower.items():
-        if keys < PARTS - 1 and not scores.keys:  # they are not to turn
+        narrower_by = [
+            (errors, at)
+            for errors, at in ((scores.keys, keys), (scores.values, values))
+            if at < PARTS - 1
+        ]
+        if not all(errors for errors, _ in narrower_by):  # keys that are not to turn have none
             continue
-        more = scores.values[values] if values < PARTS - 1 else 0.0
-        more += scores.keys[keys] if keys < PARTS - 1 else 0.0
+        more = sum(errors[at] for errors, at in narrower_by)
         steps, by_head = price_of(priced, i, "op"), price_of(priced, i, "heads")
         dims = dims_of(space.blocks[i], (keys, values))
         for kept in range(1 if "heads" in space.axes else heads, heads + 1):
