@@ -51,6 +51,7 @@ class Part(NamedTuple):
     heads: int = 0
     tokens: int = 0
     ffn: int = 0
+    dims: tuple[int, ...] = ()  # all: narrower heads are not timed
 
 
 def part(geometry: Geometry, op: str, heads: int = 0, tokens: int = 0, ffn: int = 0) -> Part:
