@@ -118,6 +118,7 @@ def dynamic(made: onnx.ModelProto, path: Path) -> None:
                 op_types_to_quantize=list(PRODUCTS),
                 nodes_to_quantize=nodes,
                 per_channel=True,
+                reduce_range=True,
                 weight_type=QuantType.QInt8,
             )
     _save(onnx.load(path), made, path, [])
@@ -222,7 +223,7 @@ def _quantised(file: Path, ranges: TensorsData, nodes: list[str]) -> onnx.ModelP
         quantizer = QDQQuantizer(
             onnx.load(file),
             per_channel=True,
-            reduce_range=False,
+            reduce_range=True,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=ranges,
