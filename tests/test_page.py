@@ -125,6 +125,14 @@ TITLES = (
 )
 
 
+def test_features_of_heads_have_a_column_where_they_are_fewer():
+    narrow = page(
+        dataclasses.replace(RESULT, dims=((6, 12), (), (), ())), SEARCH, TUNING, TRIALS, seen()
+    )
+    assert "features of a head: keys, values" in narrow and "<td>6, 12</td>" in narrow
+    assert "features of a head" not in page(RESULT, SEARCH, TUNING, TRIALS, seen())
+
+
 def test_the_curve_has_a_page():
     dense, half = Quality(2000, top1=0.9105), Quality(2000, top1=0.9)
     points = (

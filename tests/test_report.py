@@ -214,6 +214,7 @@ def test_figure_follows_every_input(tmp_path):
         "ops": (0, draw(path, dataclasses.replace(RESULT, ops=("msa", "msa", "msa", "skip")))),
         "widths": (0, draw(path, dataclasses.replace(RESULT, ffn_widths=(200, 120, 90, 0)))),
         "heads": (0, draw(path, dataclasses.replace(RESULT, heads=(3, 0, 0, 0)))),
+        "dims": (0, draw(path, dataclasses.replace(RESULT, dims=((6, 12), (), (), ())))),
         "published": (0, draw(path, dataclasses.replace(RESULT, pruned_published_macs=33_000_000))),
         "accuracy": (1, draw(path, dataclasses.replace(RESULT, decided_quality=worse))),
         "macs": (1, draw(path, RESULT, budgets[0])),

@@ -1,4 +1,6 @@
-"""A new axis: heads can become thinner, losing features of their queries, keys and values.
+"""A new axis: heads can become thinner by gates, losing features of queries, keys and values.
+
+Scores choose the like without gates, and by bases rather than feature by feature: ``dims``.
 
 One logit per feature of a head; the gates nest in those of the heads. What a head costs is then
 what its features cost, so the axis of the heads gives up that part of its price.

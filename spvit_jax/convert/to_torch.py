@@ -69,16 +69,13 @@ def _pruned(model: Any) -> State:
             "the model merges tokens, which the released PyTorch code does not; keep it as"
             " .safetensors of this package"
         )
-    if any(
-        len(set(kept)) > 1 or kept[:1] != (b.head_dim,)
-        for kept, b in zip(architecture.dims, model.spec.blocks, strict=False)
-        if kept
-    ):
-        raise CheckpointError(
-            "heads of the model have fewer features than their width has, which the released"
-            " PyTorch code does not know; keep it as .safetensors of this package"
-        )
-    for i, (count, (_, op, geometry)) in enumerate(zip(counts, named, strict=True)):
+    features = architecture.dims or ((),) * len(named)
+    for i, (count, dims, (_, op, geometry)) in enumerate(zip(counts, features, named, strict=True)):
+        if {*dims} - {geometry.head_dim}:
+            raise CheckpointError(
+                f"heads of block {i} keep {dims} of {geometry.head_dim} features, and the released"
+                " PyTorch code has none with fewer; keep the model as .safetensors of this package"
+            )
         if op == "msa" and count < geometry.heads:
             raise CheckpointError(
                 f"block {i} keeps {count} of {geometry.heads} heads, and the released PyTorch code"

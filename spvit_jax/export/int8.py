@@ -1,8 +1,10 @@
 """int8 ONNX files by onnxruntime: products and convolutions quantised, but what costs accuracy.
 
-Activations are uint8, weights int8 with a scale for each channel. Statically, QuantizeLinear and
-DequantizeLinear stand around what is quantised, with ranges found on photographs: a part of the
-network that costs too much alone stays in float. Dynamically, ranges are found as the file runs.
+Activations are uint8, weights int8 with a scale for each channel. Of these, seven bits are used:
+processors without VNNI add pairs of products in 16 bits, which saturate with eight. Statically,
+QuantizeLinear and DequantizeLinear stand around what is quantised, with ranges found on
+photographs: a part of the network that costs too much alone stays in float. Dynamically, ranges are
+found as the file runs.
 """
 
 import contextlib

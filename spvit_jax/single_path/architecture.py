@@ -22,7 +22,7 @@ from etils import epath
 from spvit_jax.models import Geometry
 from spvit_jax.remote import followed, reading
 from spvit_jax.single_path import prices
-from spvit_jax.single_path.axes import AXES, GATED
+from spvit_jax.single_path.axes import AXES, GATED, are_two
 from spvit_jax.single_path.gates import Gates
 from spvit_jax.single_path.merging import Dims, Merges, merged
 from spvit_jax.single_path.ops import OPS
@@ -98,7 +98,7 @@ class Architecture:
 
     def _geometries(self, spec: Any) -> tuple[Geometry, ...]:
         """``geometries`` of one that is being checked: what is no number merges nothing."""
-        dims = tuple(kept if _are_two(kept) else () for kept in self.dims)
+        dims = tuple(kept if are_two(kept) else () for kept in self.dims)
         return merged(spec, [n if type(n) is int else 0 for n in self.merges], dims)
 
     def of_block(self, i: int, spec: Any) -> dict[str, Any]:
@@ -169,10 +169,6 @@ class Architecture:
 
 def _count(kept: Kept) -> int:
     return kept if isinstance(kept, int) else len(kept)
-
-
-def _are_two(kept: Any) -> bool:
-    return isinstance(kept, tuple) and [type(n) for n in kept] == [int, int]
 
 
 def _narrowed(kept: tuple[int, ...]) -> str:

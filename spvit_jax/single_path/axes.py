@@ -229,6 +229,11 @@ class HeadsAxis(Subset):
         return heads
 
 
+def are_two(kept: Any) -> bool:
+    """Whether an entry is a pair of whole numbers."""
+    return isinstance(kept, tuple) and [type(n) for n in kept] == [int, int]
+
+
 class DimsAxis(Axis):
     """Features of each head of a block, by number: of queries and keys, and of values."""
 
@@ -242,12 +247,7 @@ class DimsAxis(Axis):
         if op != "msa":
             return f"{op} has no heads, so their dims must be []; got {kept!r:.80}" if kept else ""
         whole, least = geometry.head_dim, 1 if turnable(geometry) else geometry.head_dim
-        if (
-            isinstance(kept, tuple)
-            and [type(n) for n in kept] == [int, int]
-            and least <= kept[0] <= whole
-            and 1 <= kept[1] <= whole
-        ):
+        if are_two(kept) and least <= kept[0] <= whole and 1 <= kept[1] <= whole:
             return ""
         keys = f"up to {whole}" if least == 1 else f"{whole}, since they are normalised or turned,"
         return (

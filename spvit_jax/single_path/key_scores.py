@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from spvit_jax.models import Geometry, Tokens
 from spvit_jax.single_path.calibration import (
@@ -16,7 +17,7 @@ from spvit_jax.single_path.calibration import (
 )
 from spvit_jax.single_path.eliminate import DAMPING
 from spvit_jax.single_path.moments import solve
-from spvit_jax.single_path.narrow import Keys, levels, padded, turnable, value_bases
+from spvit_jax.single_path.narrow import Keys, levels, of_heads, padded, turnable, value_bases
 
 Array = jax.Array
 TRIED = 2  # batches on which narrower queries and keys are tried
@@ -122,14 +123,10 @@ def value_errors(covariance: np.ndarray, out: np.ndarray, geometry: Geometry) ->
     Returns:
       An error for each of ``narrow.levels``.
     """
-    heads, width = geometry.heads, geometry.head_dim
-    by_heads = covariance.reshape(heads, width, heads, width)
-    own = np.stack([by_heads[h, :, h] for h in range(heads)])
-    errors = []
+    heads, errors = geometry.heads, []
+    own, kernels = of_heads(covariance, heads), out.reshape(heads, geometry.head_dim, -1)
     for rank in levels(geometry)[:-1]:
-        bases, _ = value_bases(own, out.reshape(heads, width, -1), rank)
-        # [heads * d, heads * rank], and what is seen through it
-        through = np.einsum("gh,hdr->gdhr", np.eye(heads), bases).reshape(len(out), -1)
+        through = scipy.linalg.block_diag(*value_bases(own, kernels, rank)[0])
         gram, cross = through.T @ covariance @ through, through.T @ covariance @ out
         missed = out - through @ solve(gram, cross, DAMPING)
         errors.append(max(float((missed * (covariance @ missed)).sum()), 0.0))

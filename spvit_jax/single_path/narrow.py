@@ -149,6 +149,12 @@ def turn_values(attention: Attention, covariance: np.ndarray, rank: int) -> np.n
     return scipy.linalg.block_diag(*padded(bases, by_heads.shape[1]))
 
 
+def of_heads(covariance: np.ndarray, heads: int) -> np.ndarray:
+    """Takes each head's own part of ``[heads * d, heads * d]``: ``[heads, d, d]``."""
+    parts = covariance.reshape(heads, len(covariance) // heads, heads, -1)
+    return np.stack([parts[h, :, h] for h in range(heads)])
+
+
 def _by_heads(values: np.ndarray, heads: int) -> np.ndarray:
     return values.reshape(*values.shape[:-1], heads, -1)
 

@@ -35,7 +35,7 @@ from spvit_jax.single_path.features import error
 from spvit_jax.single_path.fits import damped, fitted_convolution
 from spvit_jax.single_path.key_scores import KeySums, key_moments
 from spvit_jax.single_path.moments import Moments, joined, moments, ridge
-from spvit_jax.single_path.narrow import turn_keys, turn_values
+from spvit_jax.single_path.narrow import of_heads, turn_keys, turn_values
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.prune import fold, form, prune
 from spvit_jax.single_path.score import tap_rows
@@ -328,9 +328,7 @@ def _narrow_values(
     if geometry.value_dim == geometry.head_dim:
         return seen
     own = seen[0].covariance[: geometry.width, : geometry.width]
-    by_heads = own.reshape(geometry.heads, geometry.head_dim, geometry.heads, -1)
-    own = np.stack([by_heads[h, :, h] for h in range(geometry.heads)])
-    turn = turn_values(mixer, own, geometry.value_dim)
+    turn = turn_values(mixer, of_heads(own, geometry.heads), geometry.value_dim)
     turn = scipy.linalg.block_diag(turn, np.eye(len(seen[0].mean) - len(turn)))
     fitted, held = (
         None if m is None else Moments(m.count, m.mean @ turn, turn.T @ m.scatter @ turn)

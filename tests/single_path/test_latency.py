@@ -165,6 +165,8 @@ def test_a_table_without_fewer_tokens_cannot_price_them(blocks):
     with pytest.raises(TableError, match="none of merged tokens; .*search.axes=.*'tokens'"):
         prices(table, SPEC, PAPER, (1, 0))
     assert prices(table, SPEC, PAPER, (0, 0)).dense == pytest.approx(50)
+    with pytest.raises(TableError, match="none of heads with fewer features; leave out dims"):
+        prices(table, SPEC, PAPER, (0, 0), ((4, 8), (8, 8)))
 
 
 @pytest.mark.parametrize(

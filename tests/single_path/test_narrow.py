@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 from spvit_jax.config import Budget
+from spvit_jax.convert.errors import CheckpointError
+from spvit_jax.convert.to_torch import state_for_torch
 from spvit_jax.models import MODELS, Geometry
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
@@ -246,6 +248,16 @@ def test_a_repair_sees_more_than_weights(scored, merges):
     expected = model(images)
     errors = [float(jnp.square(m(images) - expected).sum()) for m in (repaired, cut)]
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_times_and_the_released_names_know_no_such_heads(scored):
+    model, scores = scored
+    (held,) = _held(VIT, 0.5)
+    unknown = dataclasses.replace(held, narrowed=None)  # as a budget of time is
+    assert select(_space(VIT), scores, (unknown,)).dims == ()
+    with pytest.raises(CheckpointError, match=r"heads of block 0 keep \(7, 7\) of 8 features"):
+        state_for_torch(prune(model, narrowed(VIT, 1, 1)))
+    state_for_torch(prune(model, narrowed(VIT, 0, 0)))
 
 
 def test_all_features_are_the_model_without_the_axis(scored):
