@@ -58,8 +58,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message):
 def test_a_space_that_the_model_cannot_have_is_one_message(tmp_path):
     shown = main(TINY, f"--workdir={tmp_path}", "--config.search.axes=('op','width')")
     assert shown.returncode == 2
-    message = "error: search.axes must be different ones of op, heads, tokens, ffn; got ('op',"
-    message += " 'width')"
+    message = "error: search.axes must be different ones of op, heads, dims, tokens, ffn; got"
+    message += " ('op', 'width')"
     assert shown.stderr.splitlines() == [message]
     assert not shown.stdout and not (tmp_path / "dense.json").exists()
 

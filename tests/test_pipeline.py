@@ -265,9 +265,11 @@ def assert_exported(folder, context_of):
         (logits,) = session.run(None, {"images": images.transpose(0, 3, 1, 2)})
         lengths = np.linalg.norm(logits, axis=1) * np.linalg.norm(expected, axis=1)
         assert np.mean((logits * expected).sum(1) / lengths) > least
-    sizes = [(folder / f"pruned.{kind}").stat().st_size for kind in ("onnx", "int8.onnx")]
-    assert sizes[1] < 0.6 * sizes[0]
     compared = json.loads((folder / "files.json").read_text())
+    size = {one["name"]: one["bytes"] for one in compared["models"] if one["bytes"]}
+    assert size["dense.int8.onnx"] < 0.4 * size["dense.onnx"]
+    # Of the pruned one, trained for a few steps, more has to stay in float.
+    assert size["pruned.int8.onnx"] < 0.8 * size["pruned.onnx"]
     assert [one["name"] for one in compared["models"] if one["runtime"] != "openvino"] == [
         *("dense", "pruned", "dense.onnx", "pruned.onnx", "dense.int8.onnx", "pruned.int8.onnx")
     ]
@@ -532,8 +534,9 @@ def test_any_checkpoint_is_evaluated(whole, tmp_path, capsys, name):
     variant, checkpoint, form, least = EVALUATIONS[name]
     if form == "deploy":
         checkpoint = str(whole / checkpoint)
-    changes = {"model__variant": variant, "model__checkpoint": checkpoint, "model__heads": 4}
-    config = tiny(stage="evaluate", **changes)
+    changes = {"model__variant": variant, "model__checkpoint": checkpoint}
+    heads = 0 if name == "regnet" else 4  # which has none to be told of
+    config = tiny(stage="evaluate", model__heads=heads, **changes)
     pipeline.run(config, tmp_path, Console(), lambda: False)
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "evaluation.json").read_text())

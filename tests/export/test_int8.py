@@ -51,7 +51,10 @@ def quantised(path):
 
     Fails where something else is quantised.
     """
-    nodes = onnx.load(path).graph.node
+    graph = onnx.load(path).graph
+    weights = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert max(abs(onnx.numpy_helper.to_array(t).astype(int)).max() for t in weights) <= 64
+    nodes = graph.node
     dequantised = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear"}
     read = {i for n in nodes if n.op_type in PRODUCTS for i in n.input}
     convolved = {n.output[0] for n in nodes if n.op_type == "Conv"}

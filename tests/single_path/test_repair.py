@@ -262,8 +262,10 @@ def test_scores_are_errors_relative_to_the_output(name):
     x = centred(images())
     before = [dense.embed(x), *(tokens.x for tokens in dense.stream(x)[:-1])]
     for i, block in enumerate(found.blocks):
-        ops, heads, ffn = block
+        ops, heads, ffn = block.ops, block.heads, block.ffn
         assert heads.errors[0] == ffn.errors[0] == 0
+        assert block.keys[-1] == block.values[-1] == 0 and min(block.keys) >= 0
+        assert (np.diff(block.values) <= 1e-12).all()
         assert (np.diff(heads.errors) > 0).all() and (np.diff(ffn.errors) >= -1e-12).all()
         layer, geometry = dense.blocks[i], spec.blocks[i]
         entered = dense.enter(i, before[i])
