@@ -4,9 +4,9 @@
         [--batch 1] [--architectures 8] [--seconds 60] [--dtype float32] [--json FILE]
 
 For every model: the table of ``python -m spvit_jax.prices``, over the paper's operations;
-architectures of random operations, heads and FFN widths that it says take 0.4 to 0.9 of the dense
-model's time, of a ViT every second one with a random schedule of merged tokens; each pruned and
-folded, with random weights, and timed in turns with the dense model.
+architectures of random operations, heads, features of heads and FFN widths that it says take 0.4 to
+0.9 of the dense model's time, of a ViT every second one with a random schedule of merged tokens;
+each pruned and folded, with random weights, and timed in turns with the dense model.
 What is compared is the share of the dense model's time: its median over the turns.
 """
 
@@ -26,6 +26,7 @@ from spvit_jax.single_path.architecture import Architecture, describe
 from spvit_jax.single_path.axes import TokensAxis
 from spvit_jax.single_path.latency import Table, prices
 from spvit_jax.single_path.merging import Merges, merged
+from spvit_jax.single_path.narrow import PARTS, dims_of
 from spvit_jax.single_path.ops import OPS, PAPER
 from spvit_jax.single_path.prices import cost
 from spvit_jax.single_path.schedules import SHAPES, schedule
@@ -55,20 +56,26 @@ def architecture(spec: Any, table: Table, share: float, seed: int, merging: bool
             ops = tuple(op if fits else "conv1x1" for op, fits in zip(ops, fit, strict=True))
         drawn = [math.ceil(rng.uniform(least, 1) * block.heads) for block in blocks]
         heads = tuple(n if op == "msa" else 0 for n, op in zip(drawn, ops, strict=True))
+        places = rng.integers(2, PARTS, (len(blocks), 2)).tolist()  # a quarter of a head or more
+        features = [
+            dims_of(b, (keys, values)) for b, (keys, values) in zip(blocks, places, strict=True)
+        ]
+        dims = tuple(n if op == "msa" else () for n, op in zip(features, ops, strict=True))
+        kept: dict[str, Any] = {"heads": heads, "dims": dims, "merges": merges}
         none, every = (
-            predicted(spec, table, Architecture(ops, widths, heads=heads, merges=merges))
+            predicted(spec, table, Architecture(ops, widths, **kept))
             for widths in ((0,) * len(blocks), tuple(block.hidden for block in blocks))
         )
         mean = (share - none) / (every - none)
         if 0.2 < mean < 0.95:
-            kept = mean + min(mean, 1 - mean) * rng.uniform(-1, 1, len(blocks))
-            widths = tuple(int(n * b.hidden) for n, b in zip(kept, blocks, strict=True))
-            return Architecture(ops, widths, heads=heads, merges=merges)
+            shares = mean + min(mean, 1 - mean) * rng.uniform(-1, 1, len(blocks))
+            widths = tuple(int(n * b.hidden) for n, b in zip(shares, blocks, strict=True))
+            return Architecture(ops, widths, **kept)
 
 
 def predicted(spec: Any, table: Table, choice: Architecture) -> float:
     """The share of the dense model's time that a table gives an architecture."""
-    timed = prices(table, spec, PAPER, choice.merges)
+    timed = prices(table, spec, PAPER, choice.merges, choice.dims)
     return float(cost(timed, choice.gates(spec, PAPER))) / table.dense
 
 
@@ -80,7 +87,8 @@ def compare(
     ``seconds`` are those of the table, and again those of the models.
     """
     merging = can_merge(spec)
-    table = measured(spec, PAPER, batch, seconds, dtype, console, merging)
+    axes = ("op", "heads", "dims", *(["tokens"] if merging else []), "ffn")
+    table = measured(spec, PAPER, batch, seconds, dtype, console, axes)
     chosen = [
         architecture(spec, table, float(share), seed, merging and seed % 2 == 1)
         for seed, share in enumerate(np.linspace(*SHARES, count))

@@ -44,7 +44,10 @@ def choose(context: Context, dense: Classifier) -> tuple[Decision, Classifier]:
     hosts.agree_on("budget.latency", [budget.prices.blocks for budget in gating.budgets])
     proposals: dict[str, Architecture] = {}
     if "dims" in config.search.axes and any(held.narrowed is None for held in gating.budgets):
-        context.console.say("dims: heads keep all their features, for times of fewer are not known")
+        context.console.say(
+            "dims: heads keep all their features, for the table of budget.latency has no times of"
+            " fewer; measure it with dims in search.axes: python -m spvit_jax.prices"
+        )
     if config.scores:
         scores = score(context, dense, calibrate(context))
         proposals = candidates(gating.space, scores, gating.budgets, config.model.variant)

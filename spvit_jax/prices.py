@@ -7,9 +7,9 @@
 Blocks that keep one thing, folded as they are deployed, take turns with the whole dense model: each
 operation of search.ops, attention with some numbers of its heads, FFNs with some of their units.
 Where search.axes has tokens, all that can follow a merge also with a half and a quarter of the
-patches, and merging itself: more than twice as many programs, which want more --seconds. The table
-is scaled once, so that together they explain the dense model's time. No weight and no image is
-needed.
+patches, and merging itself; where it has dims, attention with heads of fewer features: two or three
+times as many programs, which want more --seconds. The table is scaled once, so that together they
+explain the dense model's time. No weight and no image is needed.
 
   --config=FILE.py[:VARIANT]  the run; --config.GROUP.FIELD=... as for spvit_jax.main
   --batch=1                   images per call
@@ -66,18 +66,16 @@ def _measure(config: Config) -> int:
     from spvit_jax.models import VARIANTS
     from spvit_jax.planning.parts import measured
     from spvit_jax.progress import Console
-    from spvit_jax.single_path.axes import TokensAxis
     from spvit_jax.single_path.space import Space
 
     variant: Any = VARIANTS.get(config.model.variant)
     config = dataclasses.replace(config, stage="search")  # whose dense model it is to be
     spec: Any = pretrained.dense_spec(config, variant.classes if variant else _CLASSES)
-    ops, merging = Space(spec.blocks, config.search.ops).ops, TokensAxis.name in config.search.axes
-    if merging:
-        Space(spec.blocks, ops, config.search.axes)  # which refuses where no tokens can be merged
+    axes = config.search.axes
+    ops = Space(spec.blocks, config.search.ops, axes).ops  # which refuses what cannot be
     path, console = _path(config), Console()
     dtype = pretrained.options(config, spec)["dtype"]
-    table = measured(spec, ops, int(_BATCH.value or 1), _SECONDS.value, dtype, console, merging)
+    table = measured(spec, ops, int(_BATCH.value or 1), _SECONDS.value, dtype, console, axes)
     table.save(path)
     console.say(f"\n{_text(table, spec, ops)}\n\n--config.budget.latency={path}:SHARE")
     return 0
@@ -107,21 +105,29 @@ def _text(table: "Table", spec: Any, ops: tuple[str, ...]) -> str:
 
     others, kinds = ops[:-1], list(map(str, table.blocks))
     merging = ("merging",) if any(times.merge for times in table.blocks) else ()
-    rows = [("blocks", *others, "attention", "per head", "FFN", "per 100 units", *merging)]
+    narrower = ("per half of one",) if table.narrower else ()
+    attention = ("attention", "per head", *narrower)
+    rows = [("blocks", *others, *attention, "FFN", "per 100 units", *merging)]
 
-    def add(name: str, times: "Times") -> None:
+    def half(times: "Times", geometry: Any) -> float:
+        fewer = dict.fromkeys(("keys", "values"), geometry.head_dim // 2)
+        less = times.saved(dataclasses.replace(geometry, **fewer)) / geometry.heads
+        return max(times.head - less, 0.0)
+
+    def add(name: str, times: "Times", geometry: Any) -> None:
         values = [times.ops.get(op) for op in others]
         values += [times.heads[max(times.heads)], times.head]
+        values += [half(times, geometry) for _ in narrower]
         values += [times.ffn[max(times.ffn)], 100 * times.unit]
         values += [times.merge.get("msa") for _ in merging]
         rows.append((name, *("–" if value is None else f"{value:.3f}" for value in values)))
 
     for kind in dict.fromkeys(kinds):
         alike = [i for i, other in enumerate(kinds) if other == kind]
-        times = table.blocks[alike[0]]
-        add(" ".join(map(str, alike)), times)
+        times, geometry = table.blocks[alike[0]], spec.blocks[alike[0]]
+        add(" ".join(map(str, alike)), times, geometry)
         for tokens, fewer in times.shorter.items():
-            add(f"with {tokens} tokens", fewer)
+            add(f"with {tokens} tokens", fewer, geometry)
     base, dense = prices(table, spec, ops).base, table.dense
     return (
         f"{aligned(rows)}\n\nMilliseconds per call. The dense model takes"

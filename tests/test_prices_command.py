@@ -32,14 +32,15 @@ def test_help_says_what_there_is():
 
 
 def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
-    shown = prices(QUICKSTART, "--batch=2", "--seconds=1", folder=tmp_path)
+    shown = prices(QUICKSTART, "--batch=2", "--seconds=3", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     (path,) = tmp_path.iterdir()
     assert path.name == "deit_fashion_mnist.cpu.float32.batch_2.json"
     assert "compile" in shown.stderr and "measure" in shown.stderr
     lines = shown.stdout.splitlines()
     assert lines[1].split()[:5] == ["blocks", "skip", "conv1x1", "conv3x3", "attention"]
-    assert lines[1].endswith("merging")  # the quickstart lets tokens be merged
+    assert "per half of one" in lines[1]  # the quickstart lets heads be narrower
+    assert lines[1].endswith("merging")  # and tokens be merged
     begins = ["0 1 2 3 4 ", "with 25 tokens ", "with 13 tokens ", "5 ", "with 25 ", "with 13 "]
     assert all(line.startswith(begin) for line, begin in zip(lines[3:9], begins, strict=True))
     assert lines[-1] == f"--config.budget.latency={path.name}:SHARE"

@@ -23,6 +23,7 @@ from spvit_jax.progress import Bar, Console
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.axes import AXES, Subset, TokensAxis
 from spvit_jax.single_path.latency import Table, TableError, Times, described
+from spvit_jax.single_path.narrow import levels, turnable
 from spvit_jax.single_path.ops import OPS
 from spvit_jax.single_path.supernet import supernet
 from spvit_jax.sizes import sides
@@ -34,6 +35,8 @@ MIN_TURNS = 5  # even where one turn takes longer than the time given
 LEAST = 0.01  # seconds of a program in a turn: shorter ones are called again, each call waited for
 SHORTER = 2, 4  # where tokens may be merged: what all patches are divided by, to measure fewer
 SHORTER_STEPS = 2  # as STEPS, with fewer tokens
+NARROWER = 1, 3, 5  # which of ``narrow.levels`` of heads' features are measured, besides all
+SHORTER_NARROWER = (1,)  # and with fewer tokens
 MERGED = 8  # and the same for those that are merged, to time that
 WARM_UP = 2  # calls that are not counted
 
@@ -49,15 +52,15 @@ class Part(NamedTuple):
     geometry: Geometry
     op: str
     heads: int = 0
+    dims: tuple[int, ...] = ()  # (): all
     tokens: int = 0
     ffn: int = 0
-    dims: tuple[int, ...] = ()  # all: narrower heads are not timed
 
 
-def part(geometry: Geometry, op: str, heads: int = 0, tokens: int = 0, ffn: int = 0) -> Part:
+def part(geometry: Geometry, op: str, **kept: Any) -> Part:
     """Makes a part. Only attention sees windows, so that others do not differ by them."""
     plain = dataclasses.replace(geometry, window=None, shift=(0, 0))
-    return Part(geometry if op == "msa" else plain, op, heads, tokens, ffn)
+    return Part(geometry if op == "msa" else plain, op, **kept)
 
 
 class Parts(NamedTuple):
@@ -68,10 +71,12 @@ class Parts(NamedTuple):
     ffn: dict[int, Part]
     merge: dict[str, Part]
     shorter: dict[int, "Parts"]
+    keys: dict[int, Part]
+    values: dict[int, Part]
 
     def every(self) -> Iterator[Part]:
         """Lists them."""
-        for kind in (self.ops, self.heads, self.ffn, self.merge):
+        for kind in (self.ops, self.heads, self.ffn, self.merge, self.keys, self.values):
             yield from kind.values()
         for fewer in self.shorter.values():
             yield from fewer.every()
@@ -88,7 +93,7 @@ class Parts(NamedTuple):
             merge[op] = _digits(max(scale * adds, NOTHING))
         shorter = {n: fewer.times(durations, scale) for n, fewer in self.shorter.items()}
         ops, heads, ffn = of_kind(self.ops), of_kind(self.heads), of_kind(self.ffn)
-        return Times(ops, heads, ffn, merge, shorter)
+        return Times(ops, heads, ffn, merge, shorter, of_kind(self.keys), of_kind(self.values))
 
 
 def _digits(value: float) -> float:
@@ -96,36 +101,57 @@ def _digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def parts_of(geometry: Geometry, ops: tuple[str, ...], merging: bool = False) -> Parts:
+def parts_of(geometry: Geometry, ops: tuple[str, ...], axes: tuple[str, ...] = ()) -> Parts:
     """Makes the parts of a block: each of ``ops``, some numbers of heads and of FFN units.
 
     Args:
       geometry: what the block works on.
       ops: what a search chooses from.
-      merging: tokens may be merged, here or before: what can be there with fewer of them, too.
+      axes: that may be touched. With "tokens", these may be merged, here or before: what can be
+        there with fewer of them, too. With "dims", heads of some numbers of features, too.
     """
-    if not merging or geometry.window:
-        return _parts_of(geometry, ops, STEPS, {})
+    dims = "dims" in axes
+    parts = _parts_of(geometry, ops, STEPS, NARROWER if dims else ())
+    if "tokens" not in axes or geometry.window:
+        return parts
     every, fewer = geometry.patches, {}
     for left in (every // divisor for divisor in SHORTER):
         if left:
             short = dataclasses.replace(geometry, merged=every - left)
-            fewer[short.tokens] = _parts_of(short, ops, SHORTER_STEPS, _merging(short))
-    return _parts_of(geometry, ops, STEPS, _merging(geometry))._replace(shorter=fewer)
+            of_short = _parts_of(short, ops, SHORTER_STEPS, SHORTER_NARROWER if dims else ())
+            fewer[short.tokens] = of_short._replace(merge=_merging(short))
+    return parts._replace(merge=_merging(geometry), shorter=fewer)
 
 
 def _parts_of(
-    geometry: Geometry, ops: tuple[str, ...], steps: int, merge: dict[str, Part]
+    geometry: Geometry, ops: tuple[str, ...], steps: int, places: tuple[int, ...]
 ) -> Parts:
     units = np.linspace(0, geometry.hidden, steps + 1).round()
     heads = np.linspace(1, geometry.heads, steps).round()
+    keys, values = _narrower(geometry, places) if places else ({}, {})
     return Parts(
         {op: part(geometry, op) for op in ops if op != "msa" and OPS[op].fits(geometry)},
         {n: part(geometry, "msa", heads=n) for n in map(int, heads)},
         {n: part(geometry, "skip", ffn=n) for n in map(int, units)},
-        merge,
         {},
+        {},
+        keys,
+        values,
     )
+
+
+def _narrower(
+    geometry: Geometry, places: tuple[int, ...]
+) -> tuple[dict[int, Part], dict[int, Part]]:
+    """Parts that keep all heads, of some features of keys and of values, and of all.
+
+    ``places`` are in ``narrow.levels``.
+    """
+    whole, every = part(geometry, "msa", heads=geometry.heads), geometry.head_dim
+    some = [levels(geometry)[place] for place in places]
+    keys = {n: whole._replace(dims=(n, every)) for n in some} | {every: whole}
+    values = {n: whole._replace(dims=(every, n)) for n in some} | {every: whole}
+    return keys if turnable(geometry) else {}, values
 
 
 def _merging(geometry: Geometry) -> dict[str, Part]:
@@ -146,7 +172,7 @@ def measured(
     seconds: float,
     dtype: Any,
     console: Console,
-    merging: bool = False,
+    axes: tuple[str, ...] = (),
 ) -> Table:
     """Measures the table of a dense model on this process's first device.
 
@@ -160,22 +186,22 @@ def measured(
       seconds: time given to all calls; at least five turns are taken however long they last.
       dtype: of the computation; None: float32.
       console: shows how far it is.
-      merging: tokens may be merged: times of merging and of fewer tokens, too.
+      axes: that may be touched, as for ``parts_of``.
 
     Raises:
       TableError: as ``table``.
     """
-    parts = distinct(spec, ops, merging)
+    parts = distinct(spec, ops, axes)
     calls = _calls(spec, parts, batch, dtype, console)
     times = 1e3 * alternate(calls, seconds, lambda turns: console.bar(turns, 0, "measure"))
-    return table(spec, ops, times, _about(batch, dtype), merging)
+    return table(spec, ops, times, _about(batch, dtype), axes)
 
 
-def distinct(spec: Any, ops: tuple[str, ...], merging: bool = False) -> dict[Part, int]:
+def distinct(spec: Any, ops: tuple[str, ...], axes: tuple[str, ...] = ()) -> dict[Part, int]:
     """Lists the parts of all blocks, each with the first block that has it."""
     parts: dict[Part, int] = {}
     for i, geometry in enumerate(spec.blocks):
-        for one in parts_of(geometry, ops, merging).every():
+        for one in parts_of(geometry, ops, axes).every():
             parts.setdefault(one, i)
     return parts
 
@@ -185,7 +211,7 @@ def table(
     ops: tuple[str, ...],
     times: np.ndarray,
     about: dict[str, Any],
-    merging: bool = False,
+    axes: tuple[str, ...] = (),
 ) -> Table:
     """Makes a table of the times of programs that took turns.
 
@@ -195,16 +221,16 @@ def table(
       times: milliseconds ``[turns, 2 + parts]``: of the dense model, of one of empty blocks, and of
         ``COPIES`` of each part, in the order of ``distinct``.
       about: what the times depend on.
-      merging: as for ``distinct``.
+      axes: as for ``distinct``.
 
     Raises:
       TableError: the dense model is not slower than the empty one: something else slows both.
     """
     dense = float(np.median(times[:, 0]))
     empty, *each = (dense * np.median(times / times[:, :1], axis=0)[1:]).tolist()
-    parts = distinct(spec, ops, merging)
+    parts = distinct(spec, ops, axes)
     durations = {one: ms / COPIES for one, ms in zip(parts, each, strict=True)}
-    blocks = [parts_of(geometry, ops, merging) for geometry in spec.blocks]
+    blocks = [parts_of(geometry, ops, axes) for geometry in spec.blocks]
     together = sum(block.times(durations, 1.0).whole for block in blocks)
     if min(dense - empty, together) <= 0:
         raise TableError(

@@ -74,8 +74,9 @@ def budgets(
     if given.latency:
         path, _, target = given.latency.rpartition(":")
         table = latency.load(path)
-        timed = latency.prices(table, spec, ops, merges, dims)
-        limits.append(Budget(timed, float(target) * table.dense, "budget.latency"))
+        timed = functools.partial(latency.prices, table, spec, ops, merges)
+        limit, known = float(target) * table.dense, timed if table.narrower else None
+        limits.append(Budget(timed(dims), limit, "budget.latency", known))
     if not limits:
         raise BudgetError("no budget is set: give budget.macs, budget.params or budget.latency")
     return tuple(limits)
@@ -117,7 +118,7 @@ def project(space: Space, logits: Gates, held: tuple[Budget, ...], model: str = 
 def select(space: Space, scores: Scores, held: tuple[Budget, ...], model: str = "") -> Architecture:
     """Chooses the architecture of the least summed error within every budget.
 
-    Heads lose features where the space has dims and every budget can price them: times cannot.
+    Heads lose features where the space has dims and every budget knows what that saves.
 
     Raises:
       BudgetError: with every gate shut the model is above a target.

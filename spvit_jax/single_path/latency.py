@@ -3,7 +3,8 @@
 ``python -m spvit_jax.prices`` makes the table, on the device that counts. A block's attention takes
 a time that grows by the head, its FFN by the unit: lines through a few measured points. What those
 lines do not explain of the dense model's time is the base: embedding, heads, norms, launches. Where
-tokens are merged, all of it is that between the lengths that were measured.
+tokens are merged, all of it is that between the lengths that were measured; where heads have fewer
+features, each head's is less by what was measured with so many.
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ from etils import epath
 from spvit_jax.models import Geometry
 from spvit_jax.remote import followed, raise_transient, reading
 from spvit_jax.single_path.merging import Dims, Merges, merged
+from spvit_jax.single_path.narrow import turnable
 from spvit_jax.single_path.prices import Prices
 
 VERSION = 1
 _AGAIN = "measure it: python -m spvit_jax.prices --config=…"
-_TOKENS = """measure it with tokens in search.axes: python -m spvit_jax.prices --config=…\
- --config.search.axes="('op','heads','tokens','ffn')\""""
+_AXES = """measure it with {axis} in search.axes: python -m spvit_jax.prices --config=…\
+ --config.search.axes="('op','heads','dims','tokens','ffn')\""""
 FREE = {"classes"}  # of a spec; what a head of other classes takes is nothing beside the blocks
 
 
@@ -43,6 +45,8 @@ class Times:
       ffn: by the number of FFN units, 0 and others.
       merge: what merging tokens adds, behind "msa" and behind "skip", as all others; {}: unknown.
       shorter: the same of fewer tokens, by their number; {}: unknown.
+      keys: attention with all heads, by the features of the keys of each; {}: unknown.
+      values: likewise by those of its values.
     """
 
     ops: dict[str, float]
@@ -50,6 +54,8 @@ class Times:
     ffn: dict[int, float]
     merge: dict[str, float] = dataclasses.field(default_factory=dict)
     shorter: dict[int, "Times"] = dataclasses.field(default_factory=dict)
+    keys: dict[int, float] = dataclasses.field(default_factory=dict)
+    values: dict[int, float] = dataclasses.field(default_factory=dict)
 
     @property
     def no_head(self) -> float:
@@ -77,11 +83,31 @@ class Times:
         """What attention adds to an empty block, with all heads."""
         return self.heads[max(self.heads)] - self.ffn[0]
 
+    def saved(self, geometry: Geometry) -> float:
+        """What attention with all heads saves where these have the features of ``geometry``.
+
+        Fewer than were measured save no more; what was not measured saves nothing.
+        """
+        total = 0.0
+        for features, times in ((geometry.key_dim, self.keys), (geometry.value_dim, self.values)):
+            if times:
+                counts = sorted(times)
+                rising = np.maximum.accumulate([times[n] for n in counts])
+                total += float(rising[-1] - np.interp(features, counts, rising))
+        return total
+
+    def knows(self, geometry: Geometry) -> bool:
+        """Whether heads of as few features were measured."""
+        whole = geometry.head_dim
+        keys = geometry.key_dim == whole or self.keys or not turnable(geometry)
+        return bool(keys and (geometry.value_dim == whole or self.values))
+
     def row(self) -> dict[str, Any]:
-        """What JSON says of it; no word of merging where that is unknown."""
+        """What JSON says of it; no word of merging and of narrower heads where that is unknown."""
         fields = {"ops": self.ops, "heads": self.heads, "ffn": self.ffn}
-        merging = {"merge": self.merge, "shorter": {n: t.row() for n, t in self.shorter.items()}}
-        return fields | {key: value for key, value in merging.items() if value}
+        some = {"keys": self.keys, "values": self.values, "merge": self.merge}
+        some["shorter"] = {n: t.row() for n, t in self.shorter.items()}
+        return fields | {key: value for key, value in some.items() if value}
 
 
 def _line(times: Mapping[int, float]) -> tuple[float, float]:
@@ -107,6 +133,11 @@ class Table:
     about: dict[str, Any]
     dense: float
     blocks: tuple[Times, ...]
+
+    @property
+    def narrower(self) -> bool:
+        """Whether heads of fewer features were measured."""
+        return all(times.values for times in self.blocks)
 
     def to_json(self) -> str:
         """Writes the JSON text, one line per block."""
@@ -145,18 +176,13 @@ def prices(
       spec: the dense model's.
       ops: what the gates choose from; the last is attention.
       merges: the tokens that each block merges away; (): none.
-      dims: the features of the heads' keys and values, of which no table has times; (): all.
+      dims: the features of the heads' keys and values in each block; (): all.
 
     Raises:
-      TableError: heads are narrower; or the table is of another model or image size, lacks an
-        operation, or the times of fewer tokens where some are merged.
+      TableError: the table is of another model or image size, lacks an operation, or the times of
+        fewer tokens where some are merged, or of heads of fewer features where they have fewer.
     """
     _check_model(table.model, described(spec))
-    if any(dims):
-        raise TableError(
-            "the table of times has none of heads with fewer features; leave out dims, or hold"
-            " budget.macs"
-        )
     if len(table.blocks) != len(spec.blocks):
         raise TableError(
             f"the table of times has {len(table.blocks)} blocks, its model has {len(spec.blocks)};"
@@ -169,9 +195,13 @@ def prices(
             f"the table of times has {', '.join(sorted(measured))} besides attention; search.ops"
             f" asks for {', '.join(others)}; {_AGAIN}"
         )
-    pairs = list(zip(table.blocks, merged(spec, merges), strict=True))
+    pairs = list(zip(table.blocks, merged(spec, merges, dims), strict=True))
     if any(merges) and not all(t.shorter and (t.merge or not g.merges) for t, g in pairs):
-        raise TableError(f"the table of times has none of merged tokens; {_TOKENS}")
+        missing = _AXES.format(axis="tokens")
+        raise TableError(f"the table of times has none of merged tokens; {missing}")
+    if not all(times.knows(geometry) for times, geometry in pairs):
+        missing = _AXES.format(axis="dims")
+        raise TableError(f"the table of times has none of heads of fewer features; {missing}")
     blocks, more = zip(*(_block(times, geometry, others) for times, geometry in pairs), strict=True)
     gates = Prices("ms", 0.0, blocks)
     return dataclasses.replace(gates, base=table.dense + sum(more) - gates.dense)
@@ -192,7 +222,8 @@ def _block(
 
     def mixing(t: Times) -> list[float]:
         rising = np.maximum.accumulate([t.ops[op] for op in others])
-        return [t.attention, t.head, *rising, t.no_head]
+        less = t.saved(geometry)
+        return [t.attention - less, t.head - less / geometry.heads, *rising, t.no_head]
 
     def feeding(t: Times) -> list[float]:
         return [t.ffn[max(t.ffn)], t.unit]
@@ -295,7 +326,11 @@ def _times(block: str, row: dict[str, Any]) -> Times:
         int(n): _times(f"{block}, {n} tokens", dict(fewer))
         for n, fewer in row.get("shorter", {}).items()
     }
-    return Times(times("ops"), heads, ffn, merge, shorter)
+    keys, values = (
+        {int(n): time for n, time in times(key).items()} if key in row else {}
+        for key in ("keys", "values")
+    )
+    return Times(times("ops"), heads, ffn, merge, shorter, keys, values)
 
 
 def _time(name: str, value: Any) -> float:

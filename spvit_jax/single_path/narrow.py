@@ -18,7 +18,7 @@ from spvit_jax.models.geometry import Geometry
 from spvit_jax.models.layers import Attention
 
 PARTS = 8  # of a head's features, of which one or more are kept
-FLOOR = 1e-9  # of the largest variance: where inputs vary less, nothing is known
+FLOOR = 1e-12  # of the largest variance: where inputs vary less, nothing is known
 
 
 def levels(geometry: Geometry) -> tuple[int, ...]:

@@ -36,12 +36,14 @@ SWIN = SwinSpec(
 )
 
 
-@pytest.mark.parametrize("merging", [False, True])
+@pytest.mark.parametrize("axes", [(), ("dims", "tokens")])
 @pytest.mark.parametrize("spec", [VIT, SWIN], ids=["vit", "swin"])
-def test_a_part_computes_what_its_gates_are_priced_for(spec, merging, traced_macs):
-    found = distinct(spec, PAPER, merging)
+def test_a_part_computes_what_its_gates_are_priced_for(spec, axes, traced_macs):
+    found = distinct(spec, PAPER, axes)
     for part, block in zip(found, built(spec, found), strict=True):
-        geometry = dataclasses.replace(part.geometry, merges=part.tokens)
+        keys, values = part.dims or (0, 0)
+        fewer = {"merges": part.tokens, "keys": keys, "values": values}
+        geometry = dataclasses.replace(part.geometry, **fewer)
         expected = OPS[part.op].macs(geometry) + OPS[part.op].merging(geometry)
         expected += AXES["heads"].macs(geometry, PAPER)[: part.heads].sum()
         expected += AXES["ffn"].macs(geometry, PAPER)[: part.ffn].sum()
@@ -63,7 +65,7 @@ def test_parts_are_shared_by_what_does_not_differ():
 
 
 def test_where_tokens_may_be_merged_fewer_are_measured_too():
-    first, last = (parts_of(VIT.blocks[i], PAPER, merging=True) for i in (0, -1))
+    first, last = (parts_of(VIT.blocks[i], PAPER, ("tokens",)) for i in (0, -1))
     for found in (first, last):
         plain = parts_of(found.heads[1].geometry, PAPER)
         assert found._replace(merge={}, shorter={}) == plain and not plain.merge
@@ -75,9 +77,47 @@ def test_where_tokens_may_be_merged_fewer_are_measured_too():
     counts = [{op: part.tokens for op, part in p.merge.items()} for p in (first, last)]
     assert counts == [{"skip": 2, "msa": 2}, {}]  # only class tokens leave the last block
     assert [f.merge["msa"].tokens for f in first.shorter.values()] == [1, 1]
-    assert distinct(SWIN, PAPER, merging=True) == distinct(SWIN, PAPER)
+    assert distinct(SWIN, PAPER, ("tokens",)) == distinct(SWIN, PAPER)
     lone = dataclasses.replace(VIT.blocks[0], grid=(1, 1))
-    assert parts_of(lone, PAPER, merging=True) == parts_of(lone, PAPER)
+    assert parts_of(lone, PAPER, ("tokens",)) == parts_of(lone, PAPER)
+
+
+@pytest.mark.parametrize("turning", [True, False])
+def test_heads_of_fewer_features_are_measured(turning):
+    block = dataclasses.replace(VIT.blocks[0], qk_norm=not turning)
+    found, plain = (parts_of(block, PAPER, axes) for axes in (("dims", "tokens"), ("tokens",)))
+    for part, fewest in ((found, [2, 4, 6, 8]), *((f, [2, 8]) for f in found.shorter.values())):
+        assert list(part.values) == fewest and list(part.keys) == (fewest if turning else [])
+        assert [p.dims for p in part.values.values()] == [*((8, n) for n in fewest[:-1]), ()]
+        assert [p.dims for p in part.keys.values()][:-1] == [(n, 8) for n in part.keys][:-1]
+        assert part.values[8] == part.heads[3]  # which is measured once
+    shorter = {n: f._replace(keys={}, values={}) for n, f in found.shorter.items()}
+    assert found._replace(keys={}, values={}, shorter=shorter) == plain
+
+
+def test_a_table_of_narrower_heads():
+    """A third of a head's time is by its keys, a third by its values."""
+    axes = ("dims", "tokens")
+    found = distinct(VIT, PAPER, axes)
+    by_part = []
+    for p in found:
+        keys, values = p.dims or (8, 8)
+        head = (1 + keys / 8 + values / 8) / 3
+        by_part.append(4 * p.geometry.tokens * (1 + 2 * (p.op == "msa") + p.heads * head))
+    timed = table(VIT, PAPER, np.array([[17 * 18.0, 17 * 3, *by_part]]), {"batch": 1}, axes)
+    assert timed.about["scale"] == 1 and timed.narrower
+    dims = ((8, 8), (4, 8), (5, 2))
+    alike, narrower = (prices(timed, VIT, PAPER, (), d) for d in ((), dims))
+    assert alike.dense == pytest.approx(17 * 18)
+    for block, (keys, values) in zip(narrower.blocks, dims, strict=True):
+        head = 17 * (1 + keys / 8 + values / 8) / 3
+        np.testing.assert_allclose(block["heads"], [head] * 3, rtol=1e-5)
+        np.testing.assert_allclose(block["op"], [0, 0, 17 * 2], rtol=1e-5, atol=1e-5)
+    assert narrower.base == pytest.approx(alike.base)
+    merging = prices(timed, VIT, PAPER, (4, 2, 0), dims)
+    for block, tokens, (keys, values) in zip(merging.blocks, (17, 13, 11), dims, strict=True):
+        head = tokens * (1 + keys / 8 + values / 8) / 3
+        np.testing.assert_allclose(block["heads"], [head] * 3, rtol=1e-5)
 
 
 def test_calls_take_turns():
@@ -117,13 +157,13 @@ def test_a_table_explains_the_dense_models_time():
 
 def test_a_table_of_fewer_tokens():
     """All is linear in the tokens; merging takes 0.2, or behind attention less than nothing."""
-    found = distinct(VIT, PAPER, merging=True)
+    found = distinct(VIT, PAPER, ("tokens",))
     by_part = [
         4 * p.geometry.tokens * (1 + 2 * (p.op == "msa") + p.heads + p.ffn / 48)
         + 0.8 * (p.tokens > 0) * (1 if p.op == "skip" else -1)
         for p in found
     ]
-    timed = table(VIT, PAPER, np.array([[400.0, 94.0, *by_part]]), {"batch": 1}, merging=True)
+    timed = table(VIT, PAPER, np.array([[400.0, 94.0, *by_part]]), {"batch": 1}, ("tokens",))
     assert timed.about["scale"] == 1  # 3 blocks of 6 times 17 tokens
     plain = [ms for p, ms in zip(found, by_part, strict=True) if p in distinct(VIT, PAPER)]
     alone = table(VIT, PAPER, np.array([[400.0, 94.0, *plain]]), {"batch": 1})

@@ -48,6 +48,15 @@ MERGING = dataclasses.replace(
 )
 
 
+NARROWER = dataclasses.replace(  # heads have two features
+    TABLE,
+    blocks=(
+        dataclasses.replace(FIRST, keys={1: 10.0, 2: 14.0}, values={1: 15.0, 2: 14.0}),
+        dataclasses.replace(LAST, values={2: 5.0}),
+    ),
+)
+
+
 def changed(tmp_path, **fields):
     """The path of a table's file with other fields; None takes one out."""
     values = json.loads(TABLE.to_json()) | fields
@@ -165,8 +174,34 @@ def test_a_table_without_fewer_tokens_cannot_price_them(blocks):
     with pytest.raises(TableError, match="none of merged tokens; .*search.axes=.*'tokens'"):
         prices(table, SPEC, PAPER, (1, 0))
     assert prices(table, SPEC, PAPER, (0, 0)).dense == pytest.approx(50)
-    with pytest.raises(TableError, match="none of heads with fewer features; leave out dims"):
-        prices(table, SPEC, PAPER, (0, 0), ((4, 8), (8, 8)))
+
+
+def test_heads_of_fewer_features_save_what_was_measured():
+    found = prices(NARROWER, SPEC, PAPER, (), ((1, 1), (2, 1)))
+    plain = prices(TABLE, SPEC, PAPER)
+    np.testing.assert_allclose(found.blocks[0]["heads"], [3 - 4 / 4] * 4)  # values: noise
+    np.testing.assert_allclose(found.blocks[1]["heads"], plain.blocks[1]["heads"])
+    for block, before in zip(found.blocks, plain.blocks, strict=True):
+        np.testing.assert_allclose(block["op"], before["op"])
+    assert found.base == pytest.approx(plain.base)
+
+
+@pytest.mark.parametrize(
+    ("spec", "dims", "known"),
+    [
+        (SPEC, ((1, 2), (2, 2)), False),
+        (SPEC, ((2, 1), (2, 2)), False),
+        (SPEC, ((2, 2), ()), True),
+        (dataclasses.replace(SPEC, qk_norm=True), ((1, 2), (2, 2)), True),  # keys have to be whole
+    ],
+)
+def test_a_table_without_narrower_heads_cannot_price_them(spec, dims, known):
+    table = dataclasses.replace(TABLE, model=described(spec))
+    if known:
+        assert prices(table, spec, PAPER, (), dims).dense == pytest.approx(50)
+        return
+    with pytest.raises(TableError, match="none of heads of fewer features; .*axes=.*'dims'"):
+        prices(table, spec, PAPER, (), dims)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +218,12 @@ def test_lines(heads, no_head, head):
     assert times.unit == pytest.approx(2)  # of the only one that there is
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path):
-    for table in (MERGING, TABLE):
-        table.save(tmp_path / "table.json")
-        assert load(tmp_path / "table.json") == table
-    assert "merge" not in TABLE.to_json() and "shorter" not in TABLE.to_json()
+@pytest.mark.parametrize("table", [TABLE, MERGING, NARROWER])
+def test_a_table_is_read_as_it_was_written(table, tmp_path):
+    table.save(tmp_path / "table.json")
+    assert load(tmp_path / "table.json") == table
+    unknown = ("merge", "shorter") if table is NARROWER else ("keys", "values")
+    assert not any(f'"{key}"' in table.to_json() for key in unknown)
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
     assert prices(load(tmp_path / "table.json"), SPEC, PAPER).unit == "ms"
 

@@ -13,8 +13,10 @@ from spvit_jax.config import Budget
 from spvit_jax.convert.errors import CheckpointError
 from spvit_jax.convert.to_torch import state_for_torch
 from spvit_jax.models import MODELS, Geometry
+from spvit_jax.planning.parts import distinct, table
 from spvit_jax.single_path import prices
 from spvit_jax.single_path.architecture import Architecture, ArchitectureError
+from spvit_jax.single_path.axes import AXES
 from spvit_jax.single_path.budget import budgets, select
 from spvit_jax.single_path.narrow import PARTS, Keys, levels, value_bases
 from spvit_jax.single_path.prices import count_parameters
@@ -26,11 +28,15 @@ from tests.single_path.conftest import SPECS
 from tests.single_path.test_repair import VIT, build, calibration
 
 OPS = ("skip", "msa")
-RNG = np.random.default_rng(3)
 
 
-def covariance(heads, width):
-    rows = RNG.standard_normal((heads, 50, width)) * np.linspace(1, 3, width)
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+def covariance(rng, heads, width):
+    rows = rng.standard_normal((heads, 50, width)) * np.linspace(1, 3, width)
     return rows.transpose(0, 2, 1) @ rows / 50
 
 
@@ -44,21 +50,21 @@ def narrowed(spec, keys, values):
     return whole(spec, dims=tuple((b.head_dim - keys, b.head_dim - values) for b in spec.blocks))
 
 
-def test_bases_of_all_features_change_no_product():
-    queries, keys = Keys(covariance(2, 6), covariance(2, 6)).bases(6)
+def test_bases_of_all_features_change_no_product(rng):
+    queries, keys = Keys(covariance(rng, 2, 6), covariance(rng, 2, 6)).bases(6)
     np.testing.assert_allclose(queries @ keys.transpose(0, 2, 1), [np.eye(6)] * 2, atol=1e-9)
     np.testing.assert_allclose(keys.transpose(0, 2, 1) @ keys, [np.eye(6)] * 2, atol=1e-12)
-    kernel = RNG.standard_normal((2, 6, 20))
-    bases, out = value_bases(covariance(2, 6), kernel, 6)
+    kernel = rng.standard_normal((2, 6, 20))
+    bases, out = value_bases(covariance(rng, 2, 6), kernel, 6)
     np.testing.assert_allclose(bases @ out, kernel, atol=1e-9)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5])
-def test_no_other_rank_is_nearer(rank):
+def test_no_other_rank_is_nearer(rng, rank):
     """Products of queries and keys by their moments, and outputs by those of the values."""
-    seen = Keys(covariance(1, 6), covariance(1, 6))
+    seen = Keys(covariance(rng, 1, 6), covariance(rng, 1, 6))
     (queries,), (keys,) = seen.bases(rank)
-    kernel, own = RNG.standard_normal((1, 6, 20)), covariance(1, 6)
+    kernel, own = rng.standard_normal((1, 6, 20)), covariance(rng, 1, 6)
     (basis,), (out,) = value_bases(own, kernel, rank)
 
     def missed(product):  # E (q' (1 - P) k)^2
@@ -71,9 +77,9 @@ def test_no_other_rank_is_nearer(rank):
 
     best, least = missed(queries @ keys.T), lost(basis @ out)
     for _ in range(200):
-        moved = queries + 0.1 * RNG.standard_normal(queries.shape)
+        moved = queries + 0.1 * rng.standard_normal(queries.shape)
         assert missed(moved @ keys.T) > best
-        moved = basis + 0.1 * RNG.standard_normal(basis.shape)
+        moved = basis + 0.1 * rng.standard_normal(basis.shape)
         fit = np.linalg.solve(moved.T @ own[0] @ moved, moved.T @ own[0] @ kernel[0])
         assert lost(moved @ fit) >= least - 1e-9
     root = np.linalg.cholesky(own[0]).T
@@ -82,12 +88,12 @@ def test_no_other_rank_is_nearer(rank):
     )
 
 
-def test_heads_that_keep_the_same_features_keep_their_mean():
+def test_heads_that_keep_the_same_features_keep_their_mean(rng):
     """Tokens are merged by the mean of the heads' keys, so it has to say what it did."""
-    kept = np.linalg.qr(RNG.standard_normal((6, 3)))[0]
-    rows = RNG.standard_normal((2, 50, 3)) @ np.diag([3, 2, 1]) @ kept.T
-    rows += 0.01 * RNG.standard_normal(rows.shape)
-    queries = RNG.standard_normal((2, 50, 6))
+    kept = np.linalg.qr(rng.standard_normal((6, 3)))[0]
+    rows = rng.standard_normal((2, 50, 3)) @ np.diag([3, 2, 1]) @ kept.T
+    rows += 0.01 * rng.standard_normal(rows.shape)
+    queries = rng.standard_normal((2, 50, 6))
     seen = Keys(*(a.transpose(0, 2, 1) @ a for a in (queries, rows)))
     _, bases = seen.bases(3)
     mean, turned = rows.mean(0), np.einsum("htd,hdr->tr", rows, bases) / 2
@@ -96,14 +102,14 @@ def test_heads_that_keep_the_same_features_keep_their_mean():
 
 
 @pytest.mark.parametrize("spec", ["vit", "average", "swin", "oblong_swin"], indirect=True)
-def test_what_heads_do_not_use_is_not_missed(spec, dense, images, run, float64):
+def test_what_heads_do_not_use_is_not_missed(rng, spec, dense, images, run, float64):
     """Queries and values of a lower rank, and biases that are in their span."""
     model = dense()
     for block, geometry in zip(model.blocks, spec.blocks, strict=True):
         mixer, width = block.mixer, geometry.head_dim
         for layer, many in ((mixer.qk, 2), (mixer.v, 1)):
-            low = RNG.standard_normal((many * geometry.heads, width, width - 2))
-            low = low @ RNG.standard_normal((many * geometry.heads, width - 2, width)) / width
+            low = rng.standard_normal((many * geometry.heads, width, width - 2))
+            low = low @ rng.standard_normal((many * geometry.heads, width - 2, width)) / width
             for part in (layer.kernel, layer.bias):
                 by_heads = part[...].reshape(-1, many * geometry.heads, width)
                 turned = jnp.einsum("nhd,hde->nhe", by_heads, low)
@@ -204,6 +210,28 @@ def test_a_choice_holds_its_budgets_and_is_better_for_the_axis(scored, macs, par
     assert error(chosen) < error(plain)
 
 
+def test_a_budget_of_time_narrows_heads_where_its_table_has_them(scored, tmp_path):
+    """Each part's time is its MACs, on top of 1,000 of a block."""
+    _, scores = scored
+    for axes, narrower in (((), False), (("dims",), True)):
+        parts = distinct(VIT, OPS, axes)
+        times = [4e3, 1e3, *(4 * (1e3 + macs_of(part)) for part in parts)]
+        table(VIT, OPS, np.array([times]), {}, axes).save(tmp_path / "table.json")
+        given = Budget(macs=0, latency=f"{tmp_path}/table.json:0.6")
+        chosen = select(_space(VIT), scores, budgets(given, VIT, OPS))
+        assert any(kept not in ((), (8, 8)) for kept in chosen.dims) == narrower
+        (held,) = budgets(given, VIT, OPS, dims=chosen.dims)
+        taken = prices.cost(held.prices, chosen.gates(VIT, OPS)).item()
+        assert 0.9 * held.target < taken <= held.target
+
+
+def macs_of(part):
+    keys, values = part.dims or (0, 0)
+    geometry = dataclasses.replace(part.geometry, keys=keys, values=values)
+    by_head, by_unit = (AXES[name].macs(geometry, OPS) for name in ("heads", "ffn"))
+    return by_head[: part.heads].sum() + by_unit[: part.ffn].sum()
+
+
 def test_a_choice_is_the_best_there_is(scored):
     """Of one block, by brute force."""
     _, scores = scored
@@ -250,11 +278,8 @@ def test_a_repair_sees_more_than_weights(scored, merges):
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_times_and_the_released_names_know_no_such_heads(scored):
-    model, scores = scored
-    (held,) = _held(VIT, 0.5)
-    unknown = dataclasses.replace(held, narrowed=None)  # as a budget of time is
-    assert select(_space(VIT), scores, (unknown,)).dims == ()
+def test_the_released_names_know_no_such_heads(scored):
+    model, _ = scored
     with pytest.raises(CheckpointError, match=r"heads of block 0 keep \(7, 7\) of 8 features"):
         state_for_torch(prune(model, narrowed(VIT, 1, 1)))
     state_for_torch(prune(model, narrowed(VIT, 0, 0)))
