@@ -2,6 +2,7 @@
 
     python benchmarks/backbone.py WEIGHTS.safetensors PHOTOS [--heads=6] [--size=224]
         [--budgets=0.7,0.6,0.5,0.35] [--contestants=weights,merging,smaller,ours] [--seed=0]
+        [--steps=0]
 
 WEIGHTS is a plain ViT in timm's names, with or without a head, such as a DINOv2; PHOTOS a folder
 of images. Half of them, drawn by the seed, is scored and repaired on, three views of each, the
@@ -12,13 +13,16 @@ well. MACs are counted as published, and all tokens are read.
 Contestants: "weights" cuts heads, units and whole attentions, and repairs; "merging" merges the
 same number of tokens in every block of the dense model, no more; "smaller" shows it smaller images;
 "ours" does all of the first two under one budget. Patches are compared on the full grid.
+
+With --steps=500 each but "smaller" is shown once more after so many steps in which its blocks are
+matched to the dense model's, without labels, on random crops of the first half.
 """
 
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,7 @@ from spvit_jax.config import Budget, Data
 from spvit_jax.convert import Facts, load, read_spec
 from spvit_jax.convert.fit import resize_grid
 from spvit_jax.data.images import open_images
-from spvit_jax.data.pipeline import eval_batches
+from spvit_jax.data.pipeline import eval_batches, train_batches
 from spvit_jax.data.sources import Some, Source
 from spvit_jax.models import ViT
 from spvit_jax.single_path import prices
@@ -47,6 +51,8 @@ from spvit_jax.single_path.score import Scores, score
 from spvit_jax.single_path.space import Space
 from spvit_jax.sizes import sides
 from spvit_jax.text import aligned
+from spvit_jax.training.fitting import fit
+from spvit_jax.training.losses import feature_distillation
 from spvit_jax.training.normalise import Normalise
 
 OPS = ("skip", "msa")  # a convolution cannot follow what class tokens do
@@ -55,6 +61,9 @@ VIEWS = 3  # of each photo that is scored and repaired on
 NEIGHBOURS = 10
 PATCHES = 0.5  # of the error that schedules are judged by
 NORMALISE = Normalise(Data().mean, Data().std)
+COLUMNS = "", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks"
+TRAINED = 8  # images per step
+RATE = 1e-4
 
 
 def backbone(file: Path, heads: int, size: int) -> Any:
@@ -201,6 +210,24 @@ def ours(bench: Bench, share: float) -> tuple[Any, Architecture]:
     return repair(bench.dense, bench.dense, bench.calibration(), architecture), architecture
 
 
+def matched(bench: Bench, model: Any, steps: int) -> Any:
+    """Trains a model's blocks to put out what the dense one's do."""
+    dense, data, rows = bench.dense, Data(augment="plain"), np.arange(TRAINED)
+    size = dense.spec.image_size
+    teach = jax.jit(lambda images: [tokens.x for tokens in dense.stream(images)])
+
+    def batches() -> Iterator[dict[str, Any]]:
+        crops = train_batches(
+            bench.seen, data, batch_size=TRAINED, rows=rows, image_size=size, seed=0
+        )
+        for batch in crops:
+            images = NORMALISE(batch["image"])
+            yield {"images": images, "taught": teach(images)}
+
+    loss = partial(feature_distillation, weight=1.0)
+    return fit(model, batches(), loss=loss, steps=steps, learning_rate=RATE)
+
+
 CONTESTANTS: dict[str, Callable[[Bench, float], tuple[Any, Architecture]]] = {
     "weights": weights,
     "merging": merging,
@@ -221,6 +248,7 @@ def main() -> None:
     parser.add_argument("--budgets", default="0.7,0.6,0.5,0.35")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=0)
     options = parser.parse_args()
     dense = backbone(options.weights, options.heads, options.size)
     pictures = open_images(options.photos)
@@ -228,20 +256,33 @@ def main() -> None:
     seen, tested = np.split(order, [len(order) // 2])
     test = photos(Some(pictures, tested), options.size)
     bench = Bench(dense, Some(pictures, seen), test, features(dense, test))
-    rows = [("", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks")]
+    rows: list[tuple[str, ...]] = [
+        ("", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks")
+    ]
     for name in options.contestants.split(","):
         for share in map(float, options.budgets.split(",")):
             start = time.perf_counter()
             model, architecture = CONTESTANTS[name](bench, share)
-            seconds = f"{time.perf_counter() - start:.0f} s"
-            share = (
-                architecture.published_macs(model.spec) / prices.published_macs(dense.spec).dense
-            )
-            compare = compared(features(model, test), bench.target)
-            blocks = describe(architecture, model.spec)
-            rows.append((name, f"{share:.1%}", *compare, seconds, blocks))
-            print(*rows[-1], flush=True)
+            rows.append(row(bench, name, model, architecture, start))
+            if options.steps and model.spec.image_size == options.size:
+                start = time.perf_counter()
+                model = matched(bench, model, options.steps)
+                after = f"{name}, {options.steps} steps"
+                rows.append(row(bench, after, model, architecture, start))
     print(aligned(rows))
+
+
+def row(
+    bench: Bench, name: str, model: Any, architecture: Architecture, start: float
+) -> tuple[str, ...]:
+    """Compares a model with the dense one, and prints that."""
+    seconds = f"{time.perf_counter() - start:.0f} s"
+    whole = prices.published_macs(bench.dense.spec).dense
+    share = f"{architecture.published_macs(model.spec) / whole:.1%}"
+    compare = compared(features(model, bench.test), bench.target)
+    found = name, share, *compare, seconds, describe(architecture, model.spec)
+    print(*found, flush=True)
+    return found
 
 
 if __name__ == "__main__":
