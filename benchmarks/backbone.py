@@ -221,7 +221,7 @@ def matched(bench: Bench, model: Any, steps: int) -> Any:
             bench.seen, data, batch_size=TRAINED, rows=rows, image_size=size, seed=0
         )
         for batch in crops:
-            images = NORMALISE(batch["image"])
+            images = NORMALISE(jnp.asarray(batch["image"]))
             yield {"images": images, "taught": teach(images)}
 
     loss = partial(feature_distillation, weight=1.0)
