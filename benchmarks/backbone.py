@@ -218,7 +218,13 @@ def matched(bench: Bench, model: Any, steps: int) -> Any:
 
     def batches() -> Iterator[dict[str, Any]]:
         crops = train_batches(
-            bench.seen, data, batch_size=TRAINED, rows=rows, image_size=size, seed=0
+            bench.seen,
+            data,
+            batch_size=TRAINED,
+            rows=rows,
+            image_size=size,
+            seed=0,
+            start_step=0,
         )
         for batch in crops:
             images = NORMALISE(jnp.asarray(batch["image"]))
