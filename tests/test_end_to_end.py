@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 QUICK = "--xla_backend_optimization_level=0"  # compiles in half the time
 
 
-def start(workdir, environment=None, config="quickstart", flags=""):
+def start(workdir, fields, environment=None, config="quickstart", flags=""):
     command = [sys.executable, "-m", "spvit_jax.main", f"--config=configs/{config}.py:tiny"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}"],
         cwd=ROOT,
@@ -34,8 +35,8 @@ def start(workdir, environment=None, config="quickstart", flags=""):
     )
 
 
-def finish(workdir, environment=None, config="quickstart", flags=""):
-    process = start(workdir, environment, config, flags)
+def finish(workdir, fields, **options):
+    process = start(workdir, fields, **options)
     output = process.communicate(timeout=500)[0]
     assert process.returncode == 0, output
     return output
@@ -55,16 +56,16 @@ def lines(file):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, small_model):
     """The folder of a run that nothing disturbed, and that no cached program took part in."""
     workdir = tmp_path_factory.mktemp("whole")
-    output = finish(workdir, {"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    output = finish(workdir, small_model, environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
     assert "throughput, batch 8" in output and "pruned / dense" in output
     return workdir
 
 
 def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
-    output = finish(tmp_path, config="swin_t")
+    output = finish(tmp_path, {}, config="swin_t")
     assert "packaged:regnety_fashion_mnist: hard distillation" in output
     result = Result.from_json((tmp_path / "result.json").read_text())
     assert result.model == "swin_fashion_mnist" and len(result.ops) == 6
@@ -78,8 +79,8 @@ def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
     assert model.architecture.ops == result.ops
 
 
-def test_eight_devices_score_try_and_choose_as_one_does(whole, tmp_path):
-    finish(tmp_path, flags="--xla_force_host_platform_device_count=8")
+def test_eight_devices_score_try_and_choose_as_one_does(whole, small_model, tmp_path):
+    finish(tmp_path, small_model, flags="--xla_force_host_platform_device_count=8")
     mine, other = (
         json.loads((f / "shortlist.json").read_text())["trials"] for f in (tmp_path, whole)
     )
@@ -93,7 +94,9 @@ def test_eight_devices_score_try_and_choose_as_one_does(whole, tmp_path):
     assert results[0].pruned_quality.top1 == pytest.approx(results[1].pruned_quality.top1, abs=0.04)
 
 
-def test_killed_and_signalled_all_along_it_loses_nothing(whole, tmp_path, assert_same_run):
+def test_killed_and_signalled_all_along_it_loses_nothing(
+    whole, small_model, tmp_path, assert_same_run
+):
     rng = random.Random(0)
     finetune = tmp_path / "finetune"
 
@@ -118,7 +121,7 @@ def test_killed_and_signalled_all_along_it_loses_nothing(whole, tmp_path, assert
     ]
     killed, stopped = 0, []
     for moment, send, number in moments:
-        process = start(tmp_path)
+        process = start(tmp_path, small_model)
         if running := when(process, moment):
             send(process.pid, number)
         text = process.communicate(timeout=500)[0]
@@ -129,12 +132,12 @@ def test_killed_and_signalled_all_along_it_loses_nothing(whole, tmp_path, assert
             stopped.append(text)
         killed += running
     assert killed >= 6 and "finetune stopped after step" in stopped[-1]
-    finish(tmp_path)
+    finish(tmp_path, small_model)
     assert_same_run(tmp_path, whole)
 
 
 def test_a_signal_while_it_starts_is_not_lost(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, {})
     time.sleep(1.5)  # flags are read, libraries are being imported
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=500)[0]

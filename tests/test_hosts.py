@@ -245,6 +245,8 @@ def stop_at(number, signalled, sent=20):
             return {"sent": sent, "stopped": call}
         if call == sent and number == int(signalled):
             os.kill(os.getpid(), signal.SIGTERM)
+            while not signals.received:  # a thread of its own hears it
+                time.sleep(0.001)
     return {"sent": sent, "stopped": None}
 
 

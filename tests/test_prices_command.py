@@ -32,7 +32,7 @@ def test_help_says_what_there_is():
 
 
 def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
-    shown = prices(QUICKSTART, "--batch=2", "--seconds=3", folder=tmp_path)
+    shown = prices(QUICKSTART, "--batch=2", "--seconds=1", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     (path,) = tmp_path.iterdir()
     assert path.name == "deit_fashion_mnist.cpu.float32.batch_2.json"
@@ -60,7 +60,7 @@ def test_a_table_is_measured_and_a_search_within_it_chosen(tmp_path):
     )
     found = cost(timed, gating.project(logits).gates(spec, search.ops))
     merged = prices_of(load(path), spec, search.ops, (10, 10, 5, 5, 5, 0))
-    assert 0 < merged.blocks[4]["ffn"].sum() < timed.blocks[4]["ffn"].sum()
+    assert merged.dense < timed.dense
     assert 0.75 * timed.dense < found <= 0.8 * timed.dense
 
 
