@@ -4,7 +4,7 @@ from spvit_jax.models import regnet, swin, vit
 from spvit_jax.models.geometry import Geometry
 from spvit_jax.models.regnet import RegNet, RegNetSpec
 from spvit_jax.models.swin import Swin, SwinSpec
-from spvit_jax.models.tokens import Tokens
+from spvit_jax.models.tokens import Tokens, token_weights, tokens_read
 from spvit_jax.models.transformer import Classifier, check_model, check_options, mean_logits
 from spvit_jax.models.vit import ViT, ViTSpec
 
@@ -28,4 +28,6 @@ __all__ = [
     "check_model",
     "check_options",
     "mean_logits",
+    "token_weights",
+    "tokens_read",
 ]

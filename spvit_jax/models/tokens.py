@@ -1,4 +1,4 @@
-"""``Tokens``: what flows between blocks; and merging those that say the same.
+"""``Tokens``: what flows between blocks, what each weighs; and merging those that say the same.
 
 Token merging (Bolya et al., ICLR 2023): every second patch looks for the one of the others that is
 most like it, and of the pairs so found the most alike become one token each, their average. A token
@@ -6,12 +6,14 @@ knows how many embedded ones it stands for, and every embedded one where it is n
 scatter: places are counted, forward and backward.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+CLASS = 0.25  # what class tokens weigh beside all patches, where heads read them
 
 
 class Tokens(NamedTuple):
@@ -42,6 +44,23 @@ class Tokens(NamedTuple):
             return x
         own = jax.nn.one_hot(self.sources, self.x.shape[1], axis=1, dtype=x.dtype)
         return jnp.matmul(own, x, precision="highest") / own.sum(-1, keepdims=True)
+
+
+def token_weights(count: int, read: int) -> np.ndarray:
+    """What each of ``count`` tokens weighs, of which heads read the first ``read``: they are few.
+
+    ``[count]``; at least as much as any other.
+    """
+    weight = np.ones(count, np.float32)
+    if read:
+        weight[:read] = max(CLASS * (count - read) / read, 1)
+    return weight
+
+
+def tokens_read(spec: Any) -> int:
+    """How many tokens the heads of a model read, the first ones; 0: all are averaged."""
+    first = spec.blocks[0]
+    return first.class_tokens if first.prefix and spec.pool == "token" else 0
 
 
 class Matching(NamedTuple):

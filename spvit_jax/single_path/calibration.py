@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spvit_jax.models import Tokens
 
 Array = jax.Array
-CLASS = 0.25  # what class tokens weigh beside all patches, where heads read them
 HELD_OUT = 4  # one batch in so many is not fitted to: it chooses how much fits are damped
 
 
@@ -131,23 +130,6 @@ def bare(model: Any) -> Any:
     for block in model.blocks:
         block.dropout = block.drop_path = block.ffn.dropout = 0.0
     return model
-
-
-def token_weights(count: int, read: int) -> np.ndarray:
-    """What each of ``count`` tokens weighs, of which heads read the first ``read``: they are few.
-
-    ``[count]``; at least as much as any other.
-    """
-    weight = np.ones(count, np.float32)
-    if read:
-        weight[:read] = max(CLASS * (count - read) / read, 1)
-    return weight
-
-
-def tokens_read(spec: Any) -> int:
-    """How many tokens the heads of a model read, the first ones; 0: all are averaged."""
-    first = spec.blocks[0]
-    return first.class_tokens if first.prefix and spec.pool == "token" else 0
 
 
 def mean_square(x: Array, mask: Array) -> Array:

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from spvit_jax.models import Geometry, Tokens
+from spvit_jax.models import Geometry, Tokens, token_weights
 from spvit_jax.single_path.calibration import (
     Calibration,
     enter,
     mean_square,
     starts_stage,
-    token_weights,
 )
 from spvit_jax.single_path.eliminate import DAMPING
 from spvit_jax.single_path.moments import solve

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from spvit_jax.models import Geometry, Tokens
+from spvit_jax.models import Geometry, Tokens, token_weights, tokens_read
 from spvit_jax.models.layers import Attention, Dense
 from spvit_jax.single_path.architecture import Architecture
 from spvit_jax.single_path.axes import FfnAxis, HeadsAxis
@@ -28,8 +28,6 @@ from spvit_jax.single_path.calibration import (
     bare,
     enter,
     starts_stage,
-    token_weights,
-    tokens_read,
 )
 from spvit_jax.single_path.features import error
 from spvit_jax.single_path.fits import damped, fitted_convolution

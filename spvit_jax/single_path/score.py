@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from spvit_jax.models import Geometry, Tokens
+from spvit_jax.models import Geometry, Tokens, tokens_read
 from spvit_jax.remote import followed
 from spvit_jax.single_path.calibration import (
     Calibration,
@@ -26,7 +26,6 @@ from spvit_jax.single_path.calibration import (
     enter,
     mean_square,
     starts_stage,
-    tokens_read,
 )
 from spvit_jax.single_path.eliminate import DAMPING, Elimination, eliminate
 from spvit_jax.single_path.key_scores import KeySums, key_errors, key_moments, value_errors

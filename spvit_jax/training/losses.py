@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spvit_jax.models import Tokens, mean_logits
+from spvit_jax.models import Tokens, mean_logits, token_weights, tokens_read
 
 Array = jax.Array
 Batch = dict[str, Any]
@@ -55,12 +55,13 @@ def feature_distillation(
 ) -> tuple[Array, Metrics]:
     """``weight`` of ``stream_error`` to the teacher, averaged over the outputs of all blocks.
 
-    Where the student has merged tokens, it learns the mean of what the teacher says of them. The
+    Where heads read class tokens, these weigh a quarter of the patches, few as they are. Where the
+    student has merged tokens, it learns the mean of what the teacher says of them. The
     labels' cross-entropy has the rest; with a ``weight`` of 1 they are not looked at.
     """
     stream = model.stream(batch["images"], key=key, train=True)
-    pairs = zip(stream, batch["taught"], strict=True)
-    distilled = jnp.stack([stream_error(mine, taught) for mine, taught in pairs]).mean()
+    pairs, read = zip(stream, batch["taught"], strict=True), tokens_read(model.spec)
+    distilled = jnp.stack([stream_error(*pair, read) for pair in pairs]).mean()
     if weight == 1:
         return distilled, {"distillation": distilled}
     logits = mean_logits(model.classify(stream[-1]))
@@ -102,16 +103,18 @@ def soft_distance(student: Array, teacher: Array, temperature: float) -> Array:
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(prediction, expected).mean()
 
 
-def stream_error(student: Tokens, teacher: Array) -> Array:
+def stream_error(student: Tokens, teacher: Array, read: int = 0) -> Array:
     """The squared error of tokens over the variance of the teacher's ``[b, embedded, D]``.
 
     Both are means over images, tokens and features; the variance is about each feature's mean. A
-    student that always says this mean is at 1. In float32 at least, whatever the tokens are in.
+    student that always says this mean is at 1. In float32 at least, whatever the tokens are in. Of
+    the error, the first ``read`` tokens have the weight of ``token_weights``.
     """
     wide = jnp.promote_types(jnp.result_type(student.x, teacher), jnp.float32)
     teacher = teacher.astype(wide)
-    missing = student.x.astype(wide) - student.means(teacher)
-    return jnp.square(missing).mean() / teacher.var((0, 1)).mean()
+    missing = jnp.square(student.x.astype(wide) - student.means(teacher)).mean((0, 2))
+    weights = token_weights(len(missing), read)
+    return (missing @ weights / weights.sum()) / teacher.var((0, 1)).mean()
 
 
 def accuracy(logits: Array, targets: Array) -> Array:

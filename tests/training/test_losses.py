@@ -67,6 +67,17 @@ def test_an_error_is_relative_to_the_variance_about_each_features_mean():
     assert stream_error(Tokens(jnp.asarray(taught)), jnp.asarray(taught)) == 0
 
 
+@pytest.mark.parametrize("count", [9, 1])
+def test_class_tokens_that_are_read_weigh_a_quarter_of_the_patches(count):
+    taught = np.random.default_rng(2).standard_normal((2, count, 3), dtype=np.float32)
+    student = np.random.default_rng(3).standard_normal((2, count, 3), dtype=np.float32)
+    missing = ((student - taught) ** 2).mean((0, 2))
+    variance = np.mean([taught[..., i].var() for i in range(3)])
+    expected = 0.2 * missing[0] + 0.8 * missing[1:].mean() if count > 1 else missing[0]
+    found = stream_error(Tokens(jnp.asarray(student)), jnp.asarray(taught), 1)
+    np.testing.assert_allclose(found, expected / variance, rtol=1e-5)
+
+
 def test_an_error_of_merged_tokens_is_to_the_mean_of_what_is_taught():
     taught = np.random.default_rng(2).standard_normal((2, 4, 3), dtype=np.float32)
     student = np.random.default_rng(3).standard_normal((2, 2, 3), dtype=np.float32)
