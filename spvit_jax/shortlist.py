@@ -21,13 +21,17 @@ from spvit_jax.single_path.features import feature_error
 from spvit_jax.trained import fit
 from spvit_jax.trials import Trial, Tried, table
 
+NEAR = 1.5  # times the least error once repaired: what is farther off does not catch up in training
+
 
 def shortlist(
     context: Context, dense: Classifier, candidates: dict[str, Architecture]
 ) -> tuple[str, Architecture]:
     """Repairs candidates, trains the best of them, and picks the one nearest to the dense model.
 
-    Every trial is saved when it ends, in ``shortlist/``; ``shortlist.json`` has them all.
+    Where repaired ones are far behind the best, ``NEAR``, they are not trained, nor is that one
+    where none is near it. Every trial is saved when it ends, in ``shortlist/``; ``shortlist.json``
+    has them all.
 
     Args:
       candidates: by name, the one that stands without trials first.
@@ -40,15 +44,22 @@ def shortlist(
         return next(iter(candidates.items()))
     trying = _Trying(context, dense, candidates, *_divided(context))
     trials = {name: trying.repaired(name) for name in candidates}
-    near = sorted(trials, key=lambda name: trials[name].repaired)[:count]
+    near = nearest(trials, count)
     errors = {}
-    for name in near:
+    for name in near if len(near) > 1 else []:
         trials[name], errors[name] = trying.trained(trials[name])
-    best = min(near, key=errors.__getitem__)
+    best = min(near, key=lambda name: errors.get(name, 0.0))
     listed = list(trials.values())
     context.workdir.write_json("shortlist.json", Tried(tuple(listed)))
     context.console.say(table(listed))
     return best, candidates[best]
+
+
+def nearest(trials: dict[str, Trial], count: int) -> list[str]:
+    """Names the trials of the least errors once repaired, up to ``count``, within ``NEAR``."""
+    names = sorted(trials, key=lambda name: trials[name].repaired)[:count]
+    limit = NEAR * trials[names[0]].repaired
+    return [name for name in names if trials[name].repaired <= limit]
 
 
 @dataclasses.dataclass

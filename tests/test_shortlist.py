@@ -8,7 +8,7 @@ import pytest
 
 from spvit_jax import context, pipeline, portions, shortlist, trials
 from spvit_jax.config import ConfigError, from_config_dict
-from spvit_jax.convert import load
+from spvit_jax.convert import Facts, load, read_spec
 from spvit_jax.data.errors import DataError
 from spvit_jax.data.sources import open_source
 from spvit_jax.models import VARIANTS
@@ -38,6 +38,14 @@ def run(settings, folder, should_stop=lambda: False):
 def opened(settings, folder):
     files = pipeline.Workdir(folder)
     return context.open_context(settings, files, Console(silent=True), lambda: False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def far_ones_are_trained_too():
+    """On few images scores alone are far ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shortlist, "NEAR", 2.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +173,19 @@ def test_a_search_that_starts_from_scores_is_tried_too(tmp_path, small):
     assert 0.8 < first["budget/MACs"] < 1.1  # from the start, and not the dense model's 1.74
 
 
+def test_where_none_is_near_the_best_nothing_is_trained(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(shortlist, "NEAR", 1.0)
+    run(config(stage="search", **small), tmp_path)
+    tried = [Trial(**values) for values in read(tmp_path / "shortlist.json")["trials"]]
+    assert len(tried) > 2 and all(t.trained is None for t in tried)
+    best = min(tried, key=lambda t: t.repaired)
+    spec = read_spec(small["model__checkpoint"], Facts.of(2))
+    assert best.blocks == architectures.describe(
+        architectures.load(tmp_path / "architecture.json"), spec
+    )
+    assert not list(tmp_path.glob("shortlist/*/metrics.jsonl"))
+
+
 def test_without_a_shortlist_the_scored_choice_stands(tmp_path, small):
     settings = config(shortlist__candidates=0, finetune__epochs=0.1, **small)
     run(settings, tmp_path)
@@ -193,6 +214,21 @@ def test_what_contradicts_itself_is_named(changes, words):
 
 def read(file):
     return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("errors", "count", "names"),
+    [
+        ([0.2, 0.1, 0.15, 0.3], 3, ["1", "2"]),
+        ([0.2, 0.1, 0.15, 0.3], 1, ["1"]),
+        ([0.1, 0.11, 0.12, 0.13], 3, ["0", "1", "2"]),
+        ([0.2, 0.1], 2, ["1"]),  # what is as far off does not catch up
+        ([0.0, 0.0, 0.1], 3, ["0", "1"]),
+    ],
+)
+def test_what_is_far_behind_is_not_trained(errors, count, names):
+    tried = {str(i): Trial(str(i), "", 1, error) for i, error in enumerate(errors)}
+    assert shortlist.nearest(tried, count) == names
 
 
 def test_a_trial_is_described():
