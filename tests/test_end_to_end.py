@@ -56,10 +56,16 @@ def lines(file):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, small_model):
+def small(small_model):
+    """Fields for a model that compiles quickly, two of whose candidates are near each other."""
+    return small_model | {"search.axes": "('op','heads','ffn')"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, small):
     """The folder of a run that nothing disturbed, and that no cached program took part in."""
     workdir = tmp_path_factory.mktemp("whole")
-    output = finish(workdir, small_model, environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    output = finish(workdir, small, environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
     assert "throughput, batch 8" in output and "pruned / dense" in output
     return workdir
 
@@ -79,8 +85,8 @@ def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
     assert model.architecture.ops == result.ops
 
 
-def test_eight_devices_score_try_and_choose_as_one_does(whole, small_model, tmp_path):
-    finish(tmp_path, small_model, flags="--xla_force_host_platform_device_count=8")
+def test_eight_devices_score_try_and_choose_as_one_does(whole, small, tmp_path):
+    finish(tmp_path, small, flags="--xla_force_host_platform_device_count=8")
     mine, other = (
         json.loads((f / "shortlist.json").read_text())["trials"] for f in (tmp_path, whole)
     )
@@ -94,9 +100,7 @@ def test_eight_devices_score_try_and_choose_as_one_does(whole, small_model, tmp_
     assert results[0].pruned_quality.top1 == pytest.approx(results[1].pruned_quality.top1, abs=0.04)
 
 
-def test_killed_and_signalled_all_along_it_loses_nothing(
-    whole, small_model, tmp_path, assert_same_run
-):
+def test_killed_and_signalled_all_along_it_loses_nothing(whole, small, tmp_path, assert_same_run):
     rng = random.Random(0)
     finetune = tmp_path / "finetune"
 
@@ -121,7 +125,7 @@ def test_killed_and_signalled_all_along_it_loses_nothing(
     ]
     killed, stopped = 0, []
     for moment, send, number in moments:
-        process = start(tmp_path, small_model)
+        process = start(tmp_path, small)
         if running := when(process, moment):
             send(process.pid, number)
         text = process.communicate(timeout=500)[0]
@@ -132,7 +136,7 @@ def test_killed_and_signalled_all_along_it_loses_nothing(
             stopped.append(text)
         killed += running
     assert killed >= 6 and "finetune stopped after step" in stopped[-1]
-    finish(tmp_path, small_model)
+    finish(tmp_path, small)
     assert_same_run(tmp_path, whole)
 
 

@@ -226,7 +226,8 @@ def read(file):
         ([0.0, 0.0, 0.1], 3, ["0", "1"]),
     ],
 )
-def test_what_is_far_behind_is_not_trained(errors, count, names):
+def test_what_is_far_behind_is_not_trained(errors, count, names, monkeypatch):
+    monkeypatch.setattr(shortlist, "NEAR", 1.5)
     tried = {str(i): Trial(str(i), "", 1, error) for i, error in enumerate(errors)}
     assert shortlist.nearest(tried, count) == names
 

@@ -53,6 +53,11 @@ class Gated:
     model: Any  # a supernet
     gates: Gates
 
+    @property
+    def spec(self) -> Any:
+        """The dense model's."""
+        return self.model.spec
+
     def heads(self, images: Array, **options: Any) -> tuple[Array, ...]:
         """The logits ``[batch, classes]`` of each head; options are ``key`` and ``train``."""
         return self.model.heads(images, self.gates, **options)
