@@ -262,9 +262,7 @@ def main() -> None:
     seen, tested = np.split(order, [len(order) // 2])
     test = photos(Some(pictures, tested), options.size)
     bench = Bench(dense, Some(pictures, seen), test, features(dense, test))
-    rows: list[tuple[str, ...]] = [
-        ("", "MACs", "class, mean", "worst", "patches", "neighbours", "made in", "blocks")
-    ]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for name in options.contestants.split(","):
         for share in map(float, options.budgets.split(",")):
             start = time.perf_counter()

@@ -56,7 +56,7 @@ def architecture(spec: Any, table: Table, share: float, seed: int, merging: bool
             ops = tuple(op if fits else "conv1x1" for op, fits in zip(ops, fit, strict=True))
         drawn = [math.ceil(rng.uniform(least, 1) * block.heads) for block in blocks]
         heads = tuple(n if op == "msa" else 0 for n, op in zip(drawn, ops, strict=True))
-        places = rng.integers(2, PARTS, (len(blocks), 2)).tolist()  # a quarter of a head or more
+        places = rng.integers(1, PARTS, (len(blocks), 2)).tolist()  # a quarter of a head or more
         features = [
             dims_of(b, (keys, values)) for b, (keys, values) in zip(blocks, places, strict=True)
         ]

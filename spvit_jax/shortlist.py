@@ -29,9 +29,9 @@ def shortlist(
 ) -> tuple[str, Architecture]:
     """Repairs candidates, trains the best of them, and picks the one nearest to the dense model.
 
-    Where repaired ones are far behind the best, ``NEAR``, they are not trained, nor is that one
-    where none is near it. Every trial is saved when it ends, in ``shortlist/``; ``shortlist.json``
-    has them all.
+    What is far behind the best once repaired, by ``NEAR``, is not trained; if all others are,
+    nothing is. Every trial is saved when it ends, in ``shortlist/``; ``shortlist.json`` has them
+    all.
 
     Args:
       candidates: by name, the one that stands without trials first.
@@ -44,11 +44,12 @@ def shortlist(
         return next(iter(candidates.items()))
     trying = _Trying(context, dense, candidates, *_divided(context))
     trials = {name: trying.repaired(name) for name in candidates}
-    near = nearest(trials, count)
-    errors = {}
-    for name in near if len(near) > 1 else []:
-        trials[name], errors[name] = trying.trained(trials[name])
-    best = min(near, key=lambda name: errors.get(name, 0.0))
+    best, *others = near = nearest(trials, count)
+    if others:
+        errors = {}
+        for name in near:
+            trials[name], errors[name] = trying.trained(trials[name])
+        best = min(near, key=errors.__getitem__)
     listed = list(trials.values())
     context.workdir.write_json("shortlist.json", Tried(tuple(listed)))
     context.console.say(table(listed))

@@ -27,7 +27,7 @@ from spvit_jax.single_path.prices import Prices
 VERSION = 1
 _AGAIN = "measure it: python -m spvit_jax.prices --config=…"
 _AXES = """measure it with {axis} in search.axes: python -m spvit_jax.prices --config=…\
- --config.search.axes="('op','heads','dims','tokens','ffn')\""""
+ --config.search.axes="('op','heads','{axis}','ffn')\""""
 FREE = {"classes"}  # of a spec; what a head of other classes takes is nothing beside the blocks
 
 

@@ -285,6 +285,8 @@ def test_what_is_no_table_is_refused(text, message, tmp_path):
         (merging(shorter={"half": HALF.row()}), "'half'"),
         (merging(shorter={"3": HALF.row() | {"ffn": {}}}), "block 0, 3 tokens: needs times of att"),
         (merging(shorter={"3": HALF.row() | {"heads": {"1": "4"}}}), "3 tokens: heads 1 must .*4"),
+        (merging(keys={"1": -1}), "block 0: keys 1 must be milliseconds above 0, got -1"),
+        (merging(values={"half": 1.0}), "'half'"),
         (merging(shorter=3), "python -m spvit_jax.prices wrote"),
     ],
 )
