@@ -26,7 +26,7 @@ def free_port():
 
 def started(arguments):
     """Two processes of this file with 2 devices each."""
-    settings = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    settings = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, __file__, address]
     return [

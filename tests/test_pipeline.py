@@ -242,7 +242,7 @@ def test_stopped_while_it_evaluates_a_training_it_ends_in_the_same_bytes(
 def test_models_are_kept_on_the_host_and_trained_and_measured_elsewhere(
     small_whole, small, tmp_path, assert_same_run
 ):
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    settings = {"JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, __file__, tmp_path, json.dumps(small)]
     shown = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

@@ -20,7 +20,6 @@ from spvit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py:tiny"
-QUICK = "--xla_backend_optimization_level=0"  # compiles in half the time
 SMALL = (  # the paper's way, in 20 steps and 5
     "--config.search.epochs=2",
     "--config.search.start=released",
@@ -53,8 +52,7 @@ def start(workdir, devices, *arguments, processes=1, last=(), folders=(ROOT, ROO
                     *(last if number == processes - 1 else ()),
                 ],
                 cwd=folders[number],
-                env=os.environ
-                | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"},
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -146,11 +146,11 @@ def known(model, images):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_features_are_those_of_jax(name, models, quick_jit):
+def test_logits_and_features_are_those_of_jax(name, models):
     model, _, other = models(name)
     images = pixels(model.spec).astype(np.float32)
     graph, state = nnx.split(model)
-    program = quick_jit(lambda state, images: known(nnx.merge(graph, state), images))
+    program = jax.jit(lambda state, images: known(nnx.merge(graph, state), images))
     logits, seen, patches = program(state, images)
     with torch.no_grad():
         np.testing.assert_allclose(other(turned(images)), logits, rtol=1e-5, atol=1e-5)
@@ -188,7 +188,7 @@ def test_a_model_comes_home_bit_for_bit(name, models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["merged_shared", "swin_folded", "read"])
-def test_gradients_of_images_are_those_of_jax(name, quick_jit, tmp_path, float64):
+def test_gradients_of_images_are_those_of_jax(name, tmp_path, float64):
     model = drawn(*CASES[name])
     save(model, tmp_path / "m.safetensors")
     images = pixels(model.spec, 2)
@@ -198,7 +198,7 @@ def test_gradients_of_images_are_those_of_jax(name, quick_jit, tmp_path, float64
     def said(images, state):
         return (nnx.merge(graph, state)(images) * weights).sum()
 
-    expected = quick_jit(jax.grad(said))(images, state)
+    expected = jax.jit(jax.grad(said))(images, state)
     x = turned(images).requires_grad_()
     (spvit_torch.load(tmp_path / "m.safetensors")(x) * torch.from_numpy(weights)).sum().backward()
     assert x.grad.dtype == torch.float64 and float(x.grad.abs().max()) > 1e-3
@@ -207,7 +207,7 @@ def test_gradients_of_images_are_those_of_jax(name, quick_jit, tmp_path, float64
 
 
 @pytest.mark.parametrize("name", ["shared", "swin_folded", "regnet"])
-def test_training_is_that_of_jax(name, quick_jit, tmp_path, float64):
+def test_training_is_that_of_jax(name, tmp_path, float64):
     """Gradients of all arrays with batch norms in training, and the statistics these leave."""
     model = drawn(*CASES[name])
     save(model, tmp_path / "m.safetensors")
@@ -225,7 +225,7 @@ def test_training_is_that_of_jax(name, quick_jit, tmp_path, float64):
         leaves = nnx.to_flat_state(gradients)
         return {".".join(map(str, p)): leaf[...] for p, leaf in leaves}, forms.variables(model)
 
-    gradients, after = quick_jit(step)(state)
+    gradients, after = jax.jit(step)(state)
     other = spvit_torch.load(tmp_path / "m.safetensors").train()
     (other(turned(images)) * torch.from_numpy(weights)).sum().backward()
     (tmp_path / "after.safetensors").symlink_to(tmp_path / "real")

@@ -218,10 +218,10 @@ def test_layer_norms_have_the_swin_epsilon_and_the_exact_variance():
             np.testing.assert_allclose(norm(jnp.asarray(scaled, jnp.float32)), expected, atol=2e-3)
 
 
-def test_the_network_is_its_parts_in_order(quick_jit):
+def test_the_network_is_its_parts_in_order():
     graph, state = nnx.split(build())
 
-    @quick_jit
+    @jax.jit
     def calls(state):
         model = nnx.merge(graph, state)
         x = model.embed_norm(model.patches(images()))
@@ -336,7 +336,7 @@ def test_bfloat16_computes_so_but_keeps_float32_parameters_and_logits(searched, 
     assert all(found == {"bfloat16"} for found in products)
 
 
-def test_rematerialisation_changes_nothing(equations, quick_jit):
+def test_rematerialisation_changes_nothing(equations):
     def gradients(model):
         graph, params = nnx.split(model)
 
@@ -344,7 +344,7 @@ def test_rematerialisation_changes_nothing(equations, quick_jit):
             inner = nnx.merge(graph, params, copy=True)
             return jnp.square(inner(images(), key=jax.random.key(2), train=True)).sum()
 
-        return quick_jit(jax.grad(loss))(params)
+        return jax.jit(jax.grad(loss))(params)
 
     spec = dataclasses.replace(SPEC, depths=(1, 1))
     options = {"dropout": 0.2, "drop_path": 0.5}

@@ -74,21 +74,21 @@ def draw(patches, prefix, batch=3, width=5, seed=0):
 
 
 @pytest.mark.parametrize(("patches", "prefix", "count"), CASES)
-def test_the_most_alike_pairs_become_their_average(patches, prefix, count, quick_jit, float64):
-    check(patches, prefix, count, quick_jit, jnp.float64, rtol=1e-12)
+def test_the_most_alike_pairs_become_their_average(patches, prefix, count, float64):
+    check(patches, prefix, count, jnp.float64, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("patches", "prefix", "count"), CASES[4:12:3])
-def test_they_do_in_float32(patches, prefix, count, quick_jit):
-    check(patches, prefix, count, quick_jit, jnp.float32, rtol=1e-5)
+def test_they_do_in_float32(patches, prefix, count):
+    check(patches, prefix, count, jnp.float32, rtol=1e-5)
 
 
-def check(patches, prefix, count, quick_jit, dtype, rtol):
+def check(patches, prefix, count, dtype, rtol):
     """Merges twice, by hand and in a program."""
     x, alike = draw(patches, prefix)
     again = min(count, (patches - count) // 2)
 
-    @quick_jit
+    @jax.jit
     def program(x, first, second):
         once = merge(Tokens(x), first, count, prefix)
         return once, merge(once, second[:, : once.x.shape[1]], again, prefix) if again else once

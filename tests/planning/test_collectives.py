@@ -71,7 +71,7 @@ def test_a_program_of_one_device_sends_nothing():
 
 @pytest.fixture(scope="module")
 def compiled():
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    settings = {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, __file__]
     run = subprocess.run(command, env=os.environ | settings, capture_output=True, check=True)
     return json.loads(run.stdout)

@@ -40,12 +40,12 @@ def some(rng, count, of):
 
 
 @pytest.fixture
-def streamed(quick_jit):
+def streamed():
     """``streamed(model, images)``: what leaves each block, as NumPy arrays."""
 
     def compiled(model, images):
         graph, state = nnx.split(model)
-        program = quick_jit(lambda state: nnx.merge(graph, state).stream(images))
+        program = jax.jit(lambda state: nnx.merge(graph, state).stream(images))
         return jax.tree.map(np.asarray, program(state))
 
     return compiled
@@ -101,14 +101,14 @@ def test_every_block_merges_as_many_as_it_is_told(spec, dense, images, streamed)
 
 @pytest.mark.parametrize("op", OPS)
 @ONE_VIT
-def test_patches_are_merged_by_keys_or_by_what_enters_the_ffn(op, spec, dense, quick_jit, float64):
+def test_patches_are_merged_by_keys_or_by_what_enters_the_ffn(op, spec, dense, float64):
     """By the mean key of the heads that are kept, where there is attention."""
     heads = (((0, 2) if op == "msa" else ()), *[(0, 1, 2)] * 3)
     found = Architecture((op, *["msa"] * 3), WHOLE.ffn, heads=heads, merges=(5, 0, 0, 0))
     graph, state = nnx.split(fold(prune(dense(), found)).blocks[0])
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 17, 24)))
 
-    @quick_jit
+    @jax.jit
     def both(state):
         block = nnx.merge(graph, state)
         found = block(Tokens(x)).x
@@ -252,16 +252,14 @@ def test_averages_are_of_all_patches(
 
 
 @VITS
-def test_features_are_learnt_as_means_of_what_was_merged(
-    spec, dense, images, quick_jit, streamed, float64
-):
+def test_features_are_learnt_as_means_of_what_was_merged(spec, dense, images, streamed, float64):
     teacher = dense()
     student = prune(teacher, dataclasses.replace(WHOLE, merges=(5, 0, 4, 0)))
     taught = [tokens.x for tokens in streamed(teacher, images)]
     batch = {"images": images, "taught": taught}
     graph, state = nnx.split(student)
 
-    @quick_jit
+    @jax.jit
     def loss(state):
         return feature_distillation(nnx.merge(graph, state), batch, jax.random.key(0), weight=1.0)[
             0

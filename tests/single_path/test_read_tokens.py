@@ -32,7 +32,7 @@ def wide(float64):
 
 
 @pytest.fixture
-def outcome(images, quick_jit):
+def outcome(images):
     """``outcome(model, *gates)``: logits, gradients of weights and gates, and new statistics."""
 
     def compute(model, *gates, train):
@@ -45,7 +45,7 @@ def outcome(images, quick_jit):
             value = sum((weight * jnp.square(head)).mean() for weight, head in enumerate(heads, 1))
             return value, (heads, nnx.state(inner, nnx.BatchStat))
 
-        gradient = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
         (of_weights, of_gates), (heads, stats) = gradient(params, gates)
         return {"heads": heads, "weights": of_weights, "gates": of_gates, "stats": stats}
 

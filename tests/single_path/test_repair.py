@@ -241,7 +241,7 @@ np.savez(sys.argv[1], errors=errors, logits=logits)
 def test_one_device_scores_and_repairs_as_eight_do(tmp_path):
     found = []
     for devices in (1, 8):
-        settings = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        settings = {"JAX_NUM_CPU_DEVICES": str(devices)}
         settings["PYTHONPATH"] = str(Path(__file__).parent)
         file = tmp_path / f"{devices}.npz"
         command = [sys.executable, "-c", ON_DEVICES, file]

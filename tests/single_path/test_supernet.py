@@ -81,7 +81,7 @@ def test_hard_gates_compute_the_pruned_network_in_float32(
 
 
 def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
-    spec, dense, images, randomise, quick_jit, float64
+    spec, dense, images, randomise, float64
 ):
     found = Architecture(
         ("conv3x3", "conv1x1", "msa", "msa"),
@@ -99,7 +99,7 @@ def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
             logits = nnx.merge(graph, params, stats, copy=True)(images, *gates, train=True)
             return jnp.square(logits).mean()
 
-        return nnx.merge(graph, quick_jit(jax.grad(loss))(params), stats)
+        return nnx.merge(graph(jax.grad(loss))(params), stats)
 
     def close(small, big):
         np.testing.assert_allclose(small, big, rtol=1e-8, atol=1e-12)
@@ -149,7 +149,7 @@ def test_soft_gates_mix_the_operations(spec, dense, images, randomise, float64):
 
 
 def test_head_gates_and_their_gradient_are_of_rows_of_the_output_projection(
-    spec, dense, randomise, quick_jit, float64
+    spec, dense, randomise, float64
 ):
     """Half a head is the head with half of its rows; the slope of its gate is the whole of it."""
     geometry = spec.blocks[-1]
@@ -159,14 +159,14 @@ def test_head_gates_and_their_gradient_are_of_rows_of_the_output_projection(
     weights = rng.standard_normal((2, geometry.ffn_tokens, geometry.width))
     heads = jnp.asarray(rng.uniform(0.1, 0.9, geometry.heads))
 
-    @quick_jit
+    @jax.jit
     def slopes(heads):
         def loss(heads):
             return (weights * mixer(x, {"op": jnp.ones(3), "heads": heads}, False)).sum()
 
         return jax.value_and_grad(loss)(heads)
 
-    @quick_jit
+    @jax.jit
     def parts():
         attention = mixer.attention
         attended = attention.attend(*attention.queries_and_keys(x), attention.v(x))

@@ -97,7 +97,7 @@ def every_count():
 
 def test_eight_devices_count_what_one_does(tmp_path):
     file = tmp_path / "counts.npz"
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    settings = {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, __file__, file]
     process = subprocess.run(
         command, check=True, env=os.environ | settings, capture_output=True, text=True

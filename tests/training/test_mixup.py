@@ -17,15 +17,14 @@ from spvit_jax.training.sharding import batch_sharded, make_mesh, replicated
 
 MARK = 9.0  # further out than noise goes
 CLASSES = 5
-QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
-erase = jax.jit(random_erasing, **QUICK)
+erase = jax.jit(random_erasing)
 
 
 @cache
 def mix(**options):
     """``mixup_cutmix`` with these options, compiled."""
-    return jax.jit(partial(mixup_cutmix, classes=CLASSES, **options), **QUICK)
+    return jax.jit(partial(mixup_cutmix, classes=CLASSES, **options))
 
 
 def key(number=0):
@@ -50,7 +49,7 @@ def both(count, **options):
     """Images of 1 and of 0, 24 x 24, mixed under ``count`` keys: the first, and all targets."""
     images = jnp.stack([jnp.ones((24, 24, 1)), jnp.zeros((24, 24, 1))])
     mixed = partial(mixup_cutmix, classes=CLASSES, **options)
-    every = jax.jit(jax.vmap(mixed, in_axes=(None, None, 0)), **QUICK)
+    every = jax.jit(jax.vmap(mixed, in_axes=(None, None, 0)))
     found, targets = every(images, jnp.array([1, 3]), jax.random.split(key(), count))
     found = np.asarray(found)[..., 0]
     np.testing.assert_allclose(found[:, 0] + found[:, 1], 1, atol=1e-6)
@@ -237,7 +236,7 @@ def on_all_devices():
         return mixup_cutmix(random_erasing(images, first, 0.5), labels, second, CLASSES)
 
     shardings = {"in_shardings": (rows, rows, everywhere), "out_shardings": (rows, rows)}
-    step = jax.jit(augmented, **shardings, **QUICK)
+    step = jax.jit(augmented, **shardings)
     step = step.lower(images, labels, key()).compile()
     found = {"gathers": np.array(step.as_text().count("all-gather"))}
     for number in range(4):
@@ -248,7 +247,7 @@ def on_all_devices():
 
 
 def test_eight_devices_give_what_one_does(tmp_path):
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    settings = {"JAX_NUM_CPU_DEVICES": "8"}
     file = tmp_path / "eight.npz"
     subprocess.run([sys.executable, __file__, file], check=True, env=os.environ | settings)
     alone = on_all_devices()

@@ -107,7 +107,7 @@ def parts(leaf):
 def on_eight_devices(tmp_path_factory):
     """``search_steps`` of every one of ``SPLITS``, on 8 devices."""
     file = tmp_path_factory.mktemp("eight") / "state.npz"
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_ENABLE_X64": "1"}
+    settings = {"JAX_NUM_CPU_DEVICES": "8", "JAX_ENABLE_X64": "1"}
     subprocess.run([sys.executable, __file__, file], check=True, env=os.environ | settings)
     with np.load(file) as loaded:
         return dict(loaded)
