@@ -99,7 +99,7 @@ def test_gradients_of_the_kept_weights_are_those_of_the_pruned_network(
             logits = nnx.merge(graph, params, stats, copy=True)(images, *gates, train=True)
             return jnp.square(logits).mean()
 
-        return nnx.merge(graph(jax.grad(loss))(params), stats)
+        return nnx.merge(graph, jax.jit(jax.grad(loss))(params), stats)
 
     def close(small, big):
         np.testing.assert_allclose(small, big, rtol=1e-8, atol=1e-12)
