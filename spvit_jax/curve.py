@@ -67,9 +67,11 @@ def points(context: Context, dense: Classifier) -> tuple[Point, ...]:
     making = _Making(
         context, dense, calibration, score(context, dense, calibration), Programs(dense)
     )
-    rows = [making.point("frontier/dense", 1.0, dense, "dense")]
-    rows += [making.at(*numbered) for numbered in enumerate(context.config.frontier.budgets)]
-    return tuple(rows)
+    rows = {-1: making.point("frontier/dense", 1.0, dense, "dense")}
+    shares, merging = context.config.frontier.budgets, context.config.merges
+    for number in sorted(range(len(shares)), key=shares.__getitem__):  # the smallest first
+        rows[number], merging = making.at(number, shares[number], merging)
+    return tuple(rows[number] for number in sorted(rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +84,22 @@ class _Making:
     scores: scoring.Scores
     programs: Programs  # of the dense model, which is measured beside each of the others
 
-    def at(self, number: int, share: float) -> Point:
-        """The model of one budget, made or read."""
+    def at(self, number: int, share: float, merging: bool) -> tuple[Point, bool]:
+        """The model of one budget, made or read; and whether merging may help at larger ones.
+
+        The less is kept, the more merging helps: it is not tried where a smaller budget is better
+        off without.
+        """
         context, config, folder = self.context, self.context.config, folder_of(number)
-        known = _known(context, folder)
-        if known is not None:
-            return known
         merges: Merges = ()
         budget = budget_at(config, share)
-        if config.merges:
-            merges = Schedules(context, folder, budget, self.dense, self.scores).choose()
+        if merging:
+            errors = Schedules(context, folder, budget, self.dense, self.scores).errors()
+            merges = min(errors, key=errors.__getitem__)
+            merging = merges != () or len(errors) == 1
+        known = _known(context, folder)
+        if known is not None:
+            return known, merging
         gating = Gating.of(config.search, budget, context.spec, self.dense, merges)
         architecture = select(gating.space, self.scores, gating.budgets, config.model.variant)
         description = architectures.describe(architecture, context.spec)
@@ -102,7 +110,7 @@ class _Making:
             f"{folder}/{MODEL}", lambda path: save(model, path, about=context.about)
         )
         widths = ",".join(map(str, architecture.widths))
-        return self.point(folder, share, model, f"{description} | {widths}")
+        return self.point(folder, share, model, f"{description} | {widths}"), merging
 
     def point(self, folder: str, share: float, model: Classifier, description: str) -> Point:
         """Evaluates and measures a model; the last thing written of it says that it is done."""

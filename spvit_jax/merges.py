@@ -34,7 +34,12 @@ class Schedules:
     scores: Scores
 
     def choose(self) -> Merges:
-        """Picks the schedule of the least error; () where nothing is to be merged.
+        """Picks the schedule of the least error; () where nothing is to be merged."""
+        errors = self.errors()
+        return min(errors, key=errors.__getitem__)
+
+    def errors(self) -> dict[Merges, float]:
+        """Measures the errors of the schedules that are tried, () among them.
 
         Raises:
           Interrupted: the run is to stop; trials that ended are kept.
@@ -50,7 +55,7 @@ class Schedules:
 
         errors = tried(trial, find)
         self.context.console.say(table(trials))
-        return min(errors, key=errors.__getitem__)
+        return errors
 
     @cached_property
     def _images(self) -> tuple[Calibration, Calibration]:

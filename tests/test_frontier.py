@@ -76,6 +76,26 @@ def test_every_budget_has_a_model_that_keeps_to_it(whole):
     assert curve.summary(written) in (whole / "frontier.txt").read_text()
 
 
+def test_merging_is_not_tried_where_a_smaller_budget_is_better_off_without(
+    small_model, tmp_path, monkeypatch
+):
+    asked = []
+
+    class Schedules:
+        def __init__(self, context, folder, budget, *_):
+            asked.append((folder, budget.macs))
+
+        def errors(self):  # at 0.4 no schedule could be tried
+            return {(): 1.0} if asked[-1][1] == 0.4 else {(): 1.0, (1, 0): 2.0}
+
+    monkeypatch.setattr(curve, "Schedules", Schedules)
+    axes = {"search.axes": ("op", "heads", "tokens", "ffn")}
+    run(config(0.7, 0.5, 0.4, small=small_model | axes), tmp_path)
+    assert asked == [("frontier/02", 0.4), ("frontier/01", 0.5)]
+    points = json.loads((tmp_path / "frontier.json").read_text())["points"]
+    assert [point["budget"] for point in points] == [1, 0.7, 0.5, 0.4]
+
+
 @pytest.mark.parametrize("top1", [0.5, None])
 def test_a_table_says_that_the_head_was_untrained(top1):
     point = curve.Point(1.0, 9, 9, 9, Quality(4, top1=top1, cosine=1.0), 1.0, 1.0, 1.0, "dense")

@@ -11,17 +11,17 @@ are merged, at the mean of the dense model's over the same.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from flax import nnx
 
 from spvit_jax.models import Geometry, Tokens, token_weights, tokens_read
-from spvit_jax.models.layers import Attention, Dense
+from spvit_jax.models.layers import Attention
 from spvit_jax.single_path.architecture import Architecture
-from spvit_jax.single_path.axes import FfnAxis, HeadsAxis
 from spvit_jax.single_path.calibration import (
     Calibration,
     Placed,
@@ -35,7 +35,7 @@ from spvit_jax.single_path.key_scores import KeySums, key_moments
 from spvit_jax.single_path.moments import Moments, joined, moments, ridge
 from spvit_jax.single_path.narrow import of_heads, turn_keys, turn_values
 from spvit_jax.single_path.ops import OPS
-from spvit_jax.single_path.prune import fold, form, prune
+from spvit_jax.single_path.repair_plan import Plan, cut, plan
 from spvit_jax.single_path.score import tap_rows
 from spvit_jax.single_path.sharing import FoldedConv
 
@@ -63,12 +63,12 @@ def repair(
     Raises:
       ArchitectureError: the architecture does not fit the model.
     """
-    plan = _plan(model, architecture)
-    worker = _Repair(plan.model, bare(dense), plan, calibration)
-    for i in range(len(plan.model.blocks)):
+    work = plan(model, architecture)
+    worker = _Repair(work.model, bare(dense), work, calibration)
+    for i in range(len(work.model.blocks)):
         worker.block(i)
         after_block()
-    return _cut(plan, model)
+    return cut(work, model)
 
 
 def repaired_error(
@@ -89,9 +89,9 @@ def repaired_error(
       patches: as for ``feature_error``.
       after_block: as for ``repair``.
     """
-    plan = _plan(dense, architecture)
-    worker = _Repair(plan.model, bare(dense), plan, calibration, judges)
-    for i in range(len(plan.model.blocks)):
+    work = plan(dense, architecture)
+    worker = _Repair(work.model, bare(dense), work, calibration, judges)
+    for i in range(len(work.model.blocks)):
         worker.block(i)
         after_block()
     worker.dense_to(2 * i + 1)
@@ -99,63 +99,6 @@ def repaired_error(
     mine = judges.place(worker.model), worker.pruned[count:]
     theirs = judges.place(worker.dense), worker.target[count:]
     return error(mine, theirs, judges, patches)
-
-
-class _Plan(NamedTuple):
-    """A model to be worked on, in shapes that do not depend on what is kept of it.
-
-    So a program compiled for one architecture serves every other one of the same dense model.
-    """
-
-    model: Any
-    architecture: Architecture
-    geometries: tuple[Geometry, ...]  # of its blocks, tokens merged
-    rows: list[dict[str, np.ndarray]]  # of each block: of its output projection and fc2, the kept
-    free: tuple[bool, ...]  # blocks whose convolution is fitted from nothing
-    kept: tuple[tuple[int, ...], ...] | None  # heads of each block; None: it is cut already
-
-
-def _plan(model: Any, architecture: Architecture | None) -> _Plan:
-    if architecture is not None and form(model) == "supernet":
-        model, architecture = prune(model, architecture), None
-    if architecture is None:
-        work = bare(fold(model, batch_norm=True))
-        rows = [_all_rows(block) for block in work.blocks]
-        geometries = work.architecture.geometries(work.spec)
-        for block in work.blocks:
-            block.merges = 0
-        return _Plan(work, work.architecture, geometries, rows, (False,) * len(rows), None)
-    geometries = architecture.geometries(model.spec)
-    cut = fold(prune(model, architecture), batch_norm=True)
-    work, heads, rows, free = bare(model), [], [], []
-    for i, geometry in enumerate(geometries):
-        block, kept = work.blocks[i], architecture.of_block(i, model.spec)
-        op, units = kept["op"], FfnAxis().indices(kept["ffn"], block)
-        heads.append(HeadsAxis().indices(kept["heads"], block) if op == "msa" else ())
-        by_head = np.arange(geometry.width).reshape(-1, geometry.head_dim)
-        kept_rows = by_head[list(heads[i]), : geometry.value_dim].ravel()
-        rows.append({"mixer": kept_rows, "ffn": np.array(units, int)})
-        free.append(OPS[op].size > 0 and not geometry.class_only)
-        if op != "msa":
-            block.mixer, block.norm1 = cut.blocks[i].mixer, cut.blocks[i].norm1
-        elif geometry.merges:
-            _without_keys(block.mixer.qk, by_head[list(heads[i])].ravel())
-    return _Plan(work, cut.architecture, geometries, rows, tuple(free), tuple(heads))
-
-
-def _without_keys(qk: Dense, kept: np.ndarray) -> None:
-    """Takes the keys away by which tokens are merged, but for those of the heads that are kept."""
-    width = len(qk.bias[...]) // 2
-    stays = np.zeros(2 * width, bool)
-    stays[:width] = stays[width + kept] = True
-    qk.kernel[...] = jnp.where(stays, qk.kernel[...], 0)
-    qk.bias[...] = jnp.where(stays, qk.bias[...], 0)
-
-
-def _all_rows(block: Any) -> dict[str, np.ndarray]:
-    out = getattr(block.mixer, "out", None)
-    mixing = np.arange(0 if out is None else out.kernel.shape[0])
-    return {"mixer": mixing, "ffn": np.arange(block.ffn.fc2.kernel.shape[0])}
 
 
 @dataclasses.dataclass
@@ -167,7 +110,7 @@ class _Repair:
 
     model: Any
     dense: Any
-    plan: _Plan
+    plan: Plan
     calibration: Calibration
     judges: Calibration | None = None
 
@@ -223,8 +166,17 @@ class _Repair:
         return [placed(function, tokens, static=static) for tokens in stream]
 
     def _advance(self, i: int, function: Callable[..., Any], *static: Any) -> None:
-        placed = self.calibration.place(self.model.blocks[i])
+        placed = self._place(i, function)
         self.pruned = self._each(placed, function, self.pruned, *static)
+
+    def _place(self, i: int, function: Callable[..., Any]) -> Placed:
+        """The half of a block that a function is of: what the other is needs no other program."""
+        half: Any = nnx.merge(*nnx.split(self.model.blocks[i]))
+        if function in (_feed, _fed):
+            half.norm1 = half.mixer = None
+        else:
+            half.ffn = None
+        return self.calibration.place(half)
 
     def _mixer(self, i: int, op: str, geometry: Geometry) -> None:
         block, rows = self.model.blocks[i], self.plan.rows[i]["mixer"]
@@ -247,7 +199,7 @@ class _Repair:
         """Turns queries and keys so that their kept features say the most; the others are zero."""
         if geometry.key_dim == geometry.head_dim:
             return
-        placed = self.calibration.place(self.model.blocks[i])
+        placed = self._place(i, _keyed)
         batches = zip(self.calibration.batches, self.pruned, strict=self.judges is None)
         sums = [placed(_keyed, tokens, mask, static=(self.read,)) for (_, mask), tokens in batches]
         seen = jax.tree.map(lambda *parts: sum(parts), *sums).on_host()
@@ -261,7 +213,7 @@ class _Repair:
         self, i: int, function: Callable[..., Any], static: tuple[Any, ...] = ()
     ) -> tuple[Moments, Moments | None]:
         """Moments of a layer's inputs and what it should add to the stream; held-out ones apart."""
-        placed = self.calibration.place(self.model.blocks[i])
+        placed = self._place(i, function)
         sums: dict[bool, Moments] = {}
         pairs = zip(self.calibration.batches, self.pruned, self.target, strict=self.judges is None)
         for number, ((_, mask), x, target) in enumerate(pairs):
@@ -364,20 +316,3 @@ def _tapped(
 def _fed(block: Any, middle: Tokens, target: Tokens, mask: Array, read: int) -> Moments:
     units = block.ffn.units(block.norm2(middle.x))
     return _rows(units, middle, target, mask, read)
-
-
-def _cut(plan: _Plan, model: Any) -> Any:
-    """Cuts what was worked on down to what is kept, and gives back what regularises training."""
-    work, architecture = plan.model, plan.architecture
-    for i, block in enumerate(work.blocks):
-        block.merges = plan.geometries[i].merges
-        if isinstance(block.mixer, Attention) and plan.kept is not None:
-            block.mixer.keep_dims(plan.geometries[i].key_dim, plan.geometries[i].value_dim)
-            block.mixer.keep_heads(plan.kept[i])
-        if plan.kept is not None:
-            FfnAxis().prune(block, tuple(plan.rows[i]["ffn"].tolist()))
-        for name in ("dropout", "drop_path"):
-            setattr(block, name, getattr(model.blocks[i], name))
-        block.ffn.dropout = model.blocks[i].ffn.dropout
-    work.architecture = architecture
-    return work
