@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
-from spvit_jax.convert import load
-from spvit_jax.models import Swin
+from spvit_jax.convert import load, save
+from spvit_jax.models import Swin, SwinSpec
 from spvit_jax.report import Result
 from spvit_jax.single_path.prune import form
 from spvit_jax.training.metrics import read_metrics
@@ -70,10 +71,14 @@ def whole(tmp_path_factory, small):
 
 
 def test_a_swin_is_pruned_and_learns_from_a_regnet(tmp_path):
-    output = finish(tmp_path, {}, config="swin_t")
+    spec = SwinSpec(16, (2, 2), (2, 4), (32, 64), patch_size=2, window=7, image_size=28, classes=10)
+    dense = tmp_path / "dense.safetensors"
+    save(Swin(spec, rngs=nnx.Rngs(0)), dense)
+    fields = {"model.variant": "", "model.checkpoint": str(dense)}
+    output = finish(tmp_path, fields, config="swin_t")
     assert "packaged:regnety_fashion_mnist: hard distillation" in output
     result = Result.from_json((tmp_path / "result.json").read_text())
-    assert result.model == "swin_fashion_mnist" and len(result.ops) == 6
+    assert result.model == "dense" and len(result.ops) == 4
     (budget,) = result.budgets
     assert result.pruned_published_macs == budget.found <= budget.target
     assert budget.target == round(0.5 * result.dense_published_macs)
