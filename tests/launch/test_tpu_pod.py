@@ -135,14 +135,15 @@ def test_a_preempted_pod_is_got_again_and_the_run_goes_on(pod, until):
     with pod.unseen():
         pod.kill()
         (pod.cloud / "pods" / "spvit" / "states").write_text("SUSPENDED")
-    until(lambda: len(pod.started()) == 4)
-    until(lambda: "started on all workers" in pod.text("state/watch.log"))
-    assert pod.started()[:2] == [pod.started()[0]] * 2  # the same command
-    assert "gets spvit again" in pod.text("state/watch.log") and (pod.cloud / "deleted0").exists()
+    again = "gets spvit again"  # a watcher that had just asked starts them where they were, first
+    until(lambda: "started on all workers" in pod.text("state/watch.log").partition(again)[2])
+    started = pod.started()
+    assert len(started) in (4, 6) and started[:2] == [started[0]] * 2  # the same command
+    assert (pod.cloud / "deleted0").exists()
     (pod.cloud / "end").write_text("0")
     until(lambda: pod.text("state/exit_code") == "0\n")
     assert "finished; delete gives the pod back" in pod.text("state/watch.log")
-    assert len(pod.started()) == 4
+    assert pod.started() == started
 
 
 def test_machines_that_vanish_from_an_active_pod_are_got_again(pod, until):
@@ -152,8 +153,8 @@ def test_machines_that_vanish_from_an_active_pod_are_got_again(pod, until):
     with pod.unseen():
         pod.kill()
         (pod.cloud / "pods" / "spvit" / "gone").touch()
-    until(lambda: len(pod.started()) == 4)
-    assert "its VMs are gone: PREEMPTED" in pod.text("state/watch.log")
+    until(lambda: "its VMs are gone: PREEMPTED" in pod.text("state/watch.log"))
+    until(lambda: len(pod.started()) in (4, 6))
 
 
 def test_a_worker_that_was_replaced_is_set_up_and_joins_the_others(pod, until):
