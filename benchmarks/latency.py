@@ -56,7 +56,7 @@ def architecture(spec: Any, table: Table, share: float, seed: int, merging: bool
             ops = tuple(op if fits else "conv1x1" for op, fits in zip(ops, fit, strict=True))
         drawn = [math.ceil(rng.uniform(least, 1) * block.heads) for block in blocks]
         heads = tuple(n if op == "msa" else 0 for n, op in zip(drawn, ops, strict=True))
-        narrowest = rng.uniform(2 / PARTS, 1)  # a quarter of a head or more
+        narrowest = rng.uniform(2 / PARTS, 1)  # three eighths of a head or more
         places = np.ceil(PARTS * rng.uniform(narrowest, 1, (len(blocks), 2))).astype(int) - 1
         features = [
             dims_of(b, (keys, values))

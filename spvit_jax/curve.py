@@ -14,7 +14,7 @@ from spvit_jax.context import Context, budget_at
 from spvit_jax.convert import save
 from spvit_jax.judged import judge
 from spvit_jax.measure import Programs, measure
-from spvit_jax.merges import Schedules
+from spvit_jax.merges import Schedules, best
 from spvit_jax.models import Classifier
 from spvit_jax.quality import Quality
 from spvit_jax.single_path import architecture as architectures
@@ -95,7 +95,7 @@ class _Making:
         budget = budget_at(config, share)
         if merging:
             errors = Schedules(context, folder, budget, self.dense, self.scores).errors()
-            merges = min(errors, key=errors.__getitem__)
+            merges = best(errors)
             merging = merges != () or len(errors) == 1
         known = _known(context, folder)
         if known is not None:

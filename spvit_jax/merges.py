@@ -23,6 +23,11 @@ from spvit_jax.single_path.score import Scores
 from spvit_jax.trials import Trial, table
 
 
+def best(errors: dict[Merges, float]) -> Merges:
+    """Picks the schedule of the least error; () where nothing is to be merged."""
+    return min(errors, key=errors.__getitem__)
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedules:
     """What the schedules of one budget are tried with."""
@@ -34,9 +39,8 @@ class Schedules:
     scores: Scores
 
     def choose(self) -> Merges:
-        """Picks the schedule of the least error; () where nothing is to be merged."""
-        errors = self.errors()
-        return min(errors, key=errors.__getitem__)
+        """Picks the best schedule of those that are tried; raises as ``errors``."""
+        return best(self.errors())
 
     def errors(self) -> dict[Merges, float]:
         """Measures the errors of the schedules that are tried, () among them.

@@ -70,7 +70,7 @@ def test_the_best_of_what_was_tried_goes_on(small_whole, small):
     assert load(small_whole / "pruned.safetensors").architecture == found
     (budget,) = result.budgets
     assert budget.threshold is None and budget.found <= budget.target
-    assert result.decided_quality.top1 is not None and not (small_whole / "search").exists()
+    assert best.trained < 0.5 and not (small_whole / "search").exists()  # of the features' variance
     steps = read_metrics(small_whole / "shortlist" / f"{tried.index(near[0]):02d}")
     assert steps[-1]["step"] == 4 and "distillation" in steps[-1]
 

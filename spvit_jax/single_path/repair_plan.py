@@ -47,7 +47,7 @@ def plan(model: Any, architecture: Architecture | None) -> Plan:
             block.merges = 0
         return Plan(work, work.architecture, geometries, rows, (False,) * len(rows), None)
     geometries = architecture.geometries(model.spec)
-    cut = fold(prune(model, architecture), batch_norm=True)
+    pruned = fold(prune(model, architecture), batch_norm=True)
     work, heads, rows, free = bare(model), [], [], []
     for i, geometry in enumerate(geometries):
         block, kept = work.blocks[i], architecture.of_block(i, model.spec)
@@ -58,10 +58,10 @@ def plan(model: Any, architecture: Architecture | None) -> Plan:
         rows.append({"mixer": kept_rows, "ffn": np.arange(units)})
         free.append(OPS[op].size > 0 and not geometry.class_only)
         if op != "msa":
-            block.mixer, block.norm1 = cut.blocks[i].mixer, cut.blocks[i].norm1
+            block.mixer, block.norm1 = pruned.blocks[i].mixer, pruned.blocks[i].norm1
         elif geometry.merges:
             _without_keys(block.mixer.qk, by_head[list(heads[i])].ravel())
-    return Plan(work, cut.architecture, geometries, rows, tuple(free), tuple(heads))
+    return Plan(work, pruned.architecture, geometries, rows, tuple(free), tuple(heads))
 
 
 def _keep_units(block: Any, kept: Kept) -> int:
@@ -88,16 +88,16 @@ def _all_rows(block: Any) -> dict[str, np.ndarray]:
     return {"mixer": mixing, "ffn": np.arange(block.ffn.fc2.kernel.shape[0])}
 
 
-def cut(plan: Plan, model: Any) -> Any:
+def cut(made: Plan, model: Any) -> Any:
     """Cuts what was worked on down to what is kept, and gives back what regularises training."""
-    work, architecture = plan.model, plan.architecture
+    work, architecture = made.model, made.architecture
     for i, block in enumerate(work.blocks):
-        block.merges = plan.geometries[i].merges
-        if isinstance(block.mixer, Attention) and plan.kept is not None:
-            block.mixer.keep_dims(plan.geometries[i].key_dim, plan.geometries[i].value_dim)
-            block.mixer.keep_heads(plan.kept[i])
-        if plan.kept is not None:
-            FfnAxis().prune(block, tuple(plan.rows[i]["ffn"].tolist()))
+        block.merges = made.geometries[i].merges
+        if isinstance(block.mixer, Attention) and made.kept is not None:
+            block.mixer.keep_dims(made.geometries[i].key_dim, made.geometries[i].value_dim)
+            block.mixer.keep_heads(made.kept[i])
+        if made.kept is not None:
+            FfnAxis().prune(block, tuple(made.rows[i]["ffn"].tolist()))
         for name in ("dropout", "drop_path"):
             setattr(block, name, getattr(model.blocks[i], name))
         block.ffn.dropout = model.blocks[i].ffn.dropout
